@@ -4,9 +4,9 @@
 
 use std::ops::Range;
 
-use memchr::memchr;
-
-use crate::request::{is_value_bytes, is_white_space, parse_field_line, token_end};
+use crate::request::{
+    find_line, is_value_bytes, is_white_space, parse_field_line, strip_carriage_return, token_end,
+};
 use crate::target::hex_digit;
 use crate::{ErrorKind, Limits};
 
@@ -98,11 +98,11 @@ impl Chunked {
             let need_input = Ok(Decoded { consumed, outcome: Outcome::NeedInput });
             match &mut self.step {
                 Step::Size => {
-                    let Some(end) =
-                        self.find_line(rest, limits.chunk_line_bytes_max, ErrorKind::ChunkLineTooLong)?
-                    else {
+                    let (scanned, too_long) = (&mut self.scanned, ErrorKind::ChunkLineTooLong);
+                    let Some(end) = find_line(rest, scanned, limits.chunk_line_bytes_max, too_long)? else {
                         return need_input;
                     };
+                    self.scanned = 0;
                     self.take_size(strip_carriage_return(&rest[..end])?, limits)?;
                     consumed += end + 1;
                 }
@@ -128,9 +128,11 @@ impl Chunked {
                 },
                 Step::Trailers => {
                     let room = limits.trailer_bytes_max.saturating_sub(self.trailer_bytes);
-                    let Some(end) = self.find_line(rest, room, ErrorKind::TrailersTooLarge)? else {
+                    let too_large = ErrorKind::TrailersTooLarge;
+                    let Some(end) = find_line(rest, &mut self.scanned, room, too_large)? else {
                         return need_input;
                     };
+                    self.scanned = 0;
                     self.take_trailer(strip_carriage_return(&rest[..end])?, limits)?;
                     self.trailer_bytes += end + 1;
                     consumed += end + 1;
@@ -138,22 +140,6 @@ impl Chunked {
                 Step::End => return Ok(Decoded { consumed, outcome: Outcome::End }),
             }
         }
-    }
-
-    /// Where the LF of the line at the start of `rest` stands; `bytes_max` counts the LF too.
-    fn find_line(
-        &mut self,
-        rest: &[u8],
-        bytes_max: usize,
-        too_long: ErrorKind,
-    ) -> Result<Option<usize>, ErrorKind> {
-        let found = memchr(b'\n', &rest[self.scanned..]).map(|at| self.scanned + at);
-        // A line that is not over yet fails once its LF could only come too late: the same verdict in one read or many.
-        if found.unwrap_or(rest.len()) >= bytes_max {
-            return Err(too_long);
-        }
-        self.scanned = if found.is_some() { 0 } else { rest.len() };
-        Ok(found)
     }
 
     fn take_size(&mut self, line: &[u8], limits: &Limits) -> Result<(), ErrorKind> {
@@ -245,11 +231,6 @@ fn parse_hexadecimal(digits: &[u8]) -> Option<u64> {
         let digit = hex_digit(byte)?;
         (number >> 60 == 0).then_some(number << 4 | u64::from(digit))
     })
-}
-
-/// A line without its CR; `line` ends where its LF stood.
-pub(crate) fn strip_carriage_return(line: &[u8]) -> Result<&[u8], ErrorKind> {
-    line.strip_suffix(b"\r").ok_or(ErrorKind::BareLf)
 }
 
 fn take_at_most(remaining: u64, input: &[u8]) -> usize {

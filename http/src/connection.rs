@@ -23,10 +23,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use memchr::memchr;
-
-use crate::body::{Body, Chunked, Outcome, strip_carriage_return};
-use crate::request::{Framing, HeadReader, Method, RequestHead, Version, is_token_byte};
+use crate::body::{Body, Chunked, Outcome};
+use crate::request::{
+    Framing, HeadReader, Method, RequestHead, Version, find_line, is_token_byte, strip_carriage_return,
+};
 use crate::response::{
     CONTINUE, FramingFields, HEAD_BYTES_SPARE, LAST_CHUNK, Length, Response, ResponseHead, write_chunk,
     write_head,
@@ -188,7 +188,7 @@ impl Connection {
 
     /// Answers in one call.
     ///
-    /// Content is left out where there must be none (HEAD, 204, 304).
+    /// Content is left out where there must be none (HEAD, 204, 205, 304).
     /// To a HEAD, an empty body means that its length is not known, and no `content-length` is written.
     /// Panics unless [`Connection::can_respond`].
     pub fn respond(&mut self, response: &Response<'_>) {
@@ -467,6 +467,8 @@ impl Connection {
         let to_head = self.head.method() == Method::Head;
         // 204 and a tunnel must not carry these fields; the ones of a 304 would have to match a 200 nobody has made.
         let fieldless = tunnel || matches!(head.status, 204 | 304);
+        // A 205 says that there is no content; a length of 0 is how it says so (RFC 9110 section 15.3.6).
+        let length = if head.status == 205 { Some(Length::Known(0)) } else { length };
 
         let mut fields = FramingFields { content_length: None, chunked: false, connection: None };
         let encoding = match length {
@@ -583,24 +585,6 @@ const DROPPED_CONTENT_BYTES_MAX: u64 = 64 * 1024;
 /// Capacity in bytes of a buffer that an idle connection may keep.
 const BUFFER_BYTES_KEPT: usize = 64 * 1024;
 
-/// Where the LF of the line at hand stands in `unread`; `bytes_max` counts from the start of `unread`, the LF included.
-fn find_line(
-    unread: &[u8],
-    scanned: &mut usize,
-    bytes_max: usize,
-    too_long: ErrorKind,
-) -> Result<Option<usize>, ErrorKind> {
-    let found = memchr(b'\n', &unread[*scanned..]).map(|at| *scanned + at);
-    // A line that is not over yet fails once its LF could only come too late: the same verdict in one read or many.
-    if found.unwrap_or(unread.len()) >= bytes_max {
-        return Err(too_long);
-    }
-    if found.is_none() {
-        *scanned = unread.len();
-    }
-    Ok(found)
-}
-
 /// Any bytes from a client: in one read or many the same events and the same answers, and the output stays bounded.
 #[doc(hidden)]
 pub fn fuzz_connection(data: &[u8]) {
@@ -613,16 +597,20 @@ pub fn fuzz_connection(data: &[u8]) {
         trailer_bytes_max: 80,
         pipelined_bytes_max: 64,
     });
-    let whole = trace(data, data.len().max(1), &limits);
+    let whole = trace(data, || data.len(), &limits);
     for step in [1, 2, 3, 17] {
-        assert_eq!(whole, trace(data, step, &limits), "in steps of {step}");
+        assert_eq!(whole, trace(data, || step, &limits), "in steps of {step}");
     }
+    // The data's own bytes choose uneven pieces, so that a fuzzer can steer them.
+    let mut sizes = data.iter().cycle();
+    let uneven = trace(data, || sizes.next().map_or(1, |&size| usize::from(size)), &limits);
+    assert_eq!(whole, uneven, "in uneven pieces");
 }
 
-/// Everything a driver could see of a connection that is fed `data` in pieces of `step` bytes, and what the client got.
+/// Everything a driver could see of a connection that is fed `data` in pieces of `size()` bytes, and what the client got.
 ///
 /// The target's second byte chooses how the request is answered: `e` early, `s` streamed, anything else when due.
-fn trace(data: &[u8], step: usize, limits: &Arc<Limits>) -> (Vec<String>, Vec<u8>) {
+fn trace(data: &[u8], mut size: impl FnMut() -> usize, limits: &Arc<Limits>) -> (Vec<String>, Vec<u8>) {
     let mut connection = Connection::new(limits.clone());
     let (mut events, mut fed) = (Vec::<String>::new(), 0);
     let head = |status| ResponseHead { status, fields: b"a: b\r\n", date: "Thu, 01 Jan 2026 00:00:00 GMT" };
@@ -632,7 +620,7 @@ fn trace(data: &[u8], step: usize, limits: &Arc<Limits>) -> (Vec<String>, Vec<u8
             Event::NeedInput if fed == data.len() => connection.handle_eof(),
             Event::NeedInput => {
                 assert!(connection.wants_input(), "neither event nor room for input");
-                let end = (fed + step).min(data.len());
+                let end = (fed + size().max(1)).min(data.len());
                 connection.handle_input(&data[fed..end]);
                 fed = end;
                 continue;
@@ -677,5 +665,40 @@ fn trace(data: &[u8], step: usize, limits: &Arc<Limits>) -> (Vec<String>, Vec<u8
         if early && connection.can_respond() {
             connection.respond(&Response { head: head(404), body: b"early" });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drip_fed_lines_are_searched_once() {
+        let mut connection = Connection::new(Arc::new(Limits::default()));
+        for byte in b"GET /drip HTTP/1.1\r\nhost: a\r\nslow: drip" {
+            connection.handle_input(&[*byte]);
+            assert!(matches!(connection.poll_event(), Event::NeedInput));
+            assert_eq!(connection.scanned, connection.unread().len(), "the next search starts at the end");
+        }
+    }
+
+    #[test]
+    fn used_up_input_is_not_kept() {
+        let mut connection = Connection::new(Arc::new(Limits::default()));
+        let head = ResponseHead { status: 200, fields: b"", date: "Thu, 01 Jan 2026 00:00:00 GMT" };
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGE";
+        for _ in 0..1000 {
+            connection.handle_input(&request[connection.unread().len()..]);
+            while !matches!(connection.poll_event(), Event::ResponseDue) {}
+            connection.respond(&Response { head, body: b"" });
+            connection.take_output();
+        }
+        assert!(connection.input.capacity() < 1024, "{} bytes", connection.input.capacity());
+
+        connection.handle_input(b"T / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n");
+        connection.handle_input(&[b'x'; 100_000]);
+        while !matches!(connection.poll_event(), Event::ResponseDue) {}
+        connection.respond(&Response { head, body: b"" });
+        assert_eq!(connection.input.capacity(), 0, "a large buffer does not stay with an idle connection");
     }
 }

@@ -27,6 +27,7 @@ pub struct RequestHead<'a> {
     pub expects_continue: bool,
     /// Host and port of the target, from an absolute-form target or else from `host`.
     ///
+    /// Where the two differ the target wins, so whoever passes the request on passes this on in place of `host`.
     /// Bounds: valid and not empty; `None` only in HTTP/1.0. Source: RFC 9112 section 3.2.2.
     pub host: Option<&'a str>,
 }
@@ -407,6 +408,33 @@ impl TransferCoding {
     }
 }
 
+/// Where the LF that ends the line at hand stands in `unread`, or `None` until more comes.
+///
+/// `scanned` is how far `unread` was searched before, so that a drip-fed line costs O(n); it moves on when nothing is
+/// found.
+/// Bounds: the LF is one of the first `bytes_max` bytes of `unread`, else `too_long`.
+pub(crate) fn find_line(
+    unread: &[u8],
+    scanned: &mut usize,
+    bytes_max: usize,
+    too_long: ErrorKind,
+) -> Result<Option<usize>, ErrorKind> {
+    let found = memchr(b'\n', &unread[*scanned..]).map(|at| *scanned + at);
+    // A line that is not over yet fails once its LF could only come too late: the same verdict in one read or many.
+    if found.unwrap_or(unread.len()) >= bytes_max {
+        return Err(too_long);
+    }
+    if found.is_none() {
+        *scanned = unread.len();
+    }
+    Ok(found)
+}
+
+/// A line without its CR; `line` ends where its LF stood.
+pub(crate) fn strip_carriage_return(line: &[u8]) -> Result<&[u8], ErrorKind> {
+    line.strip_suffix(b"\r").ok_or(ErrorKind::BareLf)
+}
+
 /// Length of the name and place of the trimmed value in one field line without its CRLF.
 ///
 /// Used for heads and trailers alike. Source: RFC 9112 section 5.
@@ -416,6 +444,7 @@ pub(crate) fn parse_field_line(line: &[u8]) -> Result<(usize, Range<usize>), Err
         return Err(match line.get(name_end) {
             Some(b' ' | b'\t') if name_end == 0 => ErrorKind::LineFolding,
             Some(b':') => ErrorKind::EmptyFieldName,
+            Some(b'\r') => ErrorKind::BareCr,
             Some(b' ' | b'\t') if trim_white_space(&line[name_end..]).first() == Some(&b':') => {
                 ErrorKind::SpaceBeforeColon
             }
