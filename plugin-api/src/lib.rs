@@ -1,1 +1,26 @@
+//! Every byte that Toru's core and a plugin exchange, and the Rust SDK for plugin authors.
+//!
+//! | module | what | feature |
+//! | --- | --- | --- |
+//! | [`frame`] | length-prefixed and line frames, sans-io | |
+//! | [`json`], [`time`] | writing JSON and timestamps without intermediate values | |
+//! | [`message`] | how reading a message fails | |
+//! | [`metadata`] | what `PLUGIN --metadata` prints | |
+//! | [`from_core`] | what the core says: encoders, and the SDK's decoder | |
+//! | [`from_plugin`] | what a plugin says: encoders, and the core's decoder | decoder: `core` |
+//! | `sdk` | the trait [`ToruPlugin`] and [`run`] | `sdk` (default) |
+//!
+//! Only `sdk` does I/O, reads a clock or knows tokio; everything else is functions over bytes.
+//! The wire itself is described in `PROTOCOL.md` beside this crate's manifest.
 
+#![forbid(unsafe_code)]
+
+pub mod frame;
+pub mod from_core;
+pub mod from_plugin;
+pub mod json;
+pub mod message;
+pub mod metadata;
+pub mod time;
+
+mod headers;

@@ -1,0 +1,911 @@
+//! What the core says to a plugin: the core's encoders, and the decoder that the SDK reads with.
+//!
+//! Encoders write into the buffer that goes to the socket; no tree and no copy in between.
+//! A 1.0 plugin gets the fields and message types of 1.0 and nothing else.
+//! Source: PROTOCOL.md, "Messages".
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::frame::{FrameError, FrameMark, Framing, begin_frame, end_frame};
+use crate::headers::{Repeats, write_headers};
+use crate::json::{write_base64, write_string, write_u64};
+use crate::message::MessageError;
+use crate::metadata::Protocol;
+
+/// Levels of nesting that serde_json reads before it refuses.
+const DEPTH_MAX: usize = 128;
+
+/// The request line and what else the core knows about a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestStart<'a> {
+    /// Unique among the requests in flight to this plugin.
+    pub request_id: &'a str,
+    /// RFC 3339, see [`crate::time`].
+    pub timestamp: &'a str,
+    pub method: &'a str,
+    /// What follows `/api/plugins/<id>`, at least `/`, with its query.
+    pub path: &'a str,
+    /// The client, `address:port`. Written for 1.1 only.
+    pub remote_addr: Option<&'a str>,
+    /// Written for 1.1 only.
+    pub timeout_ms: Option<u64>,
+}
+
+/// A request that cannot be sent to this plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum EncodeError {
+    /// The client gets 413.
+    #[error("request of at least {json_bytes} bytes as a frame, the limit is {frame_bytes_max}")]
+    TooLarge { json_bytes: usize, frame_bytes_max: usize },
+    /// The client gets 415: protocol 1.0 cannot carry it.
+    #[error("request content is not UTF-8, and protocol 1.0 carries text only")]
+    NotText,
+}
+
+/// An HTTP request on its way into a frame: the head is written, the content is still coming.
+#[derive(Debug)]
+pub struct HttpRequestFrame {
+    out: Vec<u8>,
+    mark: FrameMark,
+    protocol: Protocol,
+}
+
+impl HttpRequestFrame {
+    /// Writes everything but the content.
+    ///
+    /// Names become lower case. A name that repeats becomes an array at its first place (1.1) or one
+    /// string, joined with `, ` or for `cookie` with `; ` (1.0). Values that are not UTF-8 are read as Latin-1.
+    pub fn start<'f>(
+        framing: Framing,
+        protocol: Protocol,
+        request: &RequestStart<'_>,
+        headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+    ) -> Self {
+        let out = Vec::with_capacity(1024 + request.path.len());
+        Self::start_in(out, framing, protocol, request, headers)
+    }
+
+    /// The same behind what `out` already holds, so that a buffer can be used again.
+    pub fn start_in<'f>(
+        mut out: Vec<u8>,
+        framing: Framing,
+        protocol: Protocol,
+        request: &RequestStart<'_>,
+        headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+    ) -> Self {
+        let mark = write_request_head(&mut out, framing, protocol, request, headers);
+        Self { out, mark, protocol }
+    }
+
+    /// Writes the content and closes the frame.
+    ///
+    /// Shape: no content is `null`; content that is not UTF-8 is base64 with `body_encoding`.
+    /// Bounds: `frame_bytes_max` is in bytes of JSON; content that alone is longer is refused before it is escaped.
+    /// Errors: carry the HTTP status that the client deserves, see [`EncodeError`].
+    pub fn finish(mut self, body: &[u8], frame_bytes_max: usize) -> Result<Vec<u8>, EncodeError> {
+        write_request_body(&mut self.out, self.mark, self.protocol, body, frame_bytes_max)?;
+        Ok(self.out)
+    }
+}
+
+/// Appends a whole HTTP request, for content that is already there; see [`HttpRequestFrame`].
+///
+/// Errors: `out` is as before.
+pub fn encode_http_request<'f>(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    protocol: Protocol,
+    request: &RequestStart<'_>,
+    headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+    body: &[u8],
+    frame_bytes_max: usize,
+) -> Result<(), EncodeError> {
+    let mark = write_request_head(out, framing, protocol, request, headers);
+    write_request_body(out, mark, protocol, body, frame_bytes_max)
+}
+
+fn write_request_head<'f>(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    protocol: Protocol,
+    request: &RequestStart<'_>,
+    headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+) -> FrameMark {
+    let mark = begin_message(out, framing, "http", request.timestamp, Some(request.request_id));
+    // 1.0 plugins on the Rust SDK refuse a message without the doubled type and id.
+    out.extend_from_slice(b"{\"type\":\"http\",\"request_id\":");
+    write_string(out, request.request_id);
+    out.extend_from_slice(b",\"payload\":{\"method\":");
+    write_string(out, request.method);
+    out.extend_from_slice(b",\"path\":");
+    write_string(out, request.path);
+    out.extend_from_slice(b",\"headers\":");
+    let repeats = match protocol {
+        Protocol::V1_0 => Repeats::Joined,
+        Protocol::V1_1 => Repeats::Array,
+    };
+    write_headers(out, repeats, headers);
+    if protocol >= Protocol::V1_1 {
+        if let Some(remote_addr) = request.remote_addr {
+            out.extend_from_slice(b",\"remote_addr\":");
+            write_string(out, remote_addr);
+        }
+        if let Some(timeout_ms) = request.timeout_ms {
+            out.extend_from_slice(b",\"timeout_ms\":");
+            write_u64(out, timeout_ms);
+        }
+    }
+    out.extend_from_slice(b",\"body\":");
+    mark
+}
+
+fn write_request_body(
+    out: &mut Vec<u8>,
+    mark: FrameMark,
+    protocol: Protocol,
+    body: &[u8],
+    frame_bytes_max: usize,
+) -> Result<(), EncodeError> {
+    // Escaping only makes it longer, so this needs no escaping to be sure.
+    let json_bytes = mark.json_bytes(out) + body.len();
+    if json_bytes > frame_bytes_max {
+        mark.abandon(out);
+        return Err(EncodeError::TooLarge { json_bytes, frame_bytes_max });
+    }
+    if body.is_empty() {
+        out.extend_from_slice(b"null");
+    } else {
+        match std::str::from_utf8(body) {
+            Ok(text) => write_string(out, text),
+            Err(_) if protocol == Protocol::V1_0 => {
+                mark.abandon(out);
+                return Err(EncodeError::NotText);
+            }
+            Err(_) => {
+                write_base64(out, body);
+                out.extend_from_slice(b",\"body_encoding\":\"base64\"");
+            }
+        }
+    }
+    out.extend_from_slice(b"}}}");
+    let json_bytes = mark.json_bytes(out);
+    end_frame(out, mark, frame_bytes_max).map_err(|_| EncodeError::TooLarge { json_bytes, frame_bytes_max })
+}
+
+/// What a plugin learns at its start.
+///
+/// 1.0 gets `instance_id`, `plugin_socket` and `log_path`.
+#[derive(Clone, Copy, Debug)]
+pub struct Init<'a> {
+    pub instance_id: &'a str,
+    pub plugin_socket: &'a str,
+    pub log_path: &'a str,
+    pub plugin_id: &'a str,
+    /// The frame limit of both directions.
+    pub max_message_bytes: usize,
+    pub data_dir: &'a str,
+    /// JSON text of the plugin's table in the core's configuration; `None` is sent as `{}`.
+    pub config: Option<&'a str>,
+}
+
+/// Appends `init`.
+///
+/// Errors: the configuration makes it longer than `max_message_bytes`; `out` is as before.
+pub fn encode_init(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    protocol: Protocol,
+    timestamp: &str,
+    init: &Init<'_>,
+) -> Result<(), FrameError> {
+    let mark = begin_lifecycle(out, framing, timestamp, "init");
+    let text = |out: &mut Vec<u8>, key: &str, value: &str| {
+        out.extend_from_slice(key.as_bytes());
+        write_string(out, value);
+    };
+    text(out, ",\"instance_id\":", init.instance_id);
+    text(out, ",\"plugin_socket\":", init.plugin_socket);
+    text(out, ",\"log_path\":", init.log_path);
+    if protocol >= Protocol::V1_1 {
+        text(out, ",\"protocol\":", Protocol::V1_1.as_str());
+        text(out, ",\"plugin_id\":", init.plugin_id);
+        out.extend_from_slice(b",\"max_message_bytes\":");
+        write_u64(out, init.max_message_bytes as u64);
+        text(out, ",\"data_dir\":", init.data_dir);
+        out.extend_from_slice(b",\"config\":");
+        out.extend_from_slice(init.config.unwrap_or("{}").as_bytes());
+    }
+    out.extend_from_slice(b"}}");
+    end_frame(out, mark, init.max_message_bytes)
+}
+
+/// Appends `shutdown`; `deadline_ms` is for 1.1.
+pub fn encode_shutdown(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    protocol: Protocol,
+    timestamp: &str,
+    deadline_ms: u64,
+) {
+    let mark = begin_lifecycle(out, framing, timestamp, "shutdown");
+    if protocol >= Protocol::V1_1 {
+        out.extend_from_slice(b",\"deadline_ms\":");
+        write_u64(out, deadline_ms);
+    }
+    end_small(out, mark, "}}");
+}
+
+/// Appends `ping`; `seq` is for 1.1, where the plugin answers with `pong`.
+pub fn encode_ping(out: &mut Vec<u8>, framing: Framing, protocol: Protocol, timestamp: &str, seq: u64) {
+    let mark = begin_lifecycle(out, framing, timestamp, "ping");
+    if protocol >= Protocol::V1_1 {
+        out.extend_from_slice(b",\"seq\":");
+        write_u64(out, seq);
+    }
+    end_small(out, mark, "}}");
+}
+
+/// Appends `cancel`. 1.1 only: 1.0 plugins drop the connection over it.
+pub fn encode_cancel(out: &mut Vec<u8>, framing: Framing, timestamp: &str, request_id: &str) {
+    let mark = begin_message(out, framing, "cancel", timestamp, Some(request_id));
+    end_small(out, mark, "{}}");
+}
+
+/// The answer to a kv request.
+#[derive(Clone, Copy, Debug)]
+pub enum KvReply<'a> {
+    /// For `get`; `None` also for `set` and `delete`.
+    Value(Option<&'a str>),
+    /// For `list`.
+    Keys(&'a [String]),
+    /// A fixed word for the program and a text for its author.
+    Error { code: &'a str, message: &'a str },
+}
+
+/// Appends the answer to a kv request. 1.1 only.
+///
+/// Errors: longer than `frame_bytes_max`; `out` is as before, answer with an error instead.
+pub fn encode_kv_reply(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    timestamp: &str,
+    request_id: &str,
+    reply: &KvReply<'_>,
+    frame_bytes_max: usize,
+) -> Result<(), FrameError> {
+    let mark = begin_message(out, framing, "kv", timestamp, Some(request_id));
+    match reply {
+        KvReply::Value(None) => out.extend_from_slice(b"{\"value\":null}"),
+        KvReply::Value(Some(value)) => {
+            out.extend_from_slice(b"{\"value\":");
+            write_string(out, value);
+            out.push(b'}');
+        }
+        KvReply::Keys(keys) => {
+            out.extend_from_slice(b"{\"keys\":[");
+            for (index, key) in keys.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                write_string(out, key);
+            }
+            out.extend_from_slice(b"]}");
+        }
+        KvReply::Error { code, message } => {
+            out.extend_from_slice(b"{\"error\":{\"code\":");
+            write_string(out, code);
+            out.extend_from_slice(b",\"message\":");
+            write_string(out, message);
+            out.extend_from_slice(b"}}");
+        }
+    }
+    out.push(b'}');
+    end_frame(out, mark, frame_bytes_max)
+}
+
+/// Opens a message up to and without its payload's value: `{"type":…,"request_id":…,"payload":`.
+///
+/// An empty timestamp is left out.
+pub(crate) fn begin_message(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    kind: &str,
+    timestamp: &str,
+    request_id: Option<&str>,
+) -> FrameMark {
+    let mark = begin_frame(out, framing);
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.as_bytes());
+    out.push(b'"');
+    if !timestamp.is_empty() {
+        out.extend_from_slice(b",\"timestamp\":");
+        write_string(out, timestamp);
+    }
+    if let Some(request_id) = request_id {
+        out.extend_from_slice(b",\"request_id\":");
+        write_string(out, request_id);
+    }
+    out.extend_from_slice(b",\"payload\":");
+    mark
+}
+
+/// Opens a lifecycle message up to its action; further fields follow with a comma.
+pub(crate) fn begin_lifecycle(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    timestamp: &str,
+    action: &str,
+) -> FrameMark {
+    let mark = begin_message(out, framing, "lifecycle", timestamp, None);
+    out.extend_from_slice(b"{\"type\":\"lifecycle\",\"action\":\"");
+    out.extend_from_slice(action.as_bytes());
+    out.push(b'"');
+    mark
+}
+
+/// Closes a message that is bounded by what it is made of.
+pub(crate) fn end_small(out: &mut Vec<u8>, mark: FrameMark, close: &str) {
+    out.extend_from_slice(close.as_bytes());
+    end_frame(out, mark, usize::MAX).expect("made of short parts");
+}
+
+/// A message of the core, as a plugin reads it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum CoreMessage<'a> {
+    Init(InitMessage<'a>),
+    Shutdown {
+        deadline_ms: Option<u64>,
+    },
+    Ping {
+        seq: Option<u64>,
+    },
+    Http {
+        request_id: Cow<'a, str>,
+        request: HttpRequestMessage<'a>,
+    },
+    Cancel {
+        request_id: Cow<'a, str>,
+    },
+    KvReply {
+        request_id: Cow<'a, str>,
+        reply: KvReplyMessage<'a>,
+    },
+    /// A type or a lifecycle action that is not known here: ignore it.
+    Unknown,
+}
+
+/// `init`; what was not sent is `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct InitMessage<'a> {
+    /// The core's protocol as sent; absent means 1.0.
+    pub protocol: Option<Cow<'a, str>>,
+    pub instance_id: Option<Cow<'a, str>>,
+    pub plugin_socket: Option<Cow<'a, str>>,
+    pub log_path: Option<Cow<'a, str>>,
+    pub plugin_id: Option<Cow<'a, str>>,
+    pub max_message_bytes: Option<u64>,
+    pub data_dir: Option<Cow<'a, str>>,
+    /// JSON text.
+    pub config: Option<&'a str>,
+}
+
+/// A request; a missing method is `GET` and a missing path is `/`, for those who type one by hand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HttpRequestMessage<'a> {
+    pub method: Cow<'a, str>,
+    pub path: Cow<'a, str>,
+    /// Arrays flattened; values of one name in their order.
+    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub body: Cow<'a, [u8]>,
+    pub remote_addr: Option<Cow<'a, str>>,
+    pub timeout_ms: Option<u64>,
+}
+
+/// The core's answer to a kv request; which member counts depends on the request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KvReplyMessage<'a> {
+    pub value: Option<Cow<'a, str>>,
+    pub keys: Option<Vec<Cow<'a, str>>>,
+    /// Code and message.
+    pub error: Option<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl<'a> CoreMessage<'a> {
+    /// Reads one frame of the core.
+    ///
+    /// Shape: borrows from `frame` whatever has no escapes. Takes 1.0 and 1.1 and what people type:
+    /// no timestamp, no doubled type, the request directly in `payload`.
+    /// Errors: final; close the connection.
+    pub fn read(frame: &'a [u8]) -> Result<Self, MessageError> {
+        let envelope: Envelope<'a> =
+            serde_json::from_slice(frame).map_err(|error| classify(frame, &error))?;
+        if !envelope.is_object {
+            return Err(MessageError::NotAnObject);
+        }
+        let Scalar::Text(kind) = envelope.kind else {
+            return Err(MessageError::NoType);
+        };
+        let payload = envelope.payload;
+        let request_id = envelope.request_id.text().or(payload.request_id.text());
+        match &*kind {
+            "lifecycle" => Ok(match payload.action.text().as_deref() {
+                Some("init") => Self::Init(InitMessage {
+                    protocol: payload.protocol.text(),
+                    instance_id: payload.instance_id.text(),
+                    plugin_socket: payload.plugin_socket.text(),
+                    log_path: payload.log_path.text(),
+                    plugin_id: payload.plugin_id.text(),
+                    max_message_bytes: payload.max_message_bytes.number(),
+                    data_dir: payload.data_dir.text(),
+                    config: payload.config.map(RawValue::get).filter(|json| *json != "null"),
+                }),
+                Some("shutdown") => Self::Shutdown { deadline_ms: payload.deadline_ms.number() },
+                Some("ping") => Self::Ping { seq: payload.seq.number() },
+                _ => Self::Unknown,
+            }),
+            "http" => Ok(Self::Http {
+                request_id: request_id.ok_or(MessageError::NoRequestId)?,
+                request: match payload.inner {
+                    Some(inner) => inner.into_request()?,
+                    None => payload.http.into_request()?,
+                },
+            }),
+            "cancel" => Ok(Self::Cancel { request_id: request_id.ok_or(MessageError::NoRequestId)? }),
+            "kv" => Ok(Self::KvReply {
+                request_id: request_id.ok_or(MessageError::NoRequestId)?,
+                reply: KvReplyMessage {
+                    value: payload.value.text(),
+                    keys: payload.keys,
+                    error: payload.error,
+                },
+            }),
+            _ => Ok(Self::Unknown),
+        }
+    }
+}
+
+fn classify(frame: &[u8], error: &serde_json::Error) -> MessageError {
+    if std::str::from_utf8(frame).is_err() {
+        return MessageError::BadUtf8;
+    }
+    let reason = error.to_string();
+    if reason.starts_with("recursion limit") {
+        return MessageError::TooDeep { depth_max: DEPTH_MAX };
+    }
+    MessageError::BadJson { reason }
+}
+
+/// A value where text or a number is expected; of anything else only that it was something else.
+///
+/// Types are judged once the message's kind is known: a later version may give a field another type.
+#[derive(Default)]
+enum Scalar<'a> {
+    #[default]
+    Absent,
+    Number(u64),
+    Text(Cow<'a, str>),
+    Other,
+}
+
+impl<'a> Scalar<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn number(self) -> Option<u64> {
+        match self {
+            Self::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+}
+
+/// Reads any JSON value into `Self`; only what differs from "something else" is spelled out.
+///
+/// Objects and arrays are walked with `deserialize_any`, which counts levels;
+/// serde_json's own way of ignoring a value takes any depth.
+macro_rules! any_value {
+    ($($method:tt)*) => {
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("any value")
+        }
+        $($method)*
+    };
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Scalar<'de>;
+            any_value! {
+                fn visit_unit<E>(self) -> Result<Self::Value, E> { Ok(Scalar::Absent) }
+                fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> { Ok(Scalar::Other) }
+                fn visit_u64<E>(self, n: u64) -> Result<Self::Value, E> { Ok(Scalar::Number(n)) }
+                fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> { Ok(Scalar::Other) }
+                fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> { Ok(Scalar::Other) }
+                fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                    Ok(Scalar::Text(Cow::Borrowed(text)))
+                }
+                fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                    Ok(Scalar::Text(Cow::Owned(text.to_owned())))
+                }
+                fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                    while seq.next_element::<Scalar<'de>>()?.is_some() {}
+                    Ok(Scalar::Other)
+                }
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    while map.next_entry::<Scalar<'de>, Scalar<'de>>()?.is_some() {}
+                    Ok(Scalar::Other)
+                }
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// Scalars and absent values are nothing to a visitor that wants an object or an array.
+macro_rules! scalars_are_nothing {
+    () => {
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+    };
+}
+
+macro_rules! seq_is_nothing {
+    () => {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<Scalar<'de>>()?.is_some() {}
+            Ok(Default::default())
+        }
+    };
+}
+
+/// A key: borrowed unless somebody escaped it.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Key<'de>;
+            any_value! {
+                fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                    Ok(Key(Cow::Borrowed(text)))
+                }
+                fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                    Ok(Key(Cow::Owned(text.to_owned())))
+                }
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+#[derive(Default)]
+struct Envelope<'a> {
+    is_object: bool,
+    kind: Scalar<'a>,
+    request_id: Scalar<'a>,
+    payload: Payload<'a>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Envelope<'de>;
+            any_value! {
+                scalars_are_nothing!();
+                seq_is_nothing!();
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut envelope = Envelope { is_object: true, ..Envelope::default() };
+                    while let Some(Key(key)) = map.next_key()? {
+                        match &*key {
+                            "type" => envelope.kind = map.next_value()?,
+                            "request_id" => envelope.request_id = map.next_value()?,
+                            "payload" => envelope.payload = map.next_value()?,
+                            _ => { map.next_value::<Scalar<'de>>()?; }
+                        }
+                    }
+                    Ok(envelope)
+                }
+            }
+        }
+        deserializer.deserialize_any(Object)
+    }
+}
+
+/// Every field that any message has in its payload, read in one pass over the frame.
+#[derive(Default)]
+struct Payload<'a> {
+    request_id: Scalar<'a>,
+    action: Scalar<'a>,
+    protocol: Scalar<'a>,
+    instance_id: Scalar<'a>,
+    plugin_socket: Scalar<'a>,
+    log_path: Scalar<'a>,
+    plugin_id: Scalar<'a>,
+    max_message_bytes: Scalar<'a>,
+    data_dir: Scalar<'a>,
+    config: Option<&'a RawValue>,
+    deadline_ms: Scalar<'a>,
+    seq: Scalar<'a>,
+    value: Scalar<'a>,
+    keys: Option<Vec<Cow<'a, str>>>,
+    error: Option<(Cow<'a, str>, Cow<'a, str>)>,
+    inner: Option<HttpFields<'a>>,
+    http: HttpFields<'a>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Payload<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Payload<'de>;
+            any_value! {
+                scalars_are_nothing!();
+                seq_is_nothing!();
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut payload = Payload::default();
+                    while let Some(Key(key)) = map.next_key()? {
+                        match &*key {
+                            "payload" => payload.inner = map.next_value::<Inner<'de>>()?.0,
+                            "request_id" => payload.request_id = map.next_value()?,
+                            "action" => payload.action = map.next_value()?,
+                            "protocol" => payload.protocol = map.next_value()?,
+                            "instance_id" => payload.instance_id = map.next_value()?,
+                            "plugin_socket" => payload.plugin_socket = map.next_value()?,
+                            "log_path" => payload.log_path = map.next_value()?,
+                            "plugin_id" => payload.plugin_id = map.next_value()?,
+                            "max_message_bytes" => payload.max_message_bytes = map.next_value()?,
+                            "data_dir" => payload.data_dir = map.next_value()?,
+                            "config" => payload.config = map.next_value()?,
+                            "deadline_ms" => payload.deadline_ms = map.next_value()?,
+                            "seq" => payload.seq = map.next_value()?,
+                            "value" => payload.value = map.next_value()?,
+                            "keys" => payload.keys = map.next_value::<Keys<'de>>()?.0,
+                            "error" => payload.error = map.next_value::<Failure<'de>>()?.0,
+                            key => payload.http.read_field(key, &mut map)?,
+                        }
+                    }
+                    Ok(payload)
+                }
+            }
+        }
+        deserializer.deserialize_any(Object)
+    }
+}
+
+#[derive(Default)]
+struct HttpFields<'a> {
+    method: Scalar<'a>,
+    path: Scalar<'a>,
+    headers: Headers<'a>,
+    body: Scalar<'a>,
+    body_encoding: Scalar<'a>,
+    remote_addr: Scalar<'a>,
+    timeout_ms: Scalar<'a>,
+}
+
+impl<'a> HttpFields<'a> {
+    fn read_field<'de: 'a, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "method" => self.method = map.next_value()?,
+            "path" => self.path = map.next_value()?,
+            "headers" => self.headers = map.next_value()?,
+            "body" => self.body = map.next_value()?,
+            "body_encoding" => self.body_encoding = map.next_value()?,
+            "remote_addr" => self.remote_addr = map.next_value()?,
+            "timeout_ms" => self.timeout_ms = map.next_value()?,
+            _ => {
+                map.next_value::<Scalar<'de>>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn into_request(self) -> Result<HttpRequestMessage<'a>, MessageError> {
+        let bad_field = |field, reason| MessageError::BadField { field, reason };
+        let body = match self.body {
+            Scalar::Absent => None,
+            Scalar::Text(text) => Some(text),
+            Scalar::Number(_) | Scalar::Other => {
+                return Err(bad_field("body", "must be a string or null"));
+            }
+        };
+        let body = match (body, self.body_encoding.text().as_deref()) {
+            (None, _) => Cow::Borrowed(&[][..]),
+            (Some(Cow::Borrowed(text)), None) => Cow::Borrowed(text.as_bytes()),
+            (Some(Cow::Owned(text)), None) => Cow::Owned(text.into_bytes()),
+            (Some(text), Some("base64")) => {
+                Cow::Owned(STANDARD.decode(&*text).map_err(|_| bad_field("body", "is not base64"))?)
+            }
+            (Some(_), Some(_)) => return Err(bad_field("body_encoding", "is not known")),
+        };
+        Ok(HttpRequestMessage {
+            method: self.method.text().unwrap_or(Cow::Borrowed("GET")),
+            path: self.path.text().unwrap_or(Cow::Borrowed("/")),
+            headers: self.headers.0,
+            body,
+            remote_addr: self.remote_addr.text(),
+            timeout_ms: self.timeout_ms.number(),
+        })
+    }
+}
+
+#[derive(Default)]
+struct Inner<'a>(Option<HttpFields<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Inner<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Inner<'de>;
+            any_value! {
+                scalars_are_nothing!();
+                seq_is_nothing!();
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut fields = HttpFields::default();
+                    while let Some(Key(key)) = map.next_key()? {
+                        fields.read_field(&key, &mut map)?;
+                    }
+                    Ok(Inner(Some(fields)))
+                }
+            }
+        }
+        deserializer.deserialize_any(Object)
+    }
+}
+
+#[derive(Default)]
+struct Headers<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Headers<'de>;
+            any_value! {
+                scalars_are_nothing!();
+                seq_is_nothing!();
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut headers = Vec::with_capacity(16);
+                    while let Some(Key(name)) = map.next_key()? {
+                        match map.next_value()? {
+                            OneOrMany::One(Scalar::Text(value)) => headers.push((name, value)),
+                            OneOrMany::One(_) => {}
+                            OneOrMany::Many(values) => {
+                                headers.extend(values.into_iter().map(|value| (name.clone(), value)));
+                            }
+                        }
+                    }
+                    Ok(Headers(headers))
+                }
+            }
+        }
+        deserializer.deserialize_any(Object)
+    }
+}
+
+enum OneOrMany<'a> {
+    One(Scalar<'a>),
+    Many(Vec<Cow<'a, str>>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for OneOrMany<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = OneOrMany<'de>;
+            any_value! {
+                fn visit_unit<E>(self) -> Result<Self::Value, E> { Ok(OneOrMany::One(Scalar::Absent)) }
+                fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> { Ok(OneOrMany::One(Scalar::Other)) }
+                fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> { Ok(OneOrMany::One(Scalar::Other)) }
+                fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> { Ok(OneOrMany::One(Scalar::Other)) }
+                fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> { Ok(OneOrMany::One(Scalar::Other)) }
+                fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                    Ok(OneOrMany::One(Scalar::Text(Cow::Borrowed(text))))
+                }
+                fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                    Ok(OneOrMany::One(Scalar::Text(Cow::Owned(text.to_owned()))))
+                }
+                fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                    read_texts(seq).map(OneOrMany::Many)
+                }
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    while map.next_entry::<Scalar<'de>, Scalar<'de>>()?.is_some() {}
+                    Ok(OneOrMany::One(Scalar::Other))
+                }
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+fn read_texts<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<Vec<Cow<'de, str>>, A::Error> {
+    let mut texts = Vec::new();
+    while let Some(value) = seq.next_element::<Scalar<'de>>()? {
+        texts.extend(value.text());
+    }
+    Ok(texts)
+}
+
+#[derive(Default)]
+struct Keys<'a>(Option<Vec<Cow<'a, str>>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Keys<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(match OneOrMany::deserialize(deserializer)? {
+            OneOrMany::Many(keys) => Some(keys),
+            OneOrMany::One(_) => None,
+        }))
+    }
+}
+
+#[derive(Default)]
+struct Failure<'a>(Option<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Failure<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Failure<'de>;
+            any_value! {
+                scalars_are_nothing!();
+                seq_is_nothing!();
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let (mut code, mut message) = (Scalar::Absent, Scalar::Absent);
+                    while let Some(Key(key)) = map.next_key()? {
+                        match &*key {
+                            "code" => code = map.next_value()?,
+                            "message" => message = map.next_value()?,
+                            _ => { map.next_value::<Scalar<'de>>()?; }
+                        }
+                    }
+                    let code = code.text().unwrap_or(Cow::Borrowed("error"));
+                    Ok(Failure(Some((code, message.text().unwrap_or_default()))))
+                }
+            }
+        }
+        deserializer.deserialize_any(Object)
+    }
+}
+
+/// Reading never panics, and what is read never holds more than the frame.
+#[doc(hidden)]
+pub fn fuzz_core_message(data: &[u8]) {
+    if let Ok(CoreMessage::Http { request, .. }) = CoreMessage::read(data) {
+        assert!(request.body.len() <= data.len());
+    }
+}

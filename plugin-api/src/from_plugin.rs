@@ -1,0 +1,175 @@
+//! What a plugin says to the core: the SDK's encoders, and the decoder that the core reads with.
+//!
+//! Source: PROTOCOL.md, "Messages".
+
+use crate::frame::{FrameError, Framing, end_frame};
+use crate::from_core::{begin_lifecycle, begin_message, end_small};
+use crate::headers::{Repeats, write_headers};
+use crate::json::{write_base64, write_string, write_u64};
+
+#[cfg(feature = "core")]
+mod read;
+#[cfg(feature = "core")]
+pub use read::*;
+
+/// A kv request of a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvRequest<'a> {
+    Get {
+        key: &'a str,
+    },
+    Set {
+        key: &'a str,
+        value: &'a str,
+    },
+    Delete {
+        key: &'a str,
+    },
+    /// `limit` is in keys; `None` leaves it to the core.
+    List {
+        prefix: &'a str,
+        limit: Option<u64>,
+    },
+}
+
+/// What stands before the headers of a response.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseStart<'a> {
+    /// As the request had it.
+    pub request_id: &'a str,
+    /// RFC 3339, see [`crate::time`].
+    pub timestamp: &'a str,
+    pub status: u16,
+}
+
+/// Appends the answer to an HTTP request, in the plain shape.
+///
+/// Shape: a header name that repeats becomes an array; content that is not UTF-8 becomes base64.
+/// Bounds: `frame_bytes_max` is in bytes of JSON. Errors: `out` is as before.
+pub fn encode_http_response<'f>(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    response: &ResponseStart<'_>,
+    headers: impl Iterator<Item = (&'f str, &'f str)> + Clone,
+    body: &[u8],
+    frame_bytes_max: usize,
+) -> Result<(), FrameError> {
+    out.reserve(body.len() + 256);
+    let mark = begin_message(out, framing, "http", response.timestamp, Some(response.request_id));
+    out.extend_from_slice(b"{\"status\":");
+    write_u64(out, u64::from(response.status));
+    out.extend_from_slice(b",\"headers\":");
+    let headers = headers.map(|(name, value)| (name, value.as_bytes()));
+    write_headers(out, Repeats::Array, headers);
+    out.extend_from_slice(b",\"body\":");
+    // What is longer than the frame before escaping needs no escaping to be refused.
+    if mark.json_bytes(out) + body.len() <= frame_bytes_max {
+        match std::str::from_utf8(body) {
+            Ok(text) => write_string(out, text),
+            Err(_) => {
+                write_base64(out, body);
+                out.extend_from_slice(b",\"body_encoding\":\"base64\"");
+            }
+        }
+        out.extend_from_slice(b"}}");
+        return end_frame(out, mark, frame_bytes_max);
+    }
+    let frame_bytes = (mark.json_bytes(out) + body.len()) as u64;
+    mark.abandon(out);
+    Err(FrameError::TooLong { frame_bytes, frame_bytes_max })
+}
+
+/// Appends `ready`: `init` is done, requests may come.
+pub fn encode_ready(out: &mut Vec<u8>, framing: Framing, timestamp: &str) {
+    let mark = begin_lifecycle(out, framing, timestamp, "ready");
+    end_small(out, mark, "}}");
+}
+
+/// Appends `failed`: `init` did not succeed.
+///
+/// Bounds: of `error` the first 4096 bytes are sent.
+pub fn encode_failed(out: &mut Vec<u8>, framing: Framing, timestamp: &str, error: &str) {
+    let mark = begin_lifecycle(out, framing, timestamp, "failed");
+    out.extend_from_slice(b",\"error\":");
+    write_string(out, &error[..error.floor_char_boundary(4096)]);
+    end_small(out, mark, "}}");
+}
+
+/// Appends `pong`, the answer to a `ping` with this `seq`.
+pub fn encode_pong(out: &mut Vec<u8>, framing: Framing, timestamp: &str, seq: u64) {
+    let mark = begin_lifecycle(out, framing, timestamp, "pong");
+    out.extend_from_slice(b",\"seq\":");
+    write_u64(out, seq);
+    end_small(out, mark, "}}");
+}
+
+/// Appends a log line. `fields` is JSON text of an object, or empty for none.
+///
+/// Errors: longer than `frame_bytes_max`; `out` is as before.
+pub fn encode_log(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    timestamp: &str,
+    level: &str,
+    message: &str,
+    fields: &str,
+    frame_bytes_max: usize,
+) -> Result<(), FrameError> {
+    let mark = begin_message(out, framing, "log", timestamp, None);
+    out.extend_from_slice(b"{\"level\":");
+    write_string(out, level);
+    out.extend_from_slice(b",\"message\":");
+    write_string(out, message);
+    if !fields.is_empty() {
+        out.extend_from_slice(b",\"fields\":");
+        out.extend_from_slice(fields.as_bytes());
+    }
+    out.extend_from_slice(b"}}");
+    end_frame(out, mark, frame_bytes_max)
+}
+
+/// Appends a kv request.
+///
+/// Errors: longer than `frame_bytes_max`; `out` is as before.
+pub fn encode_kv_request(
+    out: &mut Vec<u8>,
+    framing: Framing,
+    timestamp: &str,
+    request_id: &str,
+    request: &KvRequest<'_>,
+    frame_bytes_max: usize,
+) -> Result<(), FrameError> {
+    let mark = begin_message(out, framing, "kv", timestamp, Some(request_id));
+    out.extend_from_slice(b"{\"type\":\"kv\",\"request_id\":");
+    write_string(out, request_id);
+    let (action, key) = match request {
+        KvRequest::Get { key } => ("get", Some(key)),
+        KvRequest::Set { key, .. } => ("set", Some(key)),
+        KvRequest::Delete { key } => ("delete", Some(key)),
+        KvRequest::List { .. } => ("list", None),
+    };
+    out.extend_from_slice(b",\"action\":");
+    write_string(out, action);
+    if let Some(key) = key {
+        out.extend_from_slice(b",\"key\":");
+        write_string(out, key);
+    }
+    match request {
+        KvRequest::Set { value, .. } => {
+            out.extend_from_slice(b",\"value\":");
+            write_string(out, value);
+        }
+        KvRequest::List { prefix, limit } => {
+            out.extend_from_slice(b",\"prefix\":");
+            write_string(out, prefix);
+            if let Some(limit) = limit {
+                out.extend_from_slice(b",\"limit\":");
+                write_u64(out, *limit);
+            }
+        }
+        KvRequest::Get { .. } | KvRequest::Delete { .. } => {}
+    }
+    out.extend_from_slice(b"}}");
+    end_frame(out, mark, frame_bytes_max)
+}

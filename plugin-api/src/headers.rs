@@ -1,0 +1,174 @@
+//! Header fields as a JSON object: one writer for requests and responses.
+
+use std::cmp::Ordering;
+
+use crate::json::{write_latin1_content, write_string_content};
+
+/// Up to here repeats are looked for pairwise; beyond, by sorting. Browsers send 10 to 20 fields.
+const PAIRWISE_MAX: usize = 32;
+
+/// What becomes of a field that occurs more than once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeats {
+    /// An array of strings (1.1).
+    Array,
+    /// One string, joined as RFC 9110 allows (1.0): `, `, and `; ` for `cookie`.
+    Joined,
+}
+
+/// Appends `{"name":"value",…}`, names in lower case, each name once at its first place.
+pub(crate) fn write_headers<'f>(
+    out: &mut Vec<u8>,
+    repeats: Repeats,
+    headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+) {
+    // A field whose bit is not in `twice` has no equal; the usual request is done after this pass.
+    let (mut seen, mut twice, mut count) = (0_u64, 0_u64, 0_usize);
+    for (name, _) in headers.clone() {
+        let bit = name_bit(name);
+        twice |= seen & bit;
+        seen |= bit;
+        count += 1;
+    }
+    out.push(b'{');
+    let open = out.len();
+    if count > PAIRWISE_MAX {
+        write_sorted(out, repeats, headers.collect());
+    } else {
+        for (index, (name, value)) in headers.clone().enumerate() {
+            if twice & name_bit(name) == 0 {
+                write_field(out, repeats, name, std::iter::once(value));
+                continue;
+            }
+            let same = |(other, _): &(&str, &[u8])| other.eq_ignore_ascii_case(name);
+            if headers.clone().take(index).any(|field| same(&field)) {
+                continue;
+            }
+            let values = headers.clone().skip(index).filter(same).map(|(_, value)| value);
+            write_field(out, repeats, name, values);
+        }
+    }
+    if out.len() > open {
+        out.pop();
+    }
+    out.push(b'}');
+}
+
+fn write_sorted(out: &mut Vec<u8>, repeats: Repeats, fields: Vec<(&str, &[u8])>) {
+    let mut by_name: Vec<usize> = (0..fields.len()).collect();
+    by_name.sort_by(|&a, &b| compare_names(fields[a].0, fields[b].0).then(a.cmp(&b)));
+    let mut groups: Vec<&[usize]> =
+        by_name.chunk_by(|&a, &b| fields[a].0.eq_ignore_ascii_case(fields[b].0)).collect();
+    groups.sort_unstable_by_key(|group| group[0]);
+    for group in groups {
+        let values = group.iter().map(|&index| fields[index].1);
+        write_field(out, repeats, fields[group[0]].0, values);
+    }
+}
+
+/// Appends `"name":value,`.
+fn write_field<'f>(out: &mut Vec<u8>, repeats: Repeats, name: &str, values: impl Iterator<Item = &'f [u8]>) {
+    out.push(b'"');
+    let name_at = out.len();
+    write_string_content(out, name);
+    out[name_at..].make_ascii_lowercase();
+    out.extend_from_slice(b"\":");
+    let separator: &[u8] = match repeats {
+        Repeats::Array => b"\",\"",
+        Repeats::Joined if name.eq_ignore_ascii_case("cookie") => b"; ",
+        Repeats::Joined => b", ",
+    };
+    let value_at = out.len();
+    out.push(b'"');
+    let mut count = 0;
+    for value in values {
+        if count > 0 {
+            out.extend_from_slice(separator);
+        }
+        count += 1;
+        match std::str::from_utf8(value) {
+            Ok(text) => write_string_content(out, text),
+            Err(_) => write_latin1_content(out, value),
+        }
+    }
+    out.push(b'"');
+    if repeats == Repeats::Array && count > 1 {
+        out.insert(value_at, b'[');
+        out.push(b']');
+    }
+    out.push(b',');
+}
+
+fn name_bit(name: &str) -> u64 {
+    let bytes = name.as_bytes();
+    let (first, last) = (bytes.first().unwrap_or(&0), bytes.last().unwrap_or(&0));
+    // Letters differ from their other case in bit 0x20 only.
+    let mixed = bytes.len() * 31 + usize::from(first | 0x20) * 7 + usize::from(last | 0x20) * 3;
+    1 << (mixed % 64)
+}
+
+fn compare_names(a: &str, b: &str) -> Ordering {
+    a.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(b.bytes().map(|byte| byte.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(repeats: Repeats, fields: &[(&str, &[u8])]) -> String {
+        let mut out = Vec::new();
+        write_headers(&mut out, repeats, fields.iter().copied());
+        String::from_utf8(out).expect("JSON is text")
+    }
+
+    #[test]
+    fn shapes() {
+        let fields: &[(&str, &[u8])] = &[
+            ("Host", b"a"),
+            ("Cookie", b"a=1"),
+            ("x-é", b"1"),
+            ("X-Latin", b"caf\xe9"),
+            ("accept", b"x\"y"),
+            ("COOKIE", b"b=2"),
+            ("Accept", b"z"),
+        ];
+        assert_eq!(written(Repeats::Array, &[]), "{}");
+        assert_eq!(
+            written(Repeats::Array, fields),
+            r#"{"host":"a","cookie":["a=1","b=2"],"x-é":"1","x-latin":"café","accept":["x\"y","z"]}"#
+        );
+        assert_eq!(
+            written(Repeats::Joined, fields),
+            r#"{"host":"a","cookie":"a=1; b=2","x-é":"1","x-latin":"café","accept":"x\"y, z"}"#
+        );
+    }
+
+    #[test]
+    fn sorting_says_what_pairs_say() {
+        let names = ["a", "B", "b", "A", "cookie", "c", "Cookie"];
+        for count in [1, 31, 32, 33, 500] {
+            let values: Vec<String> = (0..count).map(|index| index.to_string()).collect();
+            let fields: Vec<(&str, &[u8])> = values
+                .iter()
+                .enumerate()
+                .map(|(index, value)| (names[index % names.len()], value.as_bytes()))
+                .collect();
+            for repeats in [Repeats::Array, Repeats::Joined] {
+                let mut sorted = vec![b'{'];
+                write_sorted(&mut sorted, repeats, fields.clone());
+                sorted.pop();
+                sorted.push(b'}');
+                assert_eq!(written(repeats, &fields).as_bytes(), sorted);
+            }
+        }
+    }
+
+    #[test]
+    fn ten_thousand_fields_keep_their_names() {
+        let names: Vec<String> = (0..10_000).map(|index| format!("x-{index}")).collect();
+        let fields: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"v"[..])).collect();
+        let text = written(Repeats::Array, &fields);
+        let read: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("valid");
+        assert_eq!(read.len(), 10_000);
+    }
+}
