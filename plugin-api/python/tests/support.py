@@ -16,7 +16,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
@@ -33,6 +33,8 @@ DEADLINE_S = 20.0
 """Nothing in these tests takes longer on a slow machine, unless it never comes."""
 
 Json = dict[str, Any]
+
+FRAMINGS: tuple[Framing, ...] = ("length", "lines")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 def frame_ways(message: bytes) -> Iterator[tuple[str, bytes]]:
     """The one frame that comes out of a decoder for `message`: both framings, each fed in three ways."""
-    for framing in cast("tuple[Framing, ...]", ("length", "lines")):
+    for framing in FRAMINGS:
         if framing == "lines" and (b"\n" in message or message.lstrip(b" \t\r")[:1] != b"{"):
             continue
         data = encode_frame(framing, message)
@@ -221,6 +223,7 @@ class Core:
 
     def __init__(self, path: str, framing: Framing = "length") -> None:
         self.framing: Framing = framing
+        self.compact = False
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(DEADLINE_S)
         try:
@@ -241,7 +244,9 @@ class Core:
         self.socket.sendall(self.encode(*sent))
 
     def encode(self, *sent: Json) -> bytes:
-        return b"".join(encode_frame(self.framing, json.dumps(message).encode()) for message in sent)
+        separators = (",", ":") if self.compact else None
+        texts = (json.dumps(message, separators=separators).encode() for message in sent)
+        return b"".join(encode_frame(self.framing, text) for text in texts)
 
     def receive(self) -> Json:
         """The next message as JSON. Errors: EOFError, TimeoutError."""
@@ -349,7 +354,7 @@ class PluginProcess:
                 # Its stderr becomes readable at once where it fails to start; until then this is the pause.
                 if self.process.poll() is not None:
                     break
-                select.select([self.process.stderr], [], [], 0.01)
+                select.select([self.stderr()], [], [], 0.01)
             finally:
                 probe.close()
         self.process.kill()

@@ -13,15 +13,14 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from support import DEADLINE_S, HERE, PLUGINS, SOURCE, Core, Json, PluginProcess, lifecycle, pieces, request
+from support import DEADLINE_S, FRAMINGS, HERE, PLUGINS, SOURCE, Core, Json, PluginProcess, lifecycle, pieces, request
 
 from toru_plugin import Plugin, server
-from toru_plugin.frames import Framing
+from toru_plugin.metadata import parse_metadata
 
 FIXTURE = HERE / "fixture_plugin.py"
-FRAMINGS = cast("tuple[Framing, ...]", ("length", "lines"))
 
 
 def kv_question(core: Core) -> tuple[str, Json]:
@@ -225,7 +224,7 @@ class Served(unittest.TestCase):
 
     def test_what_a_handler_sees(self) -> None:
         headers = {"accept": ["a/b", "c/d"]}
-        more = {"headers": headers, "body": "x", "remote_addr": "[::1]:5", "timeout_ms": 7}
+        more: dict[str, Any] = {"headers": headers, "body": "x", "remote_addr": "[::1]:5", "timeout_ms": 7}
         answer = self.core.ask("POST", "/request?a=1&b=%C3%A9&a=2&c", **more)
         self.assertEqual(
             {
@@ -578,6 +577,29 @@ class Examples(unittest.TestCase):
             shutil.copytree(SOURCE / "toru_plugin", Path(directory) / "toru_plugin")
             with PluginProcess(program, {"PYTHONPATH": ""}) as plugin, plugin.started() as core:
                 self.assertEqual('{"hello":"world"}', core.ask("GET", "/")["body"])
+
+    @unittest.skipUnless(shutil.which("socat") and shutil.which("setsid"), "socat or setsid is not installed")
+    def test_hello_shell(self) -> None:
+        program = PLUGINS / "hello-shell" / "hello-shell.sh"
+        ran = subprocess.run([str(program), "--metadata"], capture_output=True, timeout=DEADLINE_S)
+        metadata = parse_metadata(ran.stdout)
+        self.assertEqual(("hello-shell", "1.0", "lines"), (metadata.id, metadata.protocol, metadata.framing))
+        with PluginProcess(program) as plugin:
+            self.assertEqual(0o600, stat.S_IMODE(os.stat(plugin.socket).st_mode))
+            with plugin.connect("lines") as core:
+                core.compact = True
+                core.send(lifecycle("init", instance_id="i"), lifecycle("ping"))
+                tricky: dict[str, Any] = {"headers": {"request_id": "no"}, "body": '"request_id":"no"'}
+                self.assertEqual('{"hello":"shell"}', core.ask("POST", "/", "0-a.1", **tricky)["body"])
+            with plugin.connect("lines") as core:
+                core.compact = True
+                core.send(lifecycle("shutdown"))
+                self.assertEqual(0, plugin.wait())
+        with PluginProcess(program) as plugin, plugin.connect("lines") as core:
+            plugin.process.send_signal(signal.SIGTERM)
+            self.assertEqual(0, plugin.wait())
+            self.assertTrue(core.at_end())
+            self.assertFalse(os.path.exists(plugin.socket))
 
     def test_mistakes_are_told_where_they_are_made(self) -> None:
         with self.assertRaisesRegex(ValueError, "field `id`"):

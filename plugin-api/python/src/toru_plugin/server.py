@@ -44,6 +44,8 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 
 FALLBACK_DIRECTORY: Final = "/tmp/toru-plugins"
 
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
 # From Python 3.12 a task can take its first step at once and needs no turn of the loop where that is all.
 _EAGER: Final = sys.version_info >= (3, 12)
 
@@ -53,6 +55,8 @@ _UNTOLD: Final = "the plugin failed to answer"
 def serve(plugin: Plugin) -> tuple[int, bool]:
     """Serves until told to stop: the exit code, and whether sync handlers are still running."""
     path = os.environ.get("TORU_PLUGIN_SOCKET") or f"{FALLBACK_DIRECTORY}/{plugin.metadata.id}.sock"
+    # Whoever sees the socket may signal: until the loop handles them, signals wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         if not os.environ.get("TORU_PLUGIN_SOCKET"):
             _make_private_directory(FALLBACK_DIRECTORY)
@@ -293,8 +297,9 @@ class _Server:
     async def run(self) -> int:
         """Listens until stopped: the exit code."""
         loop = self.event_loop
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         self._listening = await loop.create_unix_server(lambda: _Connection(self), sock=self._listener, backlog=1024)
         try:
             return await self._stopped
