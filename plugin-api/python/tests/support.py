@@ -268,13 +268,13 @@ class Core:
                 return means
 
     def at_end(self) -> bool:
-        """Whether the plugin has closed the connection, log lines apart."""
+        """Whether the plugin has closed the connection, log lines apart; a reset is a close with something unread."""
         try:
             while True:
                 message = self.receive()
                 if message["type"] != "log":
                     return False
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return True
 
     def init(self, **more: object) -> Json:
