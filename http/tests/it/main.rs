@@ -53,7 +53,8 @@ pub fn events(limits: &Arc<Limits>, input: &[u8], sizes: impl IntoIterator<Item 
                 words.push(word);
             }
             Event::Body(piece) => {
-                let piece = String::from_utf8_lossy(piece).into_owned();
+                // Byte by byte, so that where a piece is cut can't matter.
+                let piece: String = piece.iter().copied().map(char::from).collect();
                 match words.last_mut() {
                     Some(last) if continues => last.push_str(&piece),
                     _ => words.push(format!("body {piece}")),
@@ -114,6 +115,12 @@ pub fn connection_at_head(input: impl AsRef<[u8]>) -> Connection {
     connection.handle_input(input.as_ref());
     assert!(matches!(connection.poll_event(), Event::Head(_)));
     connection
+}
+
+/// Polls up to the event wanted; gives up where events only repeat.
+#[track_caller]
+pub fn poll_until(connection: &mut Connection, wanted: fn(&Event<'_>) -> bool) {
+    assert!((0..1000).any(|_| wanted(&connection.poll_event())), "the event does not come");
 }
 
 /// The output as text, without the three lines that every response has.

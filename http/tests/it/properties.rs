@@ -16,6 +16,11 @@ const FRAGMENTS: &[&[u8]] = &[
     b"HEAD http://a/b?c HTTP/1.0\r\n",
     b"OPTIONS * HTTP/1.1\r\n",
     b"CONNECT a:1 HTTP/1.1\r\n",
+    b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+    b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc",
+    b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 30\r\n\r\n",
+    b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nabc",
+    b"POST /streamed HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n",
     b"host: a\r\n",
     b"content-length: 3\r\n",
     b"content-length: 1001\r\n",
@@ -78,8 +83,15 @@ fn request() -> impl Strategy<Value = (Vec<u8>, String)> {
     })
 }
 
+/// More cases than usual since each costs some microseconds; `PROPTEST_CASES` overrides the number.
+///
+/// Shrinking is bounded: with backtraces on, each failing try costs tens of milliseconds.
+fn config() -> ProptestConfig {
+    ProptestConfig { max_shrink_iters: 1000, ..ProptestConfig::with_cases(2000) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(config())]
 
     #[test]
     fn pieces_do_not_matter(input in input(), sizes in vec(1usize..12, 0..60)) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use toru_http::{Connection, Event, Limits, Phase};
 
-use crate::{check, check_with, connection_at_head, events, response, sent};
+use crate::{check, check_with, connection_at_head, events, poll_until, response, sent};
 
 #[test]
 fn request_lines() {
@@ -599,7 +599,7 @@ fn a_head_is_taken_even_if_little_may_be_pipelined() {
     let limits = Arc::new(Limits { pipelined_bytes_max: 0, ..Limits::default() });
     let mut connection = Connection::new(limits);
     for byte in b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n" {
-        while !matches!(connection.poll_event(), Event::NeedInput) {}
+        poll_until(&mut connection, |event| matches!(event, Event::NeedInput));
         assert!(connection.wants_input());
         connection.handle_input(&[*byte]);
     }
@@ -689,7 +689,7 @@ fn a_continue_is_sent_once_and_only_to_a_client_that_waits() {
     connection.send_continue();
     assert_eq!(sent(&mut connection), "HTTP/1.1 100 Continue\r\n\r\n");
     connection.handle_input(b"ab");
-    while !matches!(connection.poll_event(), Event::ResponseDue) {}
+    poll_until(&mut connection, |event| matches!(event, Event::ResponseDue));
     connection.respond(&response(204, b""));
     assert_eq!(sent(&mut connection), "HTTP/1.1 204 No Content\r\n\r\n");
 
