@@ -17,6 +17,8 @@ from .messages import MessageError, encode_json, parse_frame
 MAX_IN_FLIGHT_DEFAULT: Final = 1024
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+# What a client cannot send, or only in several spellings.
+_NOT_IN_ROUTE: Final = re.compile(r"[/?#%\\\s\x00-\x1f\x7f-\x9f]")
 _PROTOCOL: Final = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
@@ -93,8 +95,8 @@ def read_metadata(fields: dict[str, Any]) -> Metadata:
     if not route.startswith("/"):
         raise MetadataError("route", "must start with `/`")
     segment = route[1:]
-    if not segment or "/" in segment or ".." in segment or "?" in segment or "#" in segment:
-        raise MetadataError("route", "must be one segment, without `..`, `//` or a query")
+    if segment in ("", ".") or ".." in segment or _NOT_IN_ROUTE.search(segment):
+        raise MetadataError("route", "must be one segment, without `..`, `?`, `#`, `%`, `\\`, white space or controls")
     return Metadata(
         plugin_id,
         name,
