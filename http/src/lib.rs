@@ -8,6 +8,30 @@
 //! grow has a bound in [`Limits`].
 //! Sources: RFC 9110 (semantics), RFC 9112 (HTTP/1.1), RFC 3986 (targets).
 //!
+//! ```
+//! use std::sync::Arc;
+//! use toru_http::{Connection, Event, Limits, Response, ResponseHead};
+//!
+//! let mut connection = Connection::new(Arc::new(Limits::default()));
+//! connection.handle_input(b"GET /hello HTTP/1.1\r\nhost: localhost\r\n\r\n");
+//! let mut path = String::new();
+//! loop {
+//!     let (status, body) = match connection.poll_event() {
+//!         Event::Head(head) => {
+//!             path = head.target.path().to_owned();
+//!             continue;
+//!         }
+//!         Event::Body(_) | Event::End => continue,
+//!         Event::ResponseDue => (200, path.as_bytes()),
+//!         Event::Failed(error) => (error.status(), &b""[..]),
+//!         Event::NeedInput | Event::Closed => break,
+//!     };
+//!     let head = ResponseHead { status, fields: b"", date: "Thu, 01 Jan 2026 00:00:00 GMT" };
+//!     connection.respond(&Response { head, body });
+//! }
+//! assert!(connection.output().ends_with(b"content-length: 6\r\n\r\n/hello"));
+//! ```
+//!
 //! Deliberately absent: the client's side, HTTP/0.9 and HTTP/2, upgrades, transfer codings but `chunked`,
 //! trailers as data (they are checked and dropped), and decoding of content.
 #![forbid(unsafe_code)]
