@@ -307,21 +307,20 @@ encode_json: Final[Callable[[object], str]] = _json_encoder()
 quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
 """A JSON string, with its quotes."""
 
-_stamp_second = -1
-_stamp_prefix = ""
+_stamp: tuple[int, str] = (-1, "")
 
 
 def timestamp() -> str:
     """Now, in RFC 3339, UTC, with milliseconds."""
-    global _stamp_second, _stamp_prefix
-    second, nanosecond = divmod(time.time_ns(), 1_000_000_000)
-    prefix = _stamp_prefix
-    if second != _stamp_second:
-        prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        # In this order another thread can at worst make the text again.
-        _stamp_prefix = prefix
-        _stamp_second = second
-    return f"{prefix}{nanosecond // 1_000_000:03d}Z"
+    global _stamp
+    now_ms = time.time_ns() // 1_000_000
+    at_ms, text = _stamp
+    # A busy plugin writes a hundred messages within a millisecond; making the text is a tenth of its work for one.
+    if at_ms != now_ms:
+        second, millisecond = divmod(now_ms, 1000)
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)) + f".{millisecond:03d}Z"
+        _stamp = (now_ms, text)
+    return text
 
 
 HeaderPairs = Iterable[tuple[str, str]]
