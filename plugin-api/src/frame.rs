@@ -93,9 +93,20 @@ impl Decoder {
         }
     }
 
+    /// Changes the limit, for a side that learns it only from the first message.
+    #[cfg(feature = "sdk")]
+    pub(crate) fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max.min(FRAME_BYTES_MAX_LIMIT);
+    }
+
     /// The framing, as given or as seen; `None` while detecting and nothing has been read yet.
     pub fn framing(&self) -> Option<Framing> {
-        self.framing
+        self.framing.or_else(|| {
+            self.buffer.get(self.start).map(|first| match first {
+                b'{' => Framing::Lines,
+                _ => Framing::Length,
+            })
+        })
     }
 
     /// Appends received bytes.
@@ -149,11 +160,10 @@ impl Decoder {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let Some(&first) = self.buffer.get(self.start) else {
+        let Some(framing) = self.framing() else {
             return Ok(None);
         };
-        let framing =
-            *self.framing.get_or_insert(if first == b'{' { Framing::Lines } else { Framing::Length });
+        self.framing = Some(framing);
         let found = match framing {
             Framing::Length => self.next_by_length(),
             Framing::Lines => self.next_line(),

@@ -96,11 +96,13 @@ pub fn encode_failed(out: &mut Vec<u8>, framing: Framing, timestamp: &str, error
     end_small(out, mark, "}}");
 }
 
-/// Appends `pong`, the answer to a `ping` with this `seq`.
-pub fn encode_pong(out: &mut Vec<u8>, framing: Framing, timestamp: &str, seq: u64) {
+/// Appends `pong`, the answer to a `ping` with this `seq`; one typed by hand may have none.
+pub fn encode_pong(out: &mut Vec<u8>, framing: Framing, timestamp: &str, seq: Option<u64>) {
     let mark = begin_lifecycle(out, framing, timestamp, "pong");
-    out.extend_from_slice(b",\"seq\":");
-    write_u64(out, seq);
+    if let Some(seq) = seq {
+        out.extend_from_slice(b",\"seq\":");
+        write_u64(out, seq);
+    }
     end_small(out, mark, "}}");
 }
 

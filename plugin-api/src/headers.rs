@@ -99,6 +99,19 @@ fn write_field<'f>(out: &mut Vec<u8>, repeats: Repeats, name: &str, values: impl
     out.push(b',');
 }
 
+/// RFC 9110, 5.6.2: what a header name may be.
+#[cfg(any(feature = "core", feature = "sdk"))]
+pub(crate) fn is_token(name: &str) -> bool {
+    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token_byte)
+}
+
+/// What a header value may be: anything that cannot end the field.
+#[cfg(any(feature = "core", feature = "sdk"))]
+pub(crate) fn is_field_value(value: &str) -> bool {
+    !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+}
+
 fn name_bit(name: &str) -> u64 {
     let bytes = name.as_bytes();
     let (first, last) = (bytes.first().unwrap_or(&0), bytes.last().unwrap_or(&0));

@@ -8,7 +8,7 @@
 //! | [`metadata`] | what `PLUGIN --metadata` prints | |
 //! | [`from_core`] | what the core says: encoders, and the SDK's decoder | |
 //! | [`from_plugin`] | what a plugin says: encoders, and the core's decoder | decoder: `core` |
-//! | `sdk` | the trait [`ToruPlugin`] and [`run`] | `sdk` (default) |
+//! | `sdk` | the trait `ToruPlugin` and `run` | `sdk` (default) |
 //!
 //! Only `sdk` does I/O, reads a clock or knows tokio; everything else is functions over bytes.
 //! The wire itself is described in `PROTOCOL.md` beside this crate's manifest.
@@ -24,3 +24,16 @@ pub mod metadata;
 pub mod time;
 
 mod headers;
+
+#[cfg(feature = "sdk")]
+pub mod sdk;
+
+#[cfg(feature = "sdk")]
+pub use async_trait::async_trait;
+#[cfg(feature = "sdk")]
+pub use metadata::Metadata as PluginMetadata;
+#[cfg(feature = "sdk")]
+pub use sdk::{
+    HttpRequest, HttpResponse, Kv, KvError, Options, PluginContext, PluginError, PluginResult, ToruPlugin,
+    run, run_with,
+};

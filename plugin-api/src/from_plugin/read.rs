@@ -11,6 +11,7 @@ use simd_json::{Buffers, ErrorType, Node, StaticNode, Tape};
 use thiserror::Error;
 
 use super::KvRequest;
+use crate::headers::{is_field_value, is_token};
 use crate::json::{write_string, write_u64};
 use crate::message::MessageError;
 
@@ -482,7 +483,7 @@ fn read_headers<'a>(
         return Err(BadResponse::BadHeaders);
     }
     for (name, value) in fields(nodes) {
-        if name.is_empty() || !name.bytes().all(is_token_byte) {
+        if !is_token(name) {
             return Err(BadResponse::BadHeaderName);
         }
         let values = match value {
@@ -492,7 +493,7 @@ fn read_headers<'a>(
         };
         for value in values {
             match value {
-                Node::String(text) if !text.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) => {}
+                Node::String(text) if is_field_value(text) => {}
                 Node::Static(StaticNode::Null | StaticNode::Bool(_)) => {}
                 Node::Static(_) => {
                     let json =
@@ -506,11 +507,6 @@ fn read_headers<'a>(
         }
     }
     Ok(ResponseHeaders { nodes: nodes.get(1..).unwrap_or(&[]), array: None, number_texts })
-}
-
-/// RFC 9110, 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn read_kv<'a>(nodes: &'a [Node<'a>]) -> Result<KvRequest<'a>, BadKvRequest> {

@@ -1,0 +1,172 @@
+//! The SDK: what a plugin's author writes against.
+//!
+//! ```no_run
+//! use toru_plugin_api::*;
+//!
+//! struct Hello;
+//!
+//! #[async_trait]
+//! impl ToruPlugin for Hello {
+//!     fn metadata(&self) -> PluginMetadata {
+//!         PluginMetadata::new("hello", "Hello", env!("CARGO_PKG_VERSION"))
+//!     }
+//!
+//!     async fn handle_http(
+//!         &self,
+//!         request: HttpRequest,
+//!         _ctx: &PluginContext,
+//!     ) -> PluginResult<HttpResponse> {
+//!         Ok(HttpResponse::text(format!("hello, {}", request.path)))
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     run(Hello)
+//! }
+//! ```
+//!
+//! The SDK speaks 1.1, and 1.0 with a core that does; it answers in the framing that it is spoken to in,
+//! so `socat` works too. All I/O of this crate is in this module and below.
+
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::metadata::Metadata;
+
+mod context;
+mod http;
+mod serve;
+mod socket;
+
+pub use context::{Kv, KvError, Log, LogWith, PluginContext};
+pub use http::{Headers, HttpRequest, HttpResponse, PluginError, PluginResult};
+
+/// A plugin: what it is, and what it does with a request.
+///
+/// Methods take `&self`, because requests are handled at the same time: up to `max_in_flight` of the metadata.
+#[async_trait]
+pub trait ToruPlugin: Send + Sync + 'static {
+    /// Who the plugin is. Called before any socket exists; touch nothing here.
+    fn metadata(&self) -> Metadata;
+
+    /// Prepares the plugin; requests come after it has returned.
+    ///
+    /// Errors: reported to the core as `failed`; requests get 503.
+    async fn init(&self, _ctx: &PluginContext) -> PluginResult<()> {
+        Ok(())
+    }
+
+    /// Answers one request.
+    ///
+    /// It is dropped at an `await` when the client has gone or the time is up.
+    /// Errors: become a response, see [`PluginError`]; a panic becomes a 500 and ends nothing else.
+    async fn handle_http(&self, request: HttpRequest, ctx: &PluginContext) -> PluginResult<HttpResponse>;
+
+    /// Puts things away; called once, after the last answer, within the core's deadline.
+    async fn shutdown(&self, _ctx: &PluginContext) {}
+}
+
+/// How the plugin's process runs.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Threads that handle requests, at least 1; default 1.
+    ///
+    /// One is the fastest for handlers that compute little or wait for something, since no request crosses
+    /// from core to core. A handler that computes for milliseconds holds up those behind it,
+    /// `ping` included: give it `tokio::task::spawn_blocking`, or more threads.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { threads: 1 }
+    }
+}
+
+impl Options {
+    /// Sets the number of threads.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+}
+
+/// Runs the plugin: the whole of `main`.
+///
+/// With `--metadata` it prints the metadata and returns. Otherwise it serves on `TORU_PLUGIN_SOCKET`,
+/// or by hand on `/tmp/toru-plugins/<id>.sock`, until the core says `shutdown` or SIGTERM or SIGINT comes.
+/// Exit codes: 0 stopped as asked, 1 failure with the reason on stderr.
+pub fn run(plugin: impl ToruPlugin) -> ExitCode {
+    run_with(plugin, Options::default())
+}
+
+/// [`run`] with [`Options`].
+pub fn run_with(plugin: impl ToruPlugin, options: Options) -> ExitCode {
+    match try_run(Arc::new(plugin), &options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_run(plugin: Arc<dyn ToruPlugin>, options: &Options) -> Result<(), String> {
+    let metadata = plugin.metadata();
+    metadata.check().map_err(|error| format!("bad metadata: {error}"))?;
+    if std::env::args_os().skip(1).any(|arg| arg == "--metadata") {
+        use std::io::Write as _;
+        // The reader may be gone already, which is its business.
+        let _ = writeln!(std::io::stdout(), "{}", metadata.to_json());
+        return Ok(());
+    }
+    let path = socket::path(&metadata.id)?;
+    let (listener, bound) = socket::bind(&path)?;
+    let runtime = if options.threads <= 1 {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(options.threads).enable_all().build()
+    }
+    .map_err(|error| format!("failed to start the runtime: {error}"))?;
+    let result = runtime.block_on(serve_until_stopped(plugin, metadata, listener));
+    drop(bound);
+    // A handler that blocks must not hold up the exit past the deadline.
+    runtime.shutdown_timeout(Duration::ZERO);
+    result
+}
+
+async fn serve_until_stopped(
+    plugin: Arc<dyn ToruPlugin>,
+    metadata: Metadata,
+    listener: UnixListener,
+) -> Result<(), String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error: std::io::Error| format!("failed to watch for signals: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut next_signal = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let server = serve::Server::new(plugin, metadata);
+    let stop = server.stopper();
+    let serving = server.serve(listener);
+    tokio::pin!(serving);
+    tokio::select! {
+        result = &mut serving => return result,
+        () = next_signal() => stop.stop(None),
+    }
+    tokio::select! {
+        result = &mut serving => result,
+        // The second signal means at once.
+        () = next_signal() => Ok(()),
+    }
+}

@@ -1,0 +1,327 @@
+//! Requests, responses and errors as a handler sees them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::from_core::HttpRequestMessage;
+use crate::json::{write_string, write_u64};
+
+/// What a handler returns.
+pub type PluginResult<T> = Result<T, PluginError>;
+
+/// An HTTP request.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct HttpRequest {
+    pub request_id: String,
+    /// As the client sent it, in capitals by custom.
+    pub method: String,
+    /// What follows `/api/plugins/<id>`, without the query; at least `/`, percent-encoding as sent.
+    pub path: String,
+    /// What stands behind `?`, without it; empty if there is none. See [`query_value`](Self::query_value).
+    pub query: String,
+    pub headers: Headers,
+    /// Empty if there is none.
+    pub body: Vec<u8>,
+    /// The client, `address:port`; a 1.0 core does not say.
+    pub remote_addr: Option<String>,
+    /// When the core stops waiting, counted from when it sent the request; a 1.0 core does not say.
+    pub timeout: Option<Duration>,
+}
+
+impl HttpRequest {
+    pub(crate) fn from_message(request_id: String, message: HttpRequestMessage<'_>) -> Self {
+        let (path, query) = match message.path.split_once('?') {
+            Some((path, query)) => (path.to_owned(), query.to_owned()),
+            None => (message.path.into_owned(), String::new()),
+        };
+        let mut headers = Headers::default();
+        headers.spans.reserve(message.headers.len());
+        headers.text.reserve(message.headers.iter().map(|(name, value)| name.len() + value.len()).sum());
+        for (name, value) in &message.headers {
+            headers.append(name, value);
+        }
+        Self {
+            request_id,
+            method: message.method.into_owned(),
+            path,
+            query,
+            headers,
+            body: message.body.into_owned(),
+            remote_addr: message.remote_addr.map(Cow::into_owned),
+            timeout: message.timeout_ms.map(Duration::from_millis),
+        }
+    }
+
+    /// The body as text. Errors: not UTF-8, a 400 if passed on.
+    pub fn text(&self) -> PluginResult<&str> {
+        std::str::from_utf8(&self.body)
+            .map_err(|_| PluginError::status(400, "the request's content is not UTF-8"))
+    }
+
+    /// The body read as JSON. Errors: not JSON, or not of that shape, a 400 if passed on.
+    pub fn json<T: DeserializeOwned>(&self) -> PluginResult<T> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            PluginError::status(400, format!("the request's content is not as expected: {error}"))
+        })
+    }
+
+    /// The first value of `name` in the query, decoded; `?name` alone is an empty value.
+    pub fn query_value(&self, name: &str) -> Option<String> {
+        self.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// All names and values of the query, decoded: `%xx`, and `+` for a space.
+    pub fn query_pairs(&self) -> impl Iterator<Item = (String, String)> {
+        self.query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode_query(name), decode_query(value))
+        })
+    }
+}
+
+/// `%xx` that is no hexadecimal stays as it is; bytes that are not UTF-8 become U+FFFD.
+fn decode_query(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let hex = |offset: usize| bytes.get(at + offset).and_then(|b| char::from(*b).to_digit(16));
+        match (byte, hex(1), hex(2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            (b'+', _, _) => {
+                decoded.push(b' ');
+                at += 1;
+            }
+            _ => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// Header fields in order; names compare without case.
+#[derive(Clone, Default)]
+pub struct Headers {
+    /// All names and values in one piece: a request has some twenty, and two allocations serve them all.
+    text: String,
+    /// Where a name begins, where its value begins, where that ends.
+    spans: Vec<(u32, u32, u32)>,
+}
+
+impl Headers {
+    /// Appends a field; one of the same name stays.
+    pub fn append(&mut self, name: &str, value: &str) {
+        // A frame has at most 16 MiB.
+        let begin = self.text.len() as u32;
+        self.text.push_str(name);
+        let middle = self.text.len() as u32;
+        self.text.push_str(value);
+        self.spans.push((begin, middle, self.text.len() as u32));
+    }
+
+    /// The first value of `name`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// All values of `name`.
+    pub fn get_all<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h str> {
+        self.iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// All fields.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
+        self.spans.iter().map(|&(begin, middle, end)| {
+            let span = |from: u32, to: u32| &self.text[from as usize..to as usize];
+            (span(begin, middle), span(middle, end))
+        })
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// An HTTP response.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct HttpResponse {
+    /// 200 to 599.
+    pub status: u16,
+    pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    pub body: Vec<u8>,
+}
+
+impl HttpResponse {
+    /// A response without content.
+    pub fn status(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// 200 with `value` as JSON.
+    ///
+    /// A value that JSON cannot express, such as a map whose keys are no strings, is a 500 that says so.
+    pub fn json(value: &impl Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(body) => Self::bytes("application/json", body),
+            Err(error) => Self::text(format!("the answer cannot be JSON: {error}")).with_status(500),
+        }
+    }
+
+    /// 200 with text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::bytes("text/plain; charset=utf-8", text.into().into_bytes())
+    }
+
+    /// 200 with HTML.
+    pub fn html(html: impl Into<String>) -> Self {
+        Self::bytes("text/html; charset=utf-8", html.into().into_bytes())
+    }
+
+    /// 200 with bytes of any kind.
+    pub fn bytes(content_type: impl Into<Cow<'static, str>>, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            status: 200,
+            headers: vec![(Cow::Borrowed("content-type"), content_type.into())],
+            body: body.into(),
+        }
+    }
+
+    /// Changes the status.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Appends a header field; one of the same name stays, so two `set-cookie` are two.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub(crate) fn problem(status: u16, detail: &str, request_id: &str) -> Self {
+        let title = match status {
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            409 => "Conflict",
+            413 => "Content Too Large",
+            415 => "Unsupported Media Type",
+            422 => "Unprocessable Content",
+            429 => "Too Many Requests",
+            500 => "Internal Server Error",
+            501 => "Not Implemented",
+            503 => "Service Unavailable",
+            _ => "Error",
+        };
+        let mut body = b"{\"type\":\"about:blank\",\"title\":".to_vec();
+        write_string(&mut body, title);
+        body.extend_from_slice(b",\"status\":");
+        write_u64(&mut body, u64::from(status));
+        body.extend_from_slice(b",\"detail\":");
+        write_string(&mut body, detail);
+        body.extend_from_slice(b",\"request_id\":");
+        write_string(&mut body, request_id);
+        body.push(b'}');
+        Self::bytes("application/problem+json", body).with_status(status)
+    }
+}
+
+/// Why a handler has no answer.
+///
+/// Made with [`PluginError::status`] it is meant for the client, who gets the status and the text
+/// (as `application/problem+json`). Made from any other error with `?` it is a 500:
+/// the client gets fixed words, the plugin's log gets the cause.
+#[derive(Debug)]
+pub struct PluginError {
+    status: u16,
+    message: String,
+}
+
+impl PluginError {
+    /// An error for the client, with the HTTP status from 400 to 599 that it deserves.
+    pub fn status(status: u16, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// An error for the log; the client gets a 500 without the text.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self { status: 0, message: message.into() }
+    }
+
+    /// What the client gets, and what the log gets.
+    pub(crate) fn into_response(self, request_id: &str) -> (HttpResponse, Option<String>) {
+        match self.status {
+            400..=599 => (HttpResponse::problem(self.status, &self.message, request_id), None),
+            _ => (
+                HttpResponse::problem(500, "the plugin failed to handle the request", request_id),
+                Some(self.message),
+            ),
+        }
+    }
+}
+
+impl fmt::Display for PluginError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for PluginError {
+    fn from(error: E) -> Self {
+        use std::fmt::Write as _;
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let _ = write!(message, ": {cause}");
+            source = cause.source();
+        }
+        Self::internal(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let request =
+            HttpRequest { query: "a=1&b=%C3%A9+x&b=2&c&=d&e=%zz%f".to_owned(), ..HttpRequest::default() };
+        let pairs: Vec<_> = request.query_pairs().collect();
+        let expect = [("a", "1"), ("b", "é x"), ("b", "2"), ("c", ""), ("", "d"), ("e", "%zz%f")];
+        let pairs: Vec<_> = pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!(pairs, expect);
+        assert_eq!(request.query_value("b").as_deref(), Some("é x"));
+        assert_eq!(request.query_value("x"), None);
+    }
+
+    #[test]
+    fn errors_say_to_the_client_what_is_meant_for_it() {
+        let cause = "x".parse::<u8>().expect_err("no number");
+        let (response, log) = PluginError::from(cause).into_response("r1");
+        let body = String::from_utf8(response.body).expect("JSON");
+        assert_eq!(response.status, 500);
+        assert!(!body.contains("digit") && body.contains("r1"), "{body}");
+        assert!(log.expect("logged").contains("digit"));
+        let (response, log) = PluginError::status(404, "no such thing").into_response("r1");
+        assert_eq!((response.status, log), (404, None));
+        assert!(String::from_utf8(response.body).expect("JSON").contains("no such thing"));
+    }
+}

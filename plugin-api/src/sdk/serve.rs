@@ -1,0 +1,828 @@
+//! Connections of the core: frames in, handlers run, answers out.
+//!
+//! One task a connection reads, decodes and writes. It polls a handler once on the spot; a handler that is
+//! done by then, as most are, costs no task, and answers to requests that came in one read go out in one write.
+//! A handler that waits becomes a task of its own, and its answer joins whatever is ready by then.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::ToruPlugin;
+use super::context::{KvAnswer, KvError, PluginContext, Start};
+use super::http::{HttpRequest, HttpResponse, PluginResult};
+use crate::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, FrameError, Framing};
+use crate::from_core::{CoreMessage, InitMessage, KvReplyMessage};
+use crate::from_plugin::{
+    ResponseStart, encode_failed, encode_http_response, encode_log, encode_pong, encode_ready,
+};
+use crate::headers::{is_field_value, is_token};
+use crate::metadata::Metadata;
+use crate::time::{as_str, rfc3339_millis};
+
+/// Room for each read.
+const READ_BYTES: usize = 64 * 1024;
+
+/// With more than this waiting to be written, a connection stops reading requests.
+const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// With more than this waiting to be written, log lines are lost.
+const UNWRITTEN_BYTES_MAX_FOR_LOGS: usize = 1024 * 1024;
+
+/// An output buffer that grew past this is given back once it is written.
+const OUT_BYTES_KEPT: usize = 1024 * 1024;
+
+/// A handler that takes longer than this before its first `await` holds up the requests behind it...
+const SLOW_FIRST_POLL: Duration = Duration::from_micros(200);
+
+/// ...so this many requests after it get tasks of their own, which other threads can take.
+const TASKS_AFTER_SLOW: u32 = 256;
+
+/// For a `shutdown` without a deadline, and for SIGTERM, after which the core waits 2 s.
+const STOP_DEADLINE_DEFAULT: Duration = Duration::from_millis(1500);
+
+/// Accepting pauses for this long when there is no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type HandlerFuture = Pin<Box<dyn Future<Output = PluginResult<HttpResponse>> + Send>>;
+
+/// A poisoned lock only says that a handler's panic passed by; the data is a buffer or a table.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What `init` came to.
+#[derive(Clone, Debug)]
+enum InitState {
+    NotAsked,
+    Running,
+    Ready,
+    Failed(Arc<str>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Answer what is there.
+    Draining,
+    /// Write what is ready, then close.
+    Closing,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    start: OnceLock<Start>,
+    start_by_hand: Start,
+    frame_bytes_max: AtomicUsize,
+    init: watch::Sender<InitState>,
+    /// The connection that carried `init` last.
+    control: Mutex<Weak<Connection>>,
+    kv_next: AtomicU64,
+    kv_waiting: Mutex<HashMap<u64, KvWaiting>>,
+    /// The moment by which the process is to be gone, once it is to go.
+    stop_at: watch::Sender<Option<Instant>>,
+    phase: watch::Sender<Phase>,
+    /// Connections that have nothing left to do while draining.
+    drained: watch::Sender<usize>,
+}
+
+#[derive(Debug)]
+struct KvWaiting {
+    connection_id: u64,
+    answer: oneshot::Sender<Result<KvAnswer, KvError>>,
+}
+
+impl Shared {
+    fn new(metadata: &Metadata) -> Self {
+        let environment = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        Self {
+            start: OnceLock::new(),
+            start_by_hand: Start {
+                plugin_id: match environment("TORU_PLUGIN_ID") {
+                    Some(id) => Cow::Owned(id),
+                    None => Cow::Owned(metadata.id.clone()),
+                },
+                instance_id: environment("TORU_INSTANCE_ID").unwrap_or_default(),
+                data_dir: None,
+                config: "{}".to_owned(),
+                core_is_1_1: false,
+            },
+            frame_bytes_max: AtomicUsize::new(FRAME_BYTES_MAX_DEFAULT),
+            init: watch::Sender::new(InitState::NotAsked),
+            control: Mutex::new(Weak::new()),
+            kv_next: AtomicU64::new(1),
+            kv_waiting: Mutex::new(HashMap::new()),
+            stop_at: watch::Sender::new(None),
+            phase: watch::Sender::new(Phase::Serving),
+            drained: watch::Sender::new(0),
+        }
+    }
+
+    pub fn start(&self) -> &Start {
+        self.start.get().unwrap_or(&self.start_by_hand)
+    }
+
+    pub fn frame_bytes_max(&self) -> usize {
+        self.frame_bytes_max.load(Ordering::Relaxed)
+    }
+
+    pub fn control_connection(&self) -> Option<Arc<Connection>> {
+        let control = lock(&self.control).upgrade();
+        control.filter(|connection| connection.is_open())
+    }
+
+    /// Registers a kv request that is about to be sent on this connection.
+    pub fn await_kv(self: &Arc<Self>, connection_id: u64) -> KvTicket {
+        let number = self.kv_next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let waiting = KvWaiting { connection_id, answer: sender };
+        lock(&self.kv_waiting).insert(number, waiting);
+        KvTicket { shared: Arc::clone(self), number, request_id: format!("k{number}"), receiver }
+    }
+
+    fn answer_kv(&self, request_id: &str, reply: KvReplyMessage<'_>) {
+        let number = request_id.strip_prefix('k').and_then(|number| number.parse().ok());
+        let Some(waiting) = number.and_then(|number| lock(&self.kv_waiting).remove(&number)) else {
+            return;
+        };
+        let answer = match reply.error {
+            Some((code, message)) => {
+                Err(KvError::Refused { code: code.into_owned(), message: message.into_owned() })
+            }
+            None => Ok(KvAnswer {
+                value: reply.value.map(Cow::into_owned),
+                keys: reply.keys.unwrap_or_default().into_iter().map(Cow::into_owned).collect(),
+            }),
+        };
+        // Nobody waits any more if its handler was cancelled.
+        let _ = waiting.answer.send(answer);
+    }
+
+    /// The connection is gone, and with it the answers that were to come on it.
+    fn fail_kv(&self, connection_id: u64) {
+        lock(&self.kv_waiting).retain(|_, waiting| waiting.connection_id != connection_id);
+    }
+
+    fn stop(&self, deadline: Option<Duration>) {
+        let deadline = deadline.unwrap_or(STOP_DEADLINE_DEFAULT);
+        // A tenth is kept for the way out.
+        let stop_at = Instant::now() + deadline - deadline / 10;
+        self.stop_at.send_if_modified(|stop| {
+            let is_first = stop.is_none();
+            stop.get_or_insert(stop_at);
+            is_first
+        });
+    }
+}
+
+/// A kv request on its way; forgotten when dropped.
+#[derive(Debug)]
+pub(super) struct KvTicket {
+    shared: Arc<Shared>,
+    number: u64,
+    request_id: String,
+    receiver: oneshot::Receiver<Result<KvAnswer, KvError>>,
+}
+
+impl KvTicket {
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    pub async fn answer(&mut self) -> Result<KvAnswer, KvError> {
+        (&mut self.receiver).await.unwrap_or(Err(KvError::Unavailable))
+    }
+}
+
+impl Drop for KvTicket {
+    fn drop(&mut self) {
+        lock(&self.shared.kv_waiting).remove(&self.number);
+    }
+}
+
+/// Serves one plugin on one listener.
+pub(super) struct Server {
+    plugin: Arc<dyn ToruPlugin>,
+    shared: Arc<Shared>,
+}
+
+/// Stops a [`Server`] from outside.
+pub(super) struct Stopper(Arc<Shared>);
+
+impl Stopper {
+    pub fn stop(&self, deadline: Option<Duration>) {
+        self.0.stop(deadline);
+    }
+}
+
+impl Server {
+    pub fn new(plugin: Arc<dyn ToruPlugin>, metadata: Metadata) -> Self {
+        Self { plugin, shared: Arc::new(Shared::new(&metadata)) }
+    }
+
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.shared))
+    }
+
+    /// Serves until told to stop, then until what is there is answered or the deadline has come.
+    pub async fn serve(self, listener: StdUnixListener) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("failed to listen: {error}");
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
+        let mut stop_at = self.shared.stop_at.subscribe();
+        let mut connections = JoinSet::new();
+        let mut next_id = 0;
+        let deadline = loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        next_id += 1;
+                        let connection = Driver::new(&self, next_id, stream);
+                        connections.spawn(connection.drive());
+                    }
+                    Err(error) => {
+                        eprintln!("failed to accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = connections.join_next() => report_panic(ended),
+                changed = stop_at.wait_for(Option::is_some) => {
+                    break changed.ok().and_then(|stop| *stop).unwrap_or_else(Instant::now);
+                }
+            }
+        };
+        drop(listener);
+        // What runs past the deadline is dropped with the runtime.
+        let _ = tokio::time::timeout_at(deadline.into(), self.wind_up(connections)).await;
+        Ok(())
+    }
+
+    async fn wind_up(&self, mut connections: JoinSet<()>) {
+        let shared = &self.shared;
+        let mut drained = shared.drained.subscribe();
+        shared.phase.send_replace(Phase::Draining);
+        while *drained.borrow_and_update() < connections.len() {
+            tokio::select! {
+                Some(ended) = connections.join_next() => report_panic(ended),
+                changed = drained.changed() => changed.expect("the sender is in `shared`"),
+            }
+        }
+        // Connections are still open: the plugin may want to store something.
+        let ctx = PluginContext::new(Arc::clone(shared), Weak::new());
+        let mut goodbye = self.plugin.shutdown(&ctx);
+        if let Err(panic) = guarded(goodbye.as_mut()).await {
+            ctx.log.error(format!("shutdown panicked: {}", panic_text(&*panic)));
+        }
+        drop(goodbye);
+        shared.phase.send_replace(Phase::Closing);
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    }
+}
+
+/// A panic in a connection's own code, which guards its handlers, is a mistake of the SDK.
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        eprintln!("a connection to the core failed: {error}");
+    }
+}
+
+/// The part of a connection that handlers' tasks reach.
+#[derive(Debug)]
+pub(super) struct Connection {
+    id: u64,
+    stream: UnixStream,
+    state: Mutex<State>,
+    /// There is something to write, or one handler less.
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    open: bool,
+    framing: Framing,
+    /// Frames to be written; `..written` is.
+    /// INVARIANT: `written <= out.len()`.
+    out: Vec<u8>,
+    written: usize,
+    /// Handlers with tasks of their own, which `cancel` can find.
+    tasks: HashMap<String, AbortHandle>,
+    in_flight: usize,
+    logs_lost: u64,
+    /// The last timestamp and the millisecond that it is of: requests come faster than milliseconds pass.
+    timestamp: (u64, [u8; 24]),
+}
+
+impl State {
+    /// Lets `encode` append a frame.
+    fn append<R>(&mut self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_ms = since_1970.as_millis() as u64;
+        if self.timestamp.0 != unix_ms {
+            self.timestamp = (unix_ms, rfc3339_millis(unix_ms));
+        }
+        encode(&mut self.out, self.framing, as_str(&self.timestamp.1))
+    }
+
+    fn unwritten(&self) -> usize {
+        self.out.len() - self.written
+    }
+}
+
+impl Connection {
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn is_open(&self) -> bool {
+        lock(&self.state).open
+    }
+
+    /// Appends a frame, to be written soon.
+    pub fn send<R>(&self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
+        let result = lock(&self.state).append(encode);
+        self.wake.notify_one();
+        result
+    }
+
+    /// Appends a log frame, unless the core is far behind with reading.
+    pub fn send_log(&self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> Result<(), FrameError>) {
+        let mut state = lock(&self.state);
+        if state.unwritten() > UNWRITTEN_BYTES_MAX_FOR_LOGS {
+            state.logs_lost += 1;
+            return;
+        }
+        let lost = std::mem::take(&mut state.logs_lost);
+        if lost > 0 {
+            let message = format!("{lost} log lines were lost: the core did not read them in time");
+            state
+                .append(|out, framing, timestamp| {
+                    encode_log(out, framing, timestamp, "warn", &message, "", usize::MAX)
+                })
+                .expect("a short line");
+        }
+        // Not even cut it fits only where the limit is absurdly small.
+        if state.append(encode).is_err() {
+            state.logs_lost += 1;
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Writes what the socket takes now.
+    fn flush(&self) -> std::io::Result<()> {
+        let mut state = lock(&self.state);
+        while state.unwritten() > 0 {
+            match self.stream.try_write(&state.out[state.written..]) {
+                Ok(written) => state.written += written,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        state.out.clear();
+        state.written = 0;
+        if state.out.capacity() > OUT_BYTES_KEPT {
+            state.out = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Appends the answer to a request, whatever came of it.
+    fn respond(
+        &self,
+        ctx: &PluginContext,
+        request_id: &str,
+        outcome: Result<PluginResult<HttpResponse>, Panic>,
+        frame_bytes_max: usize,
+    ) {
+        let (mut response, mut complaint) = match outcome {
+            Ok(Ok(response)) => match fault_of(&response) {
+                None => (response, None),
+                Some(fault) => (
+                    HttpResponse::problem(500, "the plugin made a bad response", request_id),
+                    Some(fault.to_owned()),
+                ),
+            },
+            Ok(Err(error)) => error.into_response(request_id),
+            Err(panic) => (
+                HttpResponse::problem(500, "the plugin failed to handle the request", request_id),
+                Some(format!("panicked: {}", panic_text(&*panic))),
+            ),
+        };
+        // Twice at most: what says that a response was too large is small.
+        loop {
+            let encoded = lock(&self.state).append(|out, framing, timestamp| {
+                let start = ResponseStart { request_id, timestamp, status: response.status };
+                let headers = response.headers.iter().map(|(name, value)| (&**name, &**value));
+                let limit = frame_bytes_max;
+                encode_http_response(out, framing, &start, headers, &response.body, limit)
+            });
+            let Err(error) = encoded else {
+                break;
+            };
+            if complaint.is_some() {
+                break;
+            }
+            complaint = Some(format!("made too large a response: {error}"));
+            let detail = "the plugin made a response larger than a message can be";
+            response = HttpResponse::problem(500, detail, request_id);
+        }
+        if let Some(complaint) = complaint {
+            ctx.log
+                .with(serde_json::json!({ "request_id": request_id }))
+                .error(format!("a request handler {complaint}"));
+        }
+    }
+}
+
+/// Why the core would refuse to pass this on.
+fn fault_of(response: &HttpResponse) -> Option<&'static str> {
+    if !(200..=599).contains(&response.status) {
+        return Some("made a response whose status is not from 200 to 599");
+    }
+    for (name, value) in &response.headers {
+        if !is_token(name) {
+            return Some("made a response with a header name that is not a token");
+        }
+        if !is_field_value(value) {
+            return Some("made a response with CR, LF or NUL in a header value");
+        }
+    }
+    None
+}
+
+type Panic = Box<dyn Any + Send>;
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        text
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text
+    } else {
+        "no reason given"
+    }
+}
+
+/// Polls once; a panic is a result like any other.
+///
+/// What the future left behind is only dropped afterwards, never used.
+fn poll_guarded<T>(
+    future: &mut Pin<&mut (dyn Future<Output = T> + Send + '_)>,
+    task: &mut Context<'_>,
+) -> Poll<Result<T, Panic>> {
+    match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(task))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Err(panic) => Poll::Ready(Err(panic)),
+    }
+}
+
+async fn guarded<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send + '_)>) -> Result<T, Panic> {
+    std::future::poll_fn(|task| poll_guarded(&mut future, task)).await
+}
+
+/// One handler less when dropped, also by `cancel`.
+struct InFlight(Arc<Connection>);
+
+impl InFlight {
+    fn new(connection: &Arc<Connection>) -> Self {
+        lock(&connection.state).in_flight += 1;
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        lock(&self.0.state).in_flight -= 1;
+        self.0.wake.notify_one();
+    }
+}
+
+/// What the connection's own task owns.
+struct Driver {
+    plugin: Arc<dyn ToruPlugin>,
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+    ctx: Arc<PluginContext>,
+    decoder: Decoder,
+    /// Requests that get tasks at once, after one was slow.
+    tasks_first: u32,
+    is_drained: bool,
+}
+
+impl Driver {
+    fn new(server: &Server, id: u64, stream: UnixStream) -> Self {
+        let connection = Arc::new(Connection {
+            id,
+            stream,
+            state: Mutex::new(State {
+                open: true,
+                framing: Framing::Length,
+                out: Vec::new(),
+                written: 0,
+                tasks: HashMap::new(),
+                in_flight: 0,
+                logs_lost: 0,
+                timestamp: (0, rfc3339_millis(0)),
+            }),
+            wake: Notify::new(),
+        });
+        let shared = Arc::clone(&server.shared);
+        let link = Arc::downgrade(&connection);
+        Self {
+            plugin: Arc::clone(&server.plugin),
+            ctx: Arc::new(PluginContext::new(Arc::clone(&shared), link)),
+            decoder: Decoder::detecting(shared.frame_bytes_max()),
+            shared,
+            connection,
+            tasks_first: 0,
+            is_drained: false,
+        }
+    }
+
+    async fn drive(mut self) {
+        if let Err(reason) = self.exchange().await {
+            eprintln!("closing a connection to the core: {reason}");
+        }
+        self.set_drained(false);
+        let tasks = {
+            let mut state = lock(&self.connection.state);
+            state.open = false;
+            std::mem::take(&mut state.tasks)
+        };
+        // Nobody is left to hear their answers.
+        for task in tasks.into_values() {
+            task.abort();
+        }
+        self.shared.fail_kv(self.connection.id);
+    }
+
+    /// Reads and writes until there is nothing more to do.
+    ///
+    /// Errors: what the core sent is not the protocol. That it went away is no error.
+    async fn exchange(&mut self) -> Result<(), String> {
+        let connection = Arc::clone(&self.connection);
+        let stream = &connection.stream;
+        let mut phase = self.shared.phase.subscribe();
+        let mut is_end = false;
+        loop {
+            let unwritten = lock(&connection.state).unwritten();
+            let reads = !is_end && unwritten < UNWRITTEN_BYTES_MAX;
+            if reads {
+                let mut buffer = self.decoder.take_buffer(READ_BYTES);
+                let read = stream.try_read_buf(&mut buffer);
+                self.decoder.restore_buffer(buffer);
+                match read {
+                    // The other side may have closed for writing only, and wait for answers.
+                    Ok(0) => is_end = true,
+                    Ok(_) => {
+                        let handled = self.handle_frames();
+                        if handled.is_err() {
+                            // What was answered before the mistake is theirs.
+                            let _ = connection.flush();
+                        }
+                        handled?;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) => return Ok(()),
+                }
+            }
+            if connection.flush().is_err() {
+                return Ok(());
+            }
+            let (in_flight, unwritten) = {
+                let state = lock(&connection.state);
+                (state.in_flight, state.unwritten())
+            };
+            if in_flight == 0 && unwritten == 0 && is_end {
+                return Ok(());
+            }
+            match *phase.borrow_and_update() {
+                Phase::Serving => {}
+                Phase::Draining => {
+                    // Asked of the kernel: what tokio knows may be older than the last bytes.
+                    let unread = rustix::io::ioctl_fionread(stream).unwrap_or(0);
+                    let is_busy = in_flight > 0 || unwritten > 0 || self.decoder.is_mid_frame();
+                    self.set_drained(!is_busy && (is_end || unread == 0));
+                }
+                Phase::Closing if unwritten == 0 => return Ok(()),
+                Phase::Closing => {}
+            }
+            let mut interest = None;
+            if !is_end && unwritten < UNWRITTEN_BYTES_MAX {
+                interest = Some(Interest::READABLE);
+            }
+            if unwritten > 0 {
+                let writable = Interest::WRITABLE;
+                interest = Some(interest.map_or(writable, |readable| readable | writable));
+            }
+            if in_flight > 0 {
+                // Handlers get their turn between two reads, however fast requests come.
+                tokio::task::yield_now().await;
+            }
+            tokio::select! {
+                biased;
+                () = connection.wake.notified() => {}
+                _ = phase.changed() => {}
+                ready = stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
+                    if ready.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_drained(&mut self, is_drained: bool) {
+        if self.is_drained != is_drained {
+            self.is_drained = is_drained;
+            self.shared.drained.send_modify(|drained| match is_drained {
+                true => *drained += 1,
+                false => *drained -= 1,
+            });
+        }
+    }
+
+    fn handle_frames(&mut self) -> Result<(), String> {
+        // The decoder steps aside, since a frame borrows it while the rest of `self` handles the frame.
+        let mut decoder = std::mem::replace(&mut self.decoder, Decoder::detecting(0));
+        let mut result = Ok(());
+        if let Some(framing) = decoder.framing() {
+            lock(&self.connection.state).framing = framing;
+        }
+        loop {
+            decoder.set_frame_bytes_max(self.shared.frame_bytes_max());
+            match decoder.next_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => match CoreMessage::read(frame) {
+                    Ok(message) => self.handle_message(message),
+                    Err(error) => {
+                        result = Err(error.to_string());
+                        break;
+                    }
+                },
+                Err(error) => {
+                    result = Err(error.to_string());
+                    break;
+                }
+            }
+        }
+        self.decoder = decoder;
+        result
+    }
+
+    fn handle_message(&mut self, message: CoreMessage<'_>) {
+        let connection = &self.connection;
+        match message {
+            CoreMessage::Http { request_id, request } => {
+                let request = HttpRequest::from_message(request_id.into_owned(), request);
+                self.handle_request(request);
+            }
+            CoreMessage::Ping { seq } => lock(&connection.state)
+                .append(|out, framing, timestamp| encode_pong(out, framing, timestamp, seq)),
+            CoreMessage::KvReply { request_id, reply } => self.shared.answer_kv(&request_id, reply),
+            CoreMessage::Cancel { request_id } => {
+                let task = lock(&connection.state).tasks.remove(&*request_id);
+                if let Some(task) = task {
+                    task.abort();
+                }
+            }
+            CoreMessage::Init(init) => self.handle_init(init),
+            CoreMessage::Shutdown { deadline_ms } => {
+                self.shared.stop(deadline_ms.map(Duration::from_millis));
+            }
+            CoreMessage::Unknown => {}
+        }
+    }
+
+    /// Starts `init` the first time, and answers each time with what came of it.
+    fn handle_init(&mut self, message: InitMessage<'_>) {
+        let shared = &self.shared;
+        let by_hand = &shared.start_by_hand;
+        let start = Start {
+            plugin_id: match message.plugin_id {
+                Some(id) => Cow::Owned(id.into_owned()),
+                None => by_hand.plugin_id.clone(),
+            },
+            instance_id: match message.instance_id {
+                Some(id) => id.into_owned(),
+                None => by_hand.instance_id.clone(),
+            },
+            data_dir: message.data_dir.map(|path| PathBuf::from(path.into_owned())),
+            config: message.config.unwrap_or("{}").to_owned(),
+            core_is_1_1: message
+                .protocol
+                .is_some_and(|version| version.strip_prefix("1.").is_some_and(|minor| minor != "0")),
+        };
+        if let Some(bytes) = message.max_message_bytes {
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1, FRAME_BYTES_MAX_LIMIT);
+            shared.frame_bytes_max.store(bytes, Ordering::Relaxed);
+        }
+        *lock(&shared.control) = Arc::downgrade(&self.connection);
+        if shared.start.set(start).is_ok() {
+            shared.init.send_replace(InitState::Running);
+            let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move {
+                let mut init = plugin.init(&ctx);
+                let state = match guarded(init.as_mut()).await {
+                    Ok(Ok(())) => InitState::Ready,
+                    Ok(Err(error)) => InitState::Failed(error.to_string().into()),
+                    Err(panic) => InitState::Failed(format!("panicked: {}", panic_text(&*panic)).into()),
+                };
+                shared.init.send_replace(state);
+            });
+        }
+        let mut init = shared.init.subscribe();
+        let in_flight = self.in_flight();
+        tokio::spawn(async move {
+            let connection = &in_flight.0;
+            let Ok(state) = init.wait_for(|state| !matches!(state, InitState::Running)).await else {
+                return;
+            };
+            connection.send(|out, framing, timestamp| match &*state {
+                InitState::Failed(error) => encode_failed(out, framing, timestamp, error),
+                _ => encode_ready(out, framing, timestamp),
+            });
+        });
+    }
+
+    fn in_flight(&self) -> InFlight {
+        InFlight::new(&self.connection)
+    }
+
+    fn handle_request(&mut self, request: HttpRequest) {
+        let frame_bytes_max = self.shared.frame_bytes_max();
+        let request_id = request.request_id.clone();
+        let is_starting = matches!(&*self.shared.init.borrow(), InitState::Running | InitState::Failed(_));
+        let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
+        let mut future: HandlerFuture = if is_starting {
+            let init = self.shared.init.subscribe();
+            Box::pin(handle_after_init(plugin, ctx, init, request))
+        } else {
+            Box::pin(async move { plugin.handle_http(request, &ctx).await })
+        };
+        if self.tasks_first > 0 {
+            self.tasks_first -= 1;
+        } else {
+            let began = Instant::now();
+            // A future must take the waker of its latest poll, so a first poll that wakes nobody
+            // is made good by the second, which a new task always makes.
+            let polled = poll_guarded(&mut future.as_mut(), &mut Context::from_waker(Waker::noop()));
+            if began.elapsed() > SLOW_FIRST_POLL {
+                self.tasks_first = TASKS_AFTER_SLOW;
+            }
+            if let Poll::Ready(outcome) = polled {
+                self.connection.respond(&self.ctx, &request_id, outcome, frame_bytes_max);
+                return;
+            }
+        }
+        let in_flight = self.in_flight();
+        let ctx = Arc::clone(&self.ctx);
+        let key = request_id.clone();
+        // Held over the spawn, so that a handler that ends at once finds itself in the table.
+        let mut state = lock(&self.connection.state);
+        let task = tokio::spawn(async move {
+            let outcome = guarded(future.as_mut()).await;
+            let connection = &in_flight.0;
+            lock(&connection.state).tasks.remove(&request_id);
+            connection.respond(&ctx, &request_id, outcome, frame_bytes_max);
+        });
+        state.tasks.insert(key, task.abort_handle());
+    }
+}
+
+/// A 1.0 core does not wait for `ready`, so its first requests wait here.
+async fn handle_after_init(
+    plugin: Arc<dyn ToruPlugin>,
+    ctx: Arc<PluginContext>,
+    mut init: watch::Receiver<InitState>,
+    request: HttpRequest,
+) -> PluginResult<HttpResponse> {
+    let has_failed = match init.wait_for(|state| !matches!(state, InitState::Running)).await {
+        Ok(state) => matches!(&*state, InitState::Failed(_)),
+        Err(_) => true,
+    };
+    if has_failed {
+        return Err(super::PluginError::status(503, "the plugin failed to start"));
+    }
+    plugin.handle_http(request, &ctx).await
+}
