@@ -53,6 +53,11 @@ async def context(request: Request, ctx: Context) -> object:
     return [ctx.plugin_id, ctx.instance_id, str(ctx.data_dir), ctx.config]
 
 
+@plugin.get("/straße/{nummer}")
+async def street(nummer: str) -> str:
+    return nummer
+
+
 @plugin.get("/text")
 async def text() -> str:
     return "grüß"

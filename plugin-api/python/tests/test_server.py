@@ -254,6 +254,7 @@ class Served(unittest.TestCase):
             answer = self.core.ask("GET", path)
             expected = 200 if path == "/items/a\n/b\n" else 404
             self.assertEqual(expected, answer["status"], path)
+        self.assertEqual("1/2", self.core.ask("GET", "/stra%C3%9Fe/1%2F2")["body"])
         answer = self.core.ask("DELETE", "/request")
         self.assertEqual(405, answer["status"])
         self.assertIn(["allow", "GET, HEAD, POST"], answer["headers"])
@@ -486,6 +487,19 @@ class Lifecycle(unittest.TestCase):
                 request_id, _ = kv_question(core)
                 core.send(kv_reply(request_id, value=None))
                 self.assertEqual('{"value":null}', core.receive_kind("http_response")["body_text"])
+
+    def test_a_new_connection_of_the_supervisor_may_only_ping(self) -> None:
+        with PluginProcess() as plugin, plugin.connect() as worker:
+            plugin.started().socket.close()
+            with plugin.connect() as core:
+                # Comes back when the plugin has found the first connection closed.
+                self.assertEqual('{"code":"unavailable"}', worker.ask("GET", "/kv/a")["body"])
+                core.send(lifecycle("ping", seq=3))
+                self.assertEqual(3, core.receive_kind("pong")["seq"])
+                worker.send(request("GET", "/kv/a"))
+                request_id, _ = kv_question(core)
+                core.send(kv_reply(request_id, value="1"))
+                self.assertEqual('{"value":"1"}', worker.receive_kind("http_response")["body_text"])
 
     def test_kv_in_flight_fails_when_the_core_goes(self) -> None:
         with PluginProcess() as plugin, plugin.connect() as worker:

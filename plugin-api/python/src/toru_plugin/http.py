@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE_REFUSED: Final = re.compile(r"[\r\n\0]")
@@ -231,6 +231,9 @@ def problem(error: HttpError, request_id: str) -> Response:
 
 T = TypeVar("T")
 
+# What a client may send as itself in a path (RFC 3986), the encoding's own sign, and the braces of parameters.
+_SAFE_IN_ROUTE: Final = "/!$&'()*+,;=:@-._~%{}"
+
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -257,6 +260,8 @@ class Router(Generic[T]):
         """Errors: ValueError for a pattern without `/` first, or a route that is already taken."""
         if not pattern.startswith("/"):
             raise ValueError(f"the route {pattern!r} does not start with `/`")
+        # Requests come percent-encoded, and are compared so: decoded, `%2F` would pass for a slash.
+        pattern = quote(pattern, safe=_SAFE_IN_ROUTE)
         if not path_parameters(pattern):
             if (method, pattern) in self._exact:
                 raise ValueError(f"{method} {pattern} has a handler already")

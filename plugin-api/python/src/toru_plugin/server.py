@@ -69,9 +69,12 @@ def serve(plugin: Plugin) -> tuple[int, bool]:
         asyncio.set_event_loop(loop)
         server = _Server(plugin, loop, listener, path)
         code = loop.run_until_complete(server.run())
-        for task in asyncio.all_tasks(loop):
+        left = asyncio.all_tasks(loop)
+        for task in left:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        if left:
+            # Past the deadline: only for what a handler still closes when it is cancelled.
+            loop.run_until_complete(asyncio.wait(left, timeout=0.2))
         loop.run_until_complete(loop.shutdown_asyncgens())
         return code, server.threads_busy > 0
     finally:
@@ -278,7 +281,7 @@ class _Server:
         # From the pool to the loop: one wake-up for all that are done together.
         self._done: deque[tuple[_Call, bytes | None]] = deque()
         self._woken = False
-        # The connection that `init` came on: questions and log lines go there.
+        # The connection of the supervisor, known by `init` or `ping`: questions and log lines go there.
         self._core: _Connection | None = None
         self._kv_sequence = 0
         self._kv_waiting: dict[str, asyncio.Future[KvReply]] = {}
@@ -451,6 +454,10 @@ class _Server:
             if call is not None:
                 self._cancel(call)
         elif isinstance(message, Ping):
+            if message.seq is not None and self._core is None:
+                # The supervisor lost its connection and made another; its `init` was said and stands.
+                connection.protocol = "1.1"
+                self._core = connection
             # Without `seq` it is from a core that expects no answer, or from a person, who does.
             if message.seq is not None or connection.decoder.framing == "lines":
                 connection.send(messages.encode_pong(message.seq))
