@@ -1,1 +1,1331 @@
+//! The plugin supervisor: who runs, since when, and what happens next.
+//!
+//! [`Supervisor::run`] is one loop on a thread of its own: wait, step, act, publish.
+//! It never blocks on a plugin, a disk or a lock: pipes and sockets are non-blocking, and what it has to say goes through
+//! [`Outlet`], whose methods hand over and return. One plugin's slow metadata, start, stop or back-off is a deadline
+//! among others and delays nobody.
+//!
+//! The policy is in [`state`], the processes in `process`, looking for plugins in `discovery`, and the wire to a
+//! running plugin in `lifeline`. Workers speak to plugins over connections of their own and never through here.
 
+mod discovery;
+mod kv;
+mod lifeline;
+mod process;
+pub mod state;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fs, io};
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use serde_json::{Map, Value, json};
+use toru_plugin_api::from_plugin::PluginMessageReader;
+use toru_plugin_api::metadata::{Metadata, Protocol};
+
+use discovery::Probe;
+pub use kv::{KvAnswer, KvQuestion};
+use lifeline::{Lifeline, Said};
+pub use process::Exit;
+use process::{Process, Spec};
+use state::{Action, Event, Happening, Policy, State, Want, step};
+
+/// Everything the supervisor is told at the start.
+pub struct Settings {
+    pub plugins_dir: PathBuf,
+    /// Exists, belongs to this user, mode 0700.
+    pub sockets_dir: PathBuf,
+    /// `<id>.log` in here is what `init` calls `log_path`.
+    pub plugin_logs_dir: PathBuf,
+    /// `<data>/plugins/<id>` is what `init` calls `data_dir`.
+    pub data_dir: PathBuf,
+    pub instance_id: String,
+    pub policy: Policy,
+    pub health_interval: Duration,
+    /// So many pings without an answer, and the plugin hangs.
+    pub unanswered_pings: u32,
+    pub metadata_timeout: Duration,
+    pub frame_bytes_max: usize,
+    /// `[plugins.ID]` of the configuration as JSON text, handed over in `init`.
+    pub plugin_config: HashMap<String, String>,
+    /// Ids that an operator disabled in an earlier run.
+    pub disabled: HashSet<String>,
+}
+
+/// Standard output of a plugin's metadata call, at most.
+pub(crate) const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// A longer line of a plugin's output is cut into lines of this size.
+const OUTPUT_LINE_BYTES_MAX: usize = 16 * 1024;
+/// Lines of standard error kept for the event that tells of a crash.
+const STDERR_LINES_KEPT: usize = 20;
+/// So many protocol errors within [`PROTOCOL_ERROR_WINDOW`] count as a crash.
+const PROTOCOL_ERRORS_MAX: usize = 3;
+const PROTOCOL_ERROR_WINDOW: Duration = Duration::from_secs(60);
+/// Between attempts to reach the socket of a starting plugin: from the first to the last of these.
+const CONNECT_RETRY_MIN: Duration = Duration::from_millis(2);
+const CONNECT_RETRY_MAX: Duration = Duration::from_millis(50);
+/// What a client is told to wait when no better time is known.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// How serious a log line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        }
+    }
+
+    /// A plugin's own word for a level; an unknown one counts as `info`.
+    pub fn from_word(word: &str) -> Self {
+        match word.to_ascii_lowercase().as_str() {
+            "trace" | "debug" => Level::Debug,
+            "warn" | "warning" => Level::Warn,
+            "error" | "critical" | "fatal" => Level::Error,
+            _ => Level::Info,
+        }
+    }
+}
+
+/// Where a plugin's output line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// What the workers need to know of one plugin; published whole whenever any of it changes.
+#[derive(Debug)]
+pub struct PluginView {
+    /// Small and stable as long as the daemon runs: an index for the workers' tables.
+    pub index: usize,
+    pub metadata: Arc<Metadata>,
+    pub socket: PathBuf,
+    pub phase: Phase,
+    /// The spawn that this view is about while its process exists; connections of any other are dead.
+    pub generation: Option<u64>,
+}
+
+/// Whether requests are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Serving,
+    /// Starting, in back-off or stopping: 503 with this `Retry-After`.
+    Waiting {
+        retry_after: Duration,
+    },
+    /// Disabled, given up or removed: 404.
+    Absent,
+}
+
+/// What the supervisor tells the rest of the daemon. Called on its thread: methods hand over and return at once.
+pub trait Outlet: Send {
+    fn publish(&self, view: Arc<PluginView>);
+    /// A line for `plugin_events`; `kind` is a word of the contract's list.
+    fn record(&self, plugin_id: &str, kind: &'static str, details: Value);
+    /// A line for the core's log.
+    fn log(&self, level: Level, plugin_id: Option<&str>, message: &str, fields: Map<String, Value>);
+    /// A line that a plugin wrote to one of its standard streams, without the newline.
+    fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]);
+    /// A `log` message of a plugin; `fields` is JSON text of an object.
+    fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>);
+    /// Ask the store; `reply` may be called on any thread.
+    fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>);
+    /// Keep an operator's choice over restarts.
+    fn set_enabled(&self, plugin_id: &str, enabled: bool);
+}
+
+/// What others ask of the supervisor.
+pub enum Command {
+    /// Stop every plugin by the ladder, then return from [`Supervisor::run`].
+    Stop,
+    /// SIGKILL every plugin, then return.
+    StopNow,
+    /// A worker saw the plugin break the protocol; `fatal` if that ended the connection.
+    ProtocolError { index: usize, generation: u64, reason: String, fatal: bool },
+    /// A worker gave up waiting for an answer.
+    RequestTimeout { index: usize },
+    /// The state of every plugin, to be handed to the closure on the supervisor's thread.
+    Snapshot(Box<dyn FnOnce(Vec<PluginStatus>) + Send>),
+    /// An operator's wish; the closure hears how it ended.
+    Order { id: String, order: Order, done: Box<dyn FnOnce(Result<(), OrderError>) + Send> },
+    #[doc(hidden)]
+    KvAnswer { index: usize, generation: u64, request_id: String, reply: KvAnswer },
+}
+
+/// What an operator can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Enable,
+    Disable,
+    Restart,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    #[error("no plugin has the id {0:?}")]
+    Unknown(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// One plugin as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct PluginStatus {
+    pub index: usize,
+    pub metadata: Arc<Metadata>,
+    pub state: &'static str,
+    pub enabled: bool,
+    pub pid: Option<u32>,
+    pub socket: PathBuf,
+    pub uptime: Option<Duration>,
+    pub restarts: u64,
+    pub last_exit: Option<String>,
+    /// Round trip of the last answered ping.
+    pub ping: Option<Duration>,
+    /// Pings sent since the last answer.
+    pub unanswered_pings: u32,
+}
+
+/// Sends commands to a running supervisor; cheap to clone, never blocks.
+#[derive(Clone)]
+pub struct Handle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Handle {
+    /// Queues `command`. After the supervisor has returned it goes nowhere, which is what a late caller wants.
+    pub fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            // A full counter means that a wake-up is already due.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+pub(crate) struct Plugin {
+    index: usize,
+    file: PathBuf,
+    metadata: Arc<Metadata>,
+    socket: PathBuf,
+    want: Want,
+    enabled: bool,
+    /// Leaves the table when stopped: its file is gone, or an earlier file has its id or route.
+    removed: bool,
+    state: State,
+    generation: u64,
+    process: Option<Process>,
+    pipes: [Option<Pipe>; 2],
+    lifeline: Option<Lifeline>,
+    /// Next attempt to reach the plugin's socket, and the wait after that.
+    connect_at: Option<(Instant, Duration)>,
+    spawned_at: Option<Instant>,
+    restarts: u64,
+    last_exit: Option<String>,
+    /// Why the last transition happened, where the state machine's event does not say it.
+    reason: Option<String>,
+    ping: PingTally,
+    stderr_tail: VecDeque<String>,
+    protocol_errors: VecDeque<Instant>,
+    timeouts_unrecorded: u64,
+    timeout_recorded_at: Option<Instant>,
+    waiting: Vec<Waiting>,
+}
+
+#[derive(Default)]
+struct PingTally {
+    seq: u64,
+    sent_at: Option<Instant>,
+    unanswered: u32,
+    round_trip: Option<Duration>,
+}
+
+struct Pipe {
+    fd: OwnedFd,
+    token: u64,
+    stream: Stream,
+    partial: Vec<u8>,
+}
+
+/// An operator waits for an order to be done.
+struct Waiting {
+    order: Order,
+    /// Only a newer process counts as restarted.
+    after_generation: u64,
+    done: Box<dyn FnOnce(Result<(), OrderError>) + Send>,
+}
+
+/// What an epoll token stands for. A token is never used twice, so a stale one finds nothing.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Inbox,
+    Exit { index: usize, generation: u64 },
+    Output { index: usize, pipe: usize },
+    Lifeline { index: usize, generation: u64 },
+    Probe { id: u64 },
+}
+
+pub struct Supervisor {
+    settings: Settings,
+    outlet: Box<dyn Outlet>,
+    inbox: Receiver<Command>,
+    handle: Handle,
+    epoll: OwnedFd,
+    sources: HashMap<u64, Source>,
+    next_token: u64,
+    plugins: Vec<Plugin>,
+    probes: Vec<Probe>,
+    /// Probed plugins whose id or route is still held by a plugin that is leaving.
+    admissible: Vec<(PathBuf, Metadata)>,
+    reader: PluginMessageReader,
+    health_at: Instant,
+    stopping: bool,
+    scratch: Box<[u8]>,
+}
+
+impl Supervisor {
+    /// Errors: the system is out of descriptors.
+    pub fn new(settings: Settings, outlet: Box<dyn Outlet>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (commands, inbox) = channel();
+        let health_at = Instant::now() + settings.health_interval;
+        let mut supervisor = Self {
+            settings,
+            outlet,
+            inbox,
+            handle: Handle { commands, wake: wake.clone() },
+            epoll,
+            sources: HashMap::new(),
+            next_token: 0,
+            plugins: vec![],
+            probes: vec![],
+            admissible: vec![],
+            reader: PluginMessageReader::new(),
+            health_at,
+            stopping: false,
+            scratch: vec![0; 64 * 1024].into_boxed_slice(),
+        };
+        supervisor.watch(wake.as_fd(), Source::Inbox, epoll::EventFlags::IN)?;
+        Ok(supervisor)
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Looks for plugins, then supervises them until [`Command::Stop`]; returns when every process is gone.
+    pub fn run(mut self) {
+        self.scan();
+        let mut events = Vec::with_capacity(64);
+        loop {
+            if self.stopping && self.probes.is_empty() && self.plugins.iter().all(|p| !p.state.has_process())
+            {
+                return;
+            }
+            let timeout = self.next_deadline().map(|at| {
+                let left = at.saturating_duration_since(Instant::now());
+                // Round up: waking a moment too early would spin until the deadline.
+                let left = left + Duration::from_millis(1);
+                Timespec {
+                    tv_sec: left.as_secs() as i64,
+                    tv_nsec: i64::from(left.subsec_millis()) * 1_000_000,
+                }
+            });
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => panic!("the supervisor's epoll failed: {error}"),
+            }
+            for event in &events {
+                if let Some(source) = self.sources.get(&event.data.u64()).copied() {
+                    self.on_ready(source);
+                }
+            }
+            self.fire_timers(Instant::now());
+        }
+    }
+
+    // ---- sources ----
+
+    fn watch(&mut self, fd: impl AsFd, source: Source, flags: epoll::EventFlags) -> io::Result<u64> {
+        let token = self.next_token;
+        self.next_token += 1;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?;
+        self.sources.insert(token, source);
+        Ok(token)
+    }
+
+    fn on_ready(&mut self, source: Source) {
+        match source {
+            Source::Inbox => self.on_commands(),
+            Source::Exit { index, generation } => self.on_exit(index, generation),
+            Source::Output { index, pipe } => self.on_output(index, pipe),
+            Source::Lifeline { index, generation } => self.on_lifeline(index, generation),
+            Source::Probe { id } => self.on_probe(id),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut at_most = |at: Option<Instant>| {
+            if let Some(at) = at {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        };
+        for plugin in &self.plugins {
+            at_most(plugin.state.deadline(&self.settings.policy));
+            at_most(plugin.connect_at.map(|(at, _)| at));
+        }
+        for probe in &self.probes {
+            at_most(Some(probe.deadline()));
+        }
+        if self.plugins.iter().any(|p| matches!(p.state, State::Running { .. })) {
+            at_most(Some(self.health_at));
+        }
+        next
+    }
+
+    fn fire_timers(&mut self, now: Instant) {
+        for index in 0..self.plugins.len() {
+            let plugin = &mut self.plugins[index];
+            if plugin.connect_at.is_some_and(|(at, _)| at <= now) {
+                self.reach(index, now);
+            }
+            if self.plugins[index].state.deadline(&self.settings.policy).is_some_and(|at| at <= now) {
+                if matches!(self.plugins[index].state, State::Starting { .. }) {
+                    let waited = self.settings.policy.ready_timeout.as_millis();
+                    self.plugins[index].reason = Some(format!("not ready within {waited} ms"));
+                }
+                self.drive(index, Event::TimerExpired);
+            }
+        }
+        for position in (0..self.probes.len()).rev() {
+            if self.probes[position].deadline() <= now {
+                self.probes[position].expire();
+                self.finish_probe(position);
+            }
+        }
+        if self.health_at <= now {
+            self.health_at = now + self.settings.health_interval;
+            for index in 0..self.plugins.len() {
+                if matches!(self.plugins[index].state, State::Running { .. }) {
+                    self.check_health(index, now);
+                }
+            }
+        }
+    }
+
+    // ---- discovery ----
+
+    /// Starts a metadata call for every `*.binary` in the plugins folder.
+    fn scan(&mut self) {
+        let found = match discovery::find(&self.settings.plugins_dir) {
+            Ok(found) => found,
+            Err(error) => {
+                let message = format!(
+                    "cannot read the plugins folder {}: {error}; no plugin is started",
+                    self.settings.plugins_dir.display()
+                );
+                self.outlet.log(Level::Error, None, &message, Map::new());
+                return;
+            }
+        };
+        let env = self.environment(None);
+        for file in found {
+            let id = self.next_token;
+            match Probe::start(id, file.clone(), &env, Instant::now() + self.settings.metadata_timeout) {
+                Ok(probe) => {
+                    let flags = epoll::EventFlags::IN;
+                    let mut tokens = vec![];
+                    for fd in probe.fds() {
+                        tokens.push(self.watch(fd, Source::Probe { id }, flags));
+                    }
+                    if let Some(Err(error)) = tokens.into_iter().find(Result::is_err) {
+                        self.skip(&file, &format!("cannot watch it: {error}"));
+                        continue;
+                    }
+                    self.probes.push(probe);
+                }
+                Err(reason) => self.skip(&file, &reason),
+            }
+        }
+    }
+
+    fn on_probe(&mut self, id: u64) {
+        let Some(position) = self.probes.iter().position(|probe| probe.id() == id) else { return };
+        if self.probes[position].advance(&mut self.scratch) {
+            self.finish_probe(position);
+        }
+    }
+
+    fn finish_probe(&mut self, position: usize) {
+        let probe = self.probes.swap_remove(position);
+        let id = probe.id();
+        self.sources.retain(|_, source| !matches!(source, Source::Probe { id: other } if *other == id));
+        let file = probe.file().to_owned();
+        match probe.finish() {
+            _ if self.stopping => {}
+            Ok(metadata) => self.admit(file, metadata),
+            Err(reason) => self.skip(&file, &reason),
+        }
+    }
+
+    fn skip(&self, file: &Path, reason: &str) {
+        let fields = object(json!({ "file": file.display().to_string(), "reason": reason }));
+        let message = format!("Plugin skipped: {}: {reason}", file.display());
+        self.outlet.log(Level::Error, None, &message, fields);
+    }
+
+    /// Takes a plugin into the table and starts it, unless an earlier file has its id or route.
+    ///
+    /// Metadata calls end in any order, but of two files with the same id or route the first in name order wins:
+    /// a later file that was quicker has to leave again.
+    fn admit(&mut self, file: PathBuf, metadata: Metadata) {
+        let mut must_leave = vec![];
+        for plugin in
+            self.plugins.iter().filter(|p| p.metadata.id == metadata.id || p.metadata.route == metadata.route)
+        {
+            if plugin.removed {
+                must_leave.push(plugin.index);
+                continue;
+            }
+            let (what, value) = if plugin.metadata.id == metadata.id {
+                ("id", &metadata.id)
+            } else {
+                ("route", &metadata.route)
+            };
+            if plugin.file <= file {
+                let reason =
+                    format!("field `{what}`: {value:?} is already taken by {}", plugin.file.display());
+                return self.skip(&file, &reason);
+            }
+            must_leave.push(plugin.index);
+            let reason = format!("field `{what}`: {value:?} is already taken by {}", file.display());
+            self.skip(&plugin.file, &reason);
+        }
+        if !must_leave.is_empty() {
+            self.admissible.push((file, metadata));
+            for index in must_leave {
+                self.plugins[index].removed = true;
+                self.plugins[index].want = Want::Down;
+                self.drive(index, Event::Wanted);
+            }
+            return self.admit_waiting();
+        }
+
+        let socket = self.settings.sockets_dir.join(format!("{}.sock", metadata.id));
+        if socket.as_os_str().len() > 107 {
+            let reason = format!("its socket path {} is longer than 107 bytes", socket.display());
+            return self.skip(&file, &reason);
+        }
+        let enabled = !self.settings.disabled.contains(&metadata.id);
+        let index = self.plugins.len();
+        let details = json!({
+            "file": file.display().to_string(), "version": metadata.version, "route": metadata.route,
+            "protocol": metadata.protocol.as_str(), "enabled": enabled,
+        });
+        self.outlet.record(&metadata.id, "discovered", details.clone());
+        self.outlet.log(Level::Info, Some(&metadata.id), "Plugin discovered", object(details));
+        self.plugins.push(Plugin {
+            index,
+            file,
+            metadata: Arc::new(metadata),
+            socket,
+            want: if enabled { Want::Up } else { Want::Down },
+            enabled,
+            removed: false,
+            state: State::Stopped,
+            generation: 0,
+            process: None,
+            pipes: [None, None],
+            lifeline: None,
+            connect_at: None,
+            spawned_at: None,
+            restarts: 0,
+            last_exit: None,
+            reason: None,
+            ping: PingTally::default(),
+            stderr_tail: VecDeque::new(),
+            protocol_errors: VecDeque::new(),
+            timeouts_unrecorded: 0,
+            timeout_recorded_at: None,
+            waiting: vec![],
+        });
+        self.publish(index);
+        self.drive(index, Event::Wanted);
+    }
+
+    /// Admits what waited for an id or a route that is free by now.
+    fn admit_waiting(&mut self) {
+        let (ready, waiting) = std::mem::take(&mut self.admissible).into_iter().partition(|(_, metadata)| {
+            !self.plugins.iter().any(|p| {
+                (p.metadata.id == metadata.id || p.metadata.route == metadata.route) && p.state.has_process()
+            })
+        });
+        self.admissible = waiting;
+        let ready: Vec<_> = ready;
+        for (file, metadata) in ready {
+            // The entries that left keep their index for ever; only their names are given up.
+            for plugin in &mut self.plugins {
+                if plugin.removed
+                    && (plugin.metadata.id == metadata.id || plugin.metadata.route == metadata.route)
+                {
+                    let mut vacated = (*plugin.metadata).clone();
+                    vacated.id.clear();
+                    vacated.route.clear();
+                    plugin.metadata = Arc::new(vacated);
+                }
+            }
+            self.admit(file, metadata);
+        }
+    }
+
+    // ---- the state machine and its consequences ----
+
+    fn drive(&mut self, index: usize, event: Event) {
+        let plugin = &mut self.plugins[index];
+        let (state, actions) = step(Instant::now(), &self.settings.policy, plugin.want, plugin.state, event);
+        let before = std::mem::replace(&mut plugin.state, state);
+        for action in actions {
+            self.act(index, action, before);
+        }
+        self.settle(index);
+        if self.plugins[index].removed
+            && !self.plugins[index].state.has_process()
+            && !self.admissible.is_empty()
+        {
+            self.admit_waiting();
+        }
+    }
+
+    fn act(&mut self, index: usize, action: Action, before: State) {
+        match action {
+            Action::Spawn => self.spawn(index),
+            Action::Serve | Action::Withdraw => self.publish(index),
+            Action::Ask => self.ask(index),
+            Action::Terminate => {
+                if let Some(process) = &self.plugins[index].process {
+                    process.terminate();
+                }
+            }
+            Action::Kill => {
+                if let Some(process) = &self.plugins[index].process {
+                    process.kill();
+                }
+            }
+            Action::Record(happening) => self.record(index, happening, before),
+        }
+    }
+
+    fn spawn(&mut self, index: usize) {
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        plugin.generation += 1;
+        plugin.reason = None;
+        plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
+        plugin.stderr_tail.clear();
+        if let Err(reason) = vacate_socket(&plugin.socket) {
+            plugin.reason = Some(reason);
+            return self.drive(index, Event::SpawnFailed { permanent: false });
+        }
+        let env = self.environment(Some(index));
+        let plugin = &self.plugins[index];
+        let (process, pipes) = match Process::spawn(&Spec { program: &plugin.file, args: &[], env: &env }) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                self.plugins[index].reason = Some(error.reason);
+                return self.drive(index, Event::SpawnFailed { permanent: error.permanent });
+            }
+        };
+        let generation = plugin.generation;
+        let watched =
+            self.watch(&process, Source::Exit { index, generation }, epoll::EventFlags::IN).and_then(|_| {
+                let stdout =
+                    self.watch(&pipes.stdout, Source::Output { index, pipe: 0 }, epoll::EventFlags::IN)?;
+                let stderr =
+                    self.watch(&pipes.stderr, Source::Output { index, pipe: 1 }, epoll::EventFlags::IN)?;
+                Ok([(pipes.stdout, stdout, Stream::Stdout), (pipes.stderr, stderr, Stream::Stderr)])
+            });
+        let plugin = &mut self.plugins[index];
+        match watched {
+            Ok(pipes) => {
+                for (slot, (fd, token, stream)) in plugin.pipes.iter_mut().zip(pipes) {
+                    *slot = Some(Pipe { fd, token, stream, partial: vec![] });
+                }
+            }
+            Err(error) => {
+                // An unwatched process cannot stay; the state machine hears of it as a failed spawn.
+                process.end();
+                plugin.reason = Some(format!("cannot watch the new process: {error}"));
+                return self.drive(index, Event::SpawnFailed { permanent: false });
+            }
+        }
+        plugin.spawned_at = Some(now);
+        plugin.connect_at = Some((now + CONNECT_RETRY_MIN, CONNECT_RETRY_MIN));
+        if generation > 1 {
+            plugin.restarts += 1;
+        }
+        let pid = process.pid();
+        plugin.process = Some(process);
+        let id = &plugin.metadata.id;
+        self.outlet.record(id, "started", json!({ "pid": pid, "generation": generation }));
+        let fields = object(json!({ "pid": pid, "generation": generation }));
+        self.outlet.log(Level::Info, Some(id), "Plugin started", fields);
+    }
+
+    fn publish(&mut self, index: usize) {
+        let now = Instant::now();
+        let plugin = &self.plugins[index];
+        let phase = match plugin.state {
+            State::Running { .. } => Phase::Serving,
+            State::Starting { .. } => Phase::Waiting { retry_after: RETRY_AFTER_MIN },
+            State::Crashed { until, .. } => {
+                Phase::Waiting { retry_after: until.saturating_duration_since(now).max(RETRY_AFTER_MIN) }
+            }
+            State::Stopping { next_at, .. } => {
+                Phase::Waiting { retry_after: next_at.saturating_duration_since(now).max(RETRY_AFTER_MIN) }
+            }
+            State::Stopped | State::Failed => Phase::Absent,
+        };
+        let generation = plugin.state.has_process().then_some(plugin.generation);
+        self.outlet.publish(Arc::new(PluginView {
+            index,
+            metadata: plugin.metadata.clone(),
+            socket: plugin.socket.clone(),
+            phase,
+            generation,
+        }));
+    }
+
+    fn record(&mut self, index: usize, happening: Happening, before: State) {
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        let id = plugin.metadata.id.clone();
+        let uptime_ms = plugin.spawned_at.map(|at| now.saturating_duration_since(at).as_millis() as u64);
+        let next_start_ms = match plugin.state {
+            State::Crashed { until, .. } => Some(until.saturating_duration_since(now).as_millis() as u64),
+            _ => None,
+        };
+        let pid = plugin.process.as_ref().map(Process::pid);
+        let (kind, level, message, details) = match happening {
+            Happening::Ready => {
+                ("ready", Level::Info, "Plugin ready", json!({ "pid": pid, "startup_ms": uptime_ms }))
+            }
+            Happening::Stopped => (
+                "stopped",
+                Level::Info,
+                "Plugin stopped",
+                json!({ "exit": plugin.last_exit, "uptime_ms": uptime_ms }),
+            ),
+            Happening::Crashed => (
+                "crashed",
+                Level::Error,
+                "Plugin crashed",
+                json!({
+                    "exit": plugin.last_exit, "reason": plugin.reason, "uptime_ms": uptime_ms,
+                    "failures": before.failures() + 1, "next_start_ms": next_start_ms,
+                    "stderr": plugin.stderr_tail,
+                }),
+            ),
+            Happening::Restarting => (
+                "restarting",
+                Level::Info,
+                "Plugin restarting",
+                json!({ "failures": before.failures(), "restarts": plugin.restarts + 1 }),
+            ),
+            Happening::Unresponsive => (
+                "unresponsive",
+                Level::Warn,
+                "Plugin unresponsive",
+                json!({ "pid": pid, "reason": plugin.reason, "uptime_ms": uptime_ms }),
+            ),
+            Happening::DisabledAfterCrashes => (
+                "disabled_after_crashes",
+                Level::Error,
+                "Plugin disabled after crashes",
+                json!({
+                    "exit": plugin.last_exit, "reason": plugin.reason, "failures": before.failures() + 1,
+                    "remedy": "mend the plugin, then enable or restart it",
+                }),
+            ),
+        };
+        self.outlet.record(&id, kind, details.clone());
+        self.outlet.log(level, Some(&id), message, object(details));
+    }
+
+    /// Answers those whose order is done, or cannot be done any more.
+    fn settle(&mut self, index: usize) {
+        let plugin = &mut self.plugins[index];
+        let (state, generation) = (plugin.state, plugin.generation);
+        let why = || plugin.reason.clone().or(plugin.last_exit.clone()).unwrap_or_else(|| "it failed".into());
+        let mut still = vec![];
+        for waiting in std::mem::take(&mut plugin.waiting) {
+            let outcome = match (waiting.order, state) {
+                (Order::Enable, State::Running { .. }) => Ok(()),
+                (Order::Restart, State::Running { .. }) if generation > waiting.after_generation => Ok(()),
+                (Order::Disable, State::Stopped) => Ok(()),
+                (Order::Enable | Order::Restart, State::Failed) => Err(OrderError::Failed(why())),
+                (Order::Enable | Order::Restart, State::Crashed { .. }) => Err(OrderError::Failed(why())),
+                (Order::Enable | Order::Restart, State::Stopped) => {
+                    Err(OrderError::Failed("it was stopped meanwhile".into()))
+                }
+                _ => {
+                    still.push(waiting);
+                    continue;
+                }
+            };
+            (waiting.done)(outcome);
+        }
+        plugin.waiting = still;
+    }
+
+    // ---- what plugins do ----
+
+    fn on_exit(&mut self, index: usize, generation: u64) {
+        if self.plugins[index].generation != generation {
+            return;
+        }
+        let Some(exit) = self.plugins[index].process.as_ref().and_then(Process::reap) else { return };
+        // What it wrote last explains why it ended: read it before the pipes go.
+        for pipe in 0..2 {
+            self.drain(index, pipe);
+        }
+        let plugin = &mut self.plugins[index];
+        plugin.process = None;
+        plugin.lifeline = None;
+        plugin.connect_at = None;
+        plugin.last_exit = Some(exit.to_string());
+        if plugin.reason.is_none() {
+            plugin.reason = exit.permanent().map(str::to_owned);
+        }
+        self.sources.retain(|_, source| match source {
+            Source::Exit { index: i, .. }
+            | Source::Output { index: i, .. }
+            | Source::Lifeline { index: i, .. } => *i != index,
+            Source::Inbox | Source::Probe { .. } => true,
+        });
+        let socket = self.plugins[index].socket.clone();
+        let _ = vacate_socket(&socket);
+        self.drive(index, Event::Exited { permanent: exit.permanent().is_some() });
+    }
+
+    fn on_output(&mut self, index: usize, pipe: usize) {
+        // One read for each turn of the loop: a flood on one pipe must not starve the others.
+        self.read_output(index, pipe);
+    }
+
+    fn drain(&mut self, index: usize, pipe: usize) {
+        // A pipe holds 64 KiB by default, 1 MiB at most; a stranger that still writes must not keep us here.
+        for _ in 0..32 {
+            if !self.read_output(index, pipe) {
+                break;
+            }
+        }
+        if let Some(pipe) = self.plugins[index].pipes[pipe].take() {
+            self.sources.remove(&pipe.token);
+            if !pipe.partial.is_empty() {
+                self.on_output_line(index, pipe.stream, &pipe.partial);
+            }
+        }
+    }
+
+    /// Reads once; whether more may be there.
+    fn read_output(&mut self, index: usize, pipe: usize) -> bool {
+        let Some(Pipe { fd, token, stream, partial }) = &mut self.plugins[index].pipes[pipe] else {
+            return false;
+        };
+        let (token, stream) = (*token, *stream);
+        let count = match rustix::io::read(&*fd, &mut self.scratch[..]) {
+            Ok(0) => {
+                // Closed by the plugin: nothing more will come, and a readable end of file would spin.
+                let closed = self.plugins[index].pipes[pipe].take();
+                self.sources.remove(&token);
+                if let Some(closed) = closed.filter(|closed| !closed.partial.is_empty()) {
+                    self.on_output_line(index, stream, &closed.partial);
+                }
+                return false;
+            }
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => return true,
+            Err(_) => return false,
+        };
+        let mut lines = std::mem::take(partial);
+        lines.extend_from_slice(&self.scratch[..count]);
+        let mut rest = &lines[..];
+        while let Some(end) = rest.iter().take(OUTPUT_LINE_BYTES_MAX).position(|&byte| byte == b'\n') {
+            self.on_output_line(index, stream, &rest[..end]);
+            rest = &rest[end + 1..];
+        }
+        while rest.len() >= OUTPUT_LINE_BYTES_MAX {
+            let (line, more) = rest.split_at(OUTPUT_LINE_BYTES_MAX);
+            self.on_output_line(index, stream, line);
+            rest = more;
+        }
+        let rest = rest.to_vec();
+        if let Some(pipe) = &mut self.plugins[index].pipes[pipe] {
+            pipe.partial = rest;
+        }
+        true
+    }
+
+    fn on_output_line(&mut self, index: usize, stream: Stream, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let plugin = &mut self.plugins[index];
+        if stream == Stream::Stderr {
+            if plugin.stderr_tail.len() == STDERR_LINES_KEPT {
+                plugin.stderr_tail.pop_front();
+            }
+            let kept = &line[..line.len().min(500)];
+            plugin.stderr_tail.push_back(String::from_utf8_lossy(kept).into_owned());
+        }
+        self.outlet.plugin_output(&plugin.metadata.id, stream, line);
+    }
+
+    /// Tries to reach the socket of a starting plugin, and hands it its `init`; or renews a lost lifeline.
+    fn reach(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        let Some((_, wait)) = plugin.connect_at.take() else { return };
+        let starting = matches!(plugin.state, State::Starting { .. });
+        if !starting && !matches!(plugin.state, State::Running { .. }) {
+            return;
+        }
+        let stream = match connect(&plugin.socket) {
+            Ok(Some(stream)) => stream,
+            Ok(None) => {
+                let wait = (wait * 2).min(CONNECT_RETRY_MAX);
+                plugin.connect_at = Some((now + wait, wait));
+                return;
+            }
+            Err(reason) => {
+                plugin.reason = Some(reason);
+                return self.drive(index, Event::Misbehaved);
+            }
+        };
+        let id = plugin.metadata.id.clone();
+        let data_dir = self.settings.data_dir.join("plugins").join(&id);
+        let init = lifeline::InitFacts {
+            instance_id: &self.settings.instance_id,
+            socket: &plugin.socket,
+            log_path: &self.settings.plugin_logs_dir.join(format!("{id}.log")),
+            data_dir: &data_dir,
+            frame_bytes_max: self.settings.frame_bytes_max,
+            config: self.settings.plugin_config.get(&id).map(String::as_str),
+        };
+        let mut lifeline = Lifeline::new(stream, &plugin.metadata, self.settings.frame_bytes_max);
+        if plugin.metadata.protocol == Protocol::V1_1 {
+            // Plugins are told where they may keep files; making the folder spares each of them the same code.
+            let _ = fs::create_dir_all(&data_dir);
+        }
+        if starting {
+            if let Err(error) = lifeline.send_init(&plugin.metadata, &init, unix_ms()) {
+                plugin.reason =
+                    Some(format!("its [plugins.{id}] table does not fit into a message: {error}"));
+                return self.drive(index, Event::Misbehaved);
+            }
+        }
+        if let Err(error) = lifeline.flush() {
+            plugin.reason = Some(format!("closed the connection before init was sent: {error}"));
+            plugin.connect_at = Some((now + CONNECT_RETRY_MAX, CONNECT_RETRY_MAX));
+            return;
+        }
+        match plugin.metadata.protocol {
+            // One connection for one exchange; an init has no answer, so taking it is all there is to wait for.
+            Protocol::V1_0 => {
+                drop(lifeline);
+                self.drive(index, Event::Ready);
+            }
+            Protocol::V1_1 => {
+                let generation = plugin.generation;
+                match self.watch(
+                    lifeline.as_fd(),
+                    Source::Lifeline { index, generation },
+                    epoll::EventFlags::IN,
+                ) {
+                    Ok(token) => {
+                        lifeline.set_token(token);
+                        self.plugins[index].lifeline = Some(lifeline);
+                        self.flush_lifeline(index);
+                    }
+                    Err(error) => {
+                        self.plugins[index].reason = Some(format!("cannot watch its connection: {error}"));
+                        self.plugins[index].connect_at = Some((now + CONNECT_RETRY_MAX, CONNECT_RETRY_MAX));
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_lifeline(&mut self, index: usize, generation: u64) {
+        if self.plugins[index].generation != generation {
+            return;
+        }
+        let Some(mut lifeline) = self.plugins[index].lifeline.take() else { return };
+        let mut said = vec![];
+        let outcome = lifeline.advance(&mut self.scratch, &mut self.reader, &mut said);
+        self.plugins[index].lifeline = Some(lifeline);
+        self.flush_lifeline(index);
+        let now = Instant::now();
+        for one in said {
+            self.on_said(index, one, now);
+        }
+        match outcome {
+            Ok(()) => {}
+            Err(lifeline::Lost::Closed) => self.lose_lifeline(index, now),
+            Err(lifeline::Lost::Broken(reason)) => {
+                self.lose_lifeline(index, now);
+                self.on_protocol_error(index, generation, reason, true);
+            }
+        }
+    }
+
+    /// Writes what waits, and asks to be told when the rest can go.
+    fn flush_lifeline(&mut self, index: usize) {
+        let Some(lifeline) = &mut self.plugins[index].lifeline else { return };
+        match lifeline.flush() {
+            Ok(waiting) => {
+                if lifeline.waits_to_write() != waiting {
+                    lifeline.set_waits_to_write(waiting);
+                    let write = if waiting { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
+                    let data = epoll::EventData::new_u64(lifeline.token());
+                    let _ = epoll::modify(&self.epoll, lifeline.as_fd(), data, epoll::EventFlags::IN | write);
+                }
+            }
+            Err(_) => self.lose_lifeline(index, Instant::now()),
+        }
+    }
+
+    fn lose_lifeline(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        if let Some(lifeline) = plugin.lifeline.take() {
+            self.sources.remove(&lifeline.token());
+        }
+        // An exit usually follows at once and says more. A plugin that lives on is reached again, and counted at pings.
+        if matches!(plugin.state, State::Starting { .. } | State::Running { .. }) {
+            plugin.connect_at = Some((now + CONNECT_RETRY_MAX, CONNECT_RETRY_MAX));
+        }
+    }
+
+    fn on_said(&mut self, index: usize, said: Said, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        match said {
+            Said::Ready => {
+                if matches!(plugin.state, State::Starting { .. }) {
+                    self.drive(index, Event::Ready);
+                }
+            }
+            Said::Failed(error) => {
+                if matches!(plugin.state, State::Starting { .. }) {
+                    plugin.reason = Some(format!("init failed: {error}"));
+                    self.drive(index, Event::Misbehaved);
+                }
+            }
+            Said::Pong(seq) => {
+                if seq == plugin.ping.seq {
+                    plugin.ping.unanswered = 0;
+                    plugin.ping.round_trip =
+                        plugin.ping.sent_at.take().map(|sent| now.saturating_duration_since(sent));
+                }
+            }
+            Said::Log { level, message, fields } => {
+                self.outlet.plugin_log(&plugin.metadata.id, level, &message, fields.as_deref());
+            }
+            Said::Kv { request_id, question } => {
+                let (handle, generation) = (self.handle.clone(), plugin.generation);
+                let reply = Box::new(move |reply| {
+                    handle.send(Command::KvAnswer { index, generation, request_id, reply });
+                });
+                self.outlet.kv(&plugin.metadata.id, question, reply);
+            }
+        }
+    }
+
+    fn check_health(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        if plugin.timeouts_unrecorded > 0 {
+            self.record_timeouts(index, now);
+        }
+        let plugin = &mut self.plugins[index];
+        if plugin.ping.unanswered >= self.settings.unanswered_pings {
+            plugin.reason = Some(format!("{} pings in a row were not answered", plugin.ping.unanswered));
+            return self.drive(index, Event::Misbehaved);
+        }
+        plugin.ping.seq += 1;
+        plugin.ping.unanswered += 1;
+        plugin.ping.sent_at = Some(now);
+        match plugin.metadata.protocol {
+            Protocol::V1_1 => {
+                if let Some(lifeline) = &mut plugin.lifeline {
+                    lifeline.send_ping(plugin.ping.seq, unix_ms());
+                    self.flush_lifeline(index);
+                }
+            }
+            // No answer comes: a connection and a written ping are all that health can mean.
+            Protocol::V1_0 => {
+                let metadata = plugin.metadata.clone();
+                let sent = connect(&plugin.socket).ok().flatten().is_some_and(|stream| {
+                    let mut lifeline = Lifeline::new(stream, &metadata, self.settings.frame_bytes_max);
+                    lifeline.send_ping(plugin.ping.seq, unix_ms());
+                    lifeline.flush().is_ok()
+                });
+                if sent {
+                    plugin.ping.unanswered = 0;
+                    plugin.ping.round_trip = Some(now.elapsed());
+                }
+            }
+        }
+    }
+
+    /// Sends the shutdown message; where it cannot be sent, SIGTERM follows at once.
+    fn ask(&mut self, index: usize) {
+        let grace = self.settings.policy.stop_grace;
+        let plugin = &mut self.plugins[index];
+        plugin.connect_at = None;
+        let metadata = plugin.metadata.clone();
+        if plugin.lifeline.is_none() {
+            if let Ok(Some(stream)) = connect(&plugin.socket) {
+                plugin.lifeline = Some(Lifeline::new(stream, &metadata, self.settings.frame_bytes_max));
+            }
+        }
+        let sent = plugin.lifeline.as_mut().is_some_and(|lifeline| {
+            lifeline.send_shutdown(grace, unix_ms());
+            lifeline.flush().is_ok()
+        });
+        if metadata.protocol == Protocol::V1_0 {
+            plugin.lifeline = None;
+        }
+        if !sent {
+            self.drive(index, Event::TimerExpired);
+        }
+    }
+
+    fn on_protocol_error(&mut self, index: usize, generation: u64, reason: String, fatal: bool) {
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        let id = plugin.metadata.id.clone();
+        let details = json!({ "reason": reason, "generation": generation });
+        self.outlet.record(&id, "protocol_error", details.clone());
+        self.outlet.log(Level::Error, Some(&id), "Plugin broke the protocol", object(details));
+        if !fatal
+            || plugin.generation != generation
+            || !matches!(plugin.state, State::Starting { .. } | State::Running { .. })
+        {
+            return;
+        }
+        plugin.protocol_errors.retain(|&at| now.saturating_duration_since(at) < PROTOCOL_ERROR_WINDOW);
+        plugin.protocol_errors.push_back(now);
+        if plugin.protocol_errors.len() >= PROTOCOL_ERRORS_MAX {
+            plugin.protocol_errors.clear();
+            plugin.reason =
+                Some(format!("broke the protocol {PROTOCOL_ERRORS_MAX} times within a minute: {reason}"));
+            self.drive(index, Event::Misbehaved);
+        }
+    }
+
+    /// One event a second at most, with the count: a plugin that hangs under load must not flood the audit trail.
+    fn record_timeouts(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        if plugin
+            .timeout_recorded_at
+            .is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1))
+        {
+            return;
+        }
+        plugin.timeout_recorded_at = Some(now);
+        let count = std::mem::take(&mut plugin.timeouts_unrecorded);
+        let details = json!({ "count": count });
+        self.outlet.record(&plugin.metadata.id, "request_timeout", details.clone());
+        self.outlet.log(Level::Warn, Some(&plugin.metadata.id), "Request timed out", object(details));
+    }
+
+    // ---- what others ask ----
+
+    fn on_commands(&mut self) {
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&self.handle.wake, &mut counter);
+        while let Ok(command) = self.inbox.try_recv() {
+            self.on_command(command);
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Stop | Command::StopNow => {
+                let now = matches!(command, Command::StopNow);
+                self.stopping = true;
+                self.admissible.clear();
+                for probe in &mut self.probes {
+                    probe.expire();
+                }
+                for position in (0..self.probes.len()).rev() {
+                    self.finish_probe(position);
+                }
+                for index in 0..self.plugins.len() {
+                    self.plugins[index].want = Want::Down;
+                    if now && let Some(process) = &self.plugins[index].process {
+                        process.kill();
+                    }
+                    self.drive(index, Event::Wanted);
+                }
+            }
+            Command::ProtocolError { index, generation, reason, fatal } => {
+                self.on_protocol_error(index, generation, reason, fatal);
+            }
+            Command::RequestTimeout { index } => {
+                self.plugins[index].timeouts_unrecorded += 1;
+                self.record_timeouts(index, Instant::now());
+            }
+            Command::Snapshot(take) => {
+                let now = Instant::now();
+                let known = self.plugins.iter().filter(|plugin| !plugin.removed);
+                take(known.map(|plugin| plugin.status(now)).collect());
+            }
+            Command::Order { id, order, done } => self.on_order(id, order, done),
+            Command::KvAnswer { index, generation, request_id, reply } => {
+                let plugin = &mut self.plugins[index];
+                if plugin.generation == generation
+                    && let Some(lifeline) = &mut plugin.lifeline
+                {
+                    lifeline.send_kv_reply(&request_id, &reply, unix_ms());
+                    self.flush_lifeline(index);
+                }
+            }
+        }
+    }
+
+    fn on_order(&mut self, id: String, order: Order, done: Box<dyn FnOnce(Result<(), OrderError>) + Send>) {
+        let Some(index) = self.plugins.iter().position(|p| p.metadata.id == id && !p.removed) else {
+            return done(Err(OrderError::Unknown(id)));
+        };
+        if self.stopping {
+            return done(Err(OrderError::Failed("the daemon is stopping".into())));
+        }
+        let plugin = &mut self.plugins[index];
+        plugin.waiting.push(Waiting { order, after_generation: plugin.generation, done });
+        let enable = order != Order::Disable;
+        if plugin.enabled != enable {
+            plugin.enabled = enable;
+            self.outlet.set_enabled(&id, enable);
+            self.outlet.record(&id, if enable { "enabled" } else { "disabled" }, json!({}));
+            let message = if enable { "Plugin enabled" } else { "Plugin disabled" };
+            self.outlet.log(Level::Info, Some(&id), message, Map::new());
+        }
+        plugin.want = if enable { Want::Up } else { Want::Down };
+        let event = match (order, plugin.state) {
+            // An operator who enables a plugin that was given up has mended it.
+            (Order::Restart, _) | (Order::Enable, State::Failed | State::Crashed { .. }) => {
+                Event::RestartAsked
+            }
+            (Order::Enable | Order::Disable, _) => Event::Wanted,
+        };
+        self.drive(index, event);
+    }
+
+    fn environment(&self, plugin: Option<usize>) -> Vec<(OsString, OsString)> {
+        // What steers the core, or lets somebody speak in its name, is not the plugins' business.
+        const PRIVATE: [&str; 5] =
+            ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "CREDENTIALS_DIRECTORY"];
+        let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+            .filter(|(key, _)| {
+                let key = key.to_string_lossy();
+                !key.starts_with("TORU_") && !PRIVATE.contains(&&*key)
+            })
+            .collect();
+        env.push(("TORU_INSTANCE_ID".into(), (&self.settings.instance_id).into()));
+        if let Some(index) = plugin {
+            let plugin = &self.plugins[index];
+            env.push(("TORU_PLUGIN_SOCKET".into(), plugin.socket.as_os_str().to_owned()));
+            env.push(("TORU_PLUGIN_ID".into(), (&plugin.metadata.id).into()));
+        }
+        env
+    }
+}
+
+impl Plugin {
+    fn status(&self, now: Instant) -> PluginStatus {
+        PluginStatus {
+            index: self.index,
+            metadata: self.metadata.clone(),
+            state: self.state.word(),
+            enabled: self.enabled,
+            pid: self.process.as_ref().map(Process::pid),
+            socket: self.socket.clone(),
+            uptime: self
+                .process
+                .as_ref()
+                .and(self.spawned_at)
+                .map(|spawned| now.saturating_duration_since(spawned)),
+            restarts: self.restarts,
+            last_exit: self.last_exit.clone(),
+            ping: self.ping.round_trip,
+            unanswered_pings: self.ping.unanswered,
+        }
+    }
+}
+
+/// Makes way for a plugin's socket: removes a stale socket of ours, refuses everything else.
+fn vacate_socket(path: &Path) -> Result<(), String> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("cannot look at {}: {error}", path.display())),
+    };
+    check_socket(path, &found)?;
+    fs::remove_file(path)
+        .map_err(|error| format!("cannot remove the stale socket {}: {error}", path.display()))
+}
+
+fn check_socket(path: &Path, found: &fs::Metadata) -> Result<(), String> {
+    let path = path.display();
+    if found.file_type().is_symlink() {
+        return Err(format!("{path} is a symbolic link; remove it"));
+    }
+    if !found.file_type().is_socket() {
+        return Err(format!("{path} is no socket; remove it"));
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(format!("{path} belongs to user {}; remove it", found.uid()));
+    }
+    Ok(())
+}
+
+/// A non-blocking connection to a plugin, or `None` while nobody listens there yet.
+///
+/// Errors: the path is not a socket of ours; in words.
+fn connect(path: &Path) -> Result<Option<std::os::unix::net::UnixStream>, String> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(None) };
+    check_socket(path, &found)?;
+    if found.mode() & 0o777 != 0o600 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .map_err(|error| format!("cannot make {} private: {error}", path.display()))?;
+    }
+    Ok(lifeline::connect(path).ok())
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("log fields are written as objects"),
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

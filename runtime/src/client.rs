@@ -1,0 +1,677 @@
+//! Drives one client connection: bytes into `toru_http::Connection`, events out of it, requests to plugins, answers back.
+//!
+//! While a request is with its plugin the socket is read on: a client that goes away is noticed at once, its place is
+//! freed and the plugin is told. One request is answered at a time, so an answer in pieces needs no more than one
+//! buffer.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
+use monoio::net::TcpStream;
+use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Response, ResponseHead};
+use toru_plugin_api::from_core::{EncodeError, HttpRequestFrame, RequestStart};
+use toru_plugin_api::metadata::Protocol;
+use toru_plugin_api::time::as_str;
+use toru_supervisor::{Command, Phase, PluginView};
+
+use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
+use crate::api;
+use crate::config::Access;
+use crate::exchange::ExchangeId;
+use crate::gate::{Full, Permit};
+use crate::legacy;
+use crate::route::{Destination, Endpoint, route};
+use crate::worker::{ClientEntry, ClientSlot, Target, Worker};
+
+/// What an idle connection keeps for reading.
+const READ_BYTES: usize = 4 * 1024;
+/// What it reads into while a large content comes.
+const READ_BYTES_LARGE: usize = 64 * 1024;
+/// How long, and how many reads, a closing connection still takes what the client had sent: a close with unread bytes
+/// resets the connection, and the client may lose its last answer (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_READS_MAX: u32 = 64;
+/// Longer request ids of clients are replaced.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// A request on its way to whoever answers it.
+struct Request {
+    exchange: ExchangeGuard,
+    request_id: String,
+    to: Recipient,
+    body: Vec<u8>,
+    /// For the access log.
+    method: String,
+    path: String,
+    started: Instant,
+}
+
+enum Recipient {
+    Plugin { target: Rc<Target>, frame: HttpRequestFrame },
+    Core(api::Call),
+}
+
+/// Closes its exchange on drop; if the answer is still due, the plugin is told to forget it.
+struct ExchangeGuard {
+    worker: Rc<Worker>,
+    id: ExchangeId,
+}
+
+impl ExchangeGuard {
+    fn open(worker: &Rc<Worker>) -> Self {
+        let id = worker.exchanges.borrow_mut().open();
+        Self { worker: worker.clone(), id }
+    }
+}
+
+impl Drop for ExchangeGuard {
+    fn drop(&mut self) {
+        let due = self.worker.exchanges.borrow_mut().close(self.id);
+        if let Some(link) = due {
+            link.cancel(&self.worker, self.id);
+        }
+    }
+}
+
+/// What is left of a request once it has been sent.
+struct Flight {
+    exchange: ExchangeGuard,
+    _permit: Permit,
+}
+
+/// The next thing to do for an answer.
+enum Work {
+    Launch(Request),
+    Continue(Flight),
+}
+
+enum Progress {
+    Pieces { flight: Option<Flight>, pieces: Pieces },
+    Local(LocalAnswer),
+    Failed(Failure),
+}
+
+/// What to note when the answer is complete.
+struct Account {
+    target: Option<Rc<Target>>,
+    request_id: String,
+    method: String,
+    path: String,
+    started: Instant,
+    status: u16,
+}
+
+/// Serves a client until it or the server has had enough.
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    slot: Rc<ClientSlot>,
+    entry: ClientEntry,
+    crowded: bool,
+) {
+    let remote = peer.ip().to_string();
+    let mut connection = Connection::new(worker.shared.http_limits.clone());
+    let (half, mut writer) = stream.into_split();
+    // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
+    let _entry = entry;
+    if crowded {
+        let _ = writer.write_all(canned(&worker, Failure::Crowded.to_answer(""))).await;
+        return;
+    }
+    let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
+    let mut reading = pin!(None);
+    let mut working = pin!(None);
+    let mut request: Option<Request> = None;
+    let mut account: Option<Account> = None;
+    let mut phase = (HttpPhase::Closing, Instant::now());
+    loop {
+        // Take in what has come, as far as it goes.
+        let answer_due = loop {
+            match connection.poll_event() {
+                Event::NeedInput => break false,
+                Event::Head(head) => match begin(&worker, &head, &remote) {
+                    Ok(begun) => {
+                        request = Some(begun);
+                        connection.send_continue();
+                    }
+                    Err((failure, request_id, target)) => {
+                        if let Some(target) = target {
+                            let refused = failure.status();
+                            note(&worker, &target, head.method, head.target.raw, refused, Duration::ZERO);
+                        }
+                        respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
+                    }
+                },
+                Event::Body(piece) => {
+                    if let Some((since, bytes)) = slot.body.get() {
+                        slot.body.set(Some((since, bytes + piece.len() as u64)));
+                    }
+                    if let Some(request) = &mut request {
+                        request.body.extend_from_slice(piece);
+                    }
+                }
+                Event::End => {
+                    if let Some(mut whole) = request.take() {
+                        account = Some(Account {
+                            target: match &whole.to {
+                                Recipient::Plugin { target, .. } => Some(target.clone()),
+                                Recipient::Core(_) => None,
+                            },
+                            request_id: whole.request_id.clone(),
+                            method: std::mem::take(&mut whole.method),
+                            path: std::mem::take(&mut whole.path),
+                            started: whole.started,
+                            status: 0,
+                        });
+                        working.set(Some(advance(worker.clone(), Work::Launch(whole))));
+                    }
+                }
+                Event::ResponseDue => break true,
+                Event::Failed(error) => {
+                    request = None;
+                    if connection.can_respond() {
+                        let id = ExchangeGuard::open(&worker).id;
+                        let request_id = made_id(&worker, id);
+                        let failure =
+                            Failure::Malformed { status: error.status(), detail: error.to_string() };
+                        respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
+                    } else {
+                        connection.abort_response();
+                    }
+                }
+                Event::Closed => {
+                    flush(&worker, &mut connection, &mut writer, &slot).await.ok();
+                    if !slot.expired.get() && (resting.is_some() || reading.is_some()) {
+                        linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
+                    }
+                    return;
+                }
+            }
+        };
+        if flush(&worker, &mut connection, &mut writer, &slot).await.is_err() {
+            return;
+        }
+        if worker.draining.get() {
+            connection.close_after_response();
+            if connection.is_closing() {
+                continue;
+            }
+        }
+        set_deadline(&worker, &connection, &slot, &mut phase);
+        if reading.is_none()
+            && connection.wants_input()
+            && let Some((half, mut buffer)) = resting.take()
+        {
+            let large = connection.phase() == HttpPhase::Body;
+            let room = if large { READ_BYTES_LARGE } else { READ_BYTES };
+            if buffer.capacity() != room && (large || buffer.capacity() > READ_BYTES) {
+                buffer = Vec::with_capacity(room);
+            }
+            reading.set(Some(read(half, buffer)));
+        }
+        if answer_due && working.is_none() {
+            // Every complete request is either answered or being worked on; this is our own mistake.
+            let failure = Failure::Internal("the request got lost inside the server".into());
+            respond(&worker, &mut connection, failure.to_answer(""), "");
+            continue;
+        }
+        let happened = std::future::poll_fn(|cx| {
+            if let Some(work) = working.as_mut().as_pin_mut()
+                && let Poll::Ready(progress) = work.poll(cx)
+            {
+                return Poll::Ready(Happened::Progress(progress));
+            }
+            if let Some(read) = reading.as_mut().as_pin_mut()
+                && let Poll::Ready((half, buffer, outcome)) = read.poll(cx)
+            {
+                return Poll::Ready(Happened::Read(half, buffer, outcome));
+            }
+            Poll::Pending
+        })
+        .await;
+        match happened {
+            Happened::Read(half, buffer, outcome) => {
+                reading.set(None);
+                match outcome {
+                    Ok(0) if slot.expired.get() => {
+                        if matches!(connection.phase(), HttpPhase::Head | HttpPhase::Body) {
+                            let _ =
+                                writer.write_all(canned(&worker, Failure::ClientTooSlow.to_answer(""))).await;
+                        }
+                        return;
+                    }
+                    Ok(0) => connection.handle_eof(),
+                    Ok(count) => {
+                        connection.handle_input(&buffer[..count]);
+                        resting = Some((half, buffer));
+                    }
+                    // The client is gone; dropping the work frees its place and tells the plugin.
+                    Err(_) => return,
+                }
+            }
+            Happened::Progress(progress) => {
+                working.set(None);
+                if worker.draining.get() {
+                    connection.close_after_response();
+                }
+                let flight = take_progress(&worker, &mut connection, progress, &mut account);
+                if let Some(flight) = flight {
+                    working.set(Some(advance(worker.clone(), Work::Continue(flight))));
+                }
+            }
+        }
+    }
+}
+
+enum Happened<H> {
+    Read(H, Vec<u8>, io::Result<usize>),
+    Progress(Progress),
+}
+
+/// A read that owns its socket half, so that it can go on while other things happen.
+async fn read<H: AsyncReadRent>(mut half: H, buffer: Vec<u8>) -> (H, Vec<u8>, io::Result<usize>) {
+    let (outcome, buffer) = half.read(buffer).await;
+    (half, buffer, outcome)
+}
+
+async fn flush(
+    worker: &Worker,
+    connection: &mut Connection,
+    writer: &mut impl AsyncWriteRentExt,
+    slot: &ClientSlot,
+) -> io::Result<()> {
+    if connection.output().is_empty() {
+        return Ok(());
+    }
+    let output = connection.take_output();
+    slot.writing.set(true);
+    slot.idle.set(false);
+    slot.body.set(None);
+    slot.deadline.set(Some(Instant::now() + worker.shared.config.http.write_timeout));
+    let (outcome, output) = writer.write_all(output).await;
+    slot.writing.set(false);
+    slot.deadline.set(None);
+    connection.reuse_output(output);
+    outcome.map(|_| ())
+}
+
+/// Lets the client read its last answer before the close.
+async fn linger<H, F>(slot: &ClientSlot, resting: Option<(H, Vec<u8>)>, reading: Option<Pin<&mut F>>)
+where
+    H: AsyncReadRent,
+    F: Future<Output = (H, Vec<u8>, io::Result<usize>)>,
+{
+    slot.shutdown_write();
+    slot.body.set(None);
+    slot.idle.set(false);
+    slot.deadline.set(Some(Instant::now() + LINGER));
+    let (mut half, mut buffer) = match (resting, reading) {
+        (Some(resting), _) => resting,
+        (None, Some(reading)) => match reading.await {
+            (half, buffer, Ok(1..)) => (half, buffer),
+            _ => return,
+        },
+        (None, None) => return,
+    };
+    for _ in 0..LINGER_READS_MAX {
+        let outcome;
+        (half, buffer, outcome) = read(half, buffer).await;
+        if !matches!(outcome, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+fn set_deadline(
+    worker: &Worker,
+    connection: &Connection,
+    slot: &ClientSlot,
+    last: &mut (HttpPhase, Instant),
+) {
+    let phase = connection.phase();
+    let now = Instant::now();
+    if last.0 != phase {
+        *last = (phase, now);
+        slot.body.set((phase == HttpPhase::Body).then_some((now, 0)));
+    }
+    let http = &worker.shared.config.http;
+    slot.idle.set(phase == HttpPhase::Idle);
+    slot.deadline.set(match phase {
+        HttpPhase::Idle => Some(last.1 + http.idle_timeout),
+        // From the first byte on, whatever comes meanwhile.
+        HttpPhase::Head => Some(last.1 + http.head_timeout),
+        HttpPhase::Body => Some(last.1 + http.body_timeout),
+        // The request's own deadline rules.
+        HttpPhase::Response => None,
+        HttpPhase::Closing => Some(now + LINGER),
+    });
+}
+
+/// From a request's head to what will be sent once its content is there.
+///
+/// Errors: the request is refused right away; with its id, and the plugin it was meant for if there is one.
+#[allow(clippy::type_complexity)]
+fn begin(
+    worker: &Rc<Worker>,
+    head: &RequestHead<'_>,
+    remote: &str,
+) -> Result<Request, (Failure, String, Option<Rc<Target>>)> {
+    let exchange = ExchangeGuard::open(worker);
+    let request_id = match head.fields.get("x-request-id").and_then(usable_id) {
+        Some(theirs) => theirs.to_owned(),
+        None => made_id(worker, exchange.id),
+    };
+    let refuse = |failure, target| Err((failure, request_id.clone(), target));
+    if head.method == "TRACE" || head.method == "CONNECT" {
+        return refuse(Failure::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), None);
+    }
+    let path = head.target.path();
+    let destination = match route(path) {
+        Ok(destination) => destination,
+        Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
+    };
+    let (target, rest) = match destination {
+        Destination::Core(endpoint) => {
+            return match admit(worker, head, endpoint) {
+                Ok(call) => Ok(Request {
+                    exchange,
+                    request_id,
+                    to: Recipient::Core(call),
+                    body: Vec::new(),
+                    method: String::new(),
+                    path: String::new(),
+                    started: Instant::now(),
+                }),
+                Err(failure) => refuse(failure, None),
+            };
+        }
+        Destination::Elsewhere => return refuse(Failure::NotFound("there is nothing here"), None),
+        Destination::ById { id, path } => (worker.by_id(&id), path),
+        Destination::ByRoute { route, path } => (worker.by_route(&route), path),
+    };
+    let Some(target) = target else {
+        return refuse(Failure::NotFound("no plugin has this id or route"), None);
+    };
+    if let Err(failure) = check_phase(&target) {
+        return refuse(failure, Some(target));
+    }
+    let config = &worker.shared.config;
+    if config.plugins_need_token && !api::authorized(worker, head) {
+        return refuse(Failure::Unauthorized, Some(target));
+    }
+    let mut path_and_query = rest.into_owned();
+    if let Some(query) = head.target.query() {
+        path_and_query.push('?');
+        path_and_query.push_str(query);
+    }
+    let frame = {
+        let view = target.view.borrow();
+        let id = exchange.id.text();
+        let stamp = worker.timestamp();
+        let start = RequestStart {
+            request_id: id.as_str(),
+            timestamp: as_str(&stamp),
+            method: head.method,
+            path: &path_and_query,
+            remote_addr: Some(remote),
+            timeout_ms: Some(time_limit(worker, &view).as_millis() as u64),
+        };
+        let own_id = std::iter::once(("x-request-id", request_id.as_bytes()));
+        let keep_secret = config.plugins_need_token;
+        let fields = head.fields.iter().filter(|field| {
+            !head.fields.is_hop_by_hop(field.name)
+                && !field.name.eq_ignore_ascii_case("x-request-id")
+                && !field.name.eq_ignore_ascii_case("expect")
+                && !(keep_secret && field.name.eq_ignore_ascii_case("authorization"))
+        });
+        let headers = fields.map(|field| (field.name, field.value)).chain(own_id);
+        HttpRequestFrame::start(view.metadata.framing, view.metadata.protocol, &start, headers)
+    };
+    let logged = config.log.access != Access::Off;
+    Ok(Request {
+        exchange,
+        request_id,
+        method: if logged { head.method.to_owned() } else { String::new() },
+        path: if logged { path_and_query } else { String::new() },
+        body: Vec::with_capacity(head.content_length.unwrap_or(0).min(READ_BYTES_LARGE as u64) as usize),
+        to: Recipient::Plugin { target, frame },
+        started: Instant::now(),
+    })
+}
+
+/// Checks what can be checked of a request to the core itself before its content is there.
+fn admit(worker: &Worker, head: &RequestHead<'_>, endpoint: Endpoint<'_>) -> Result<api::Call, Failure> {
+    if !endpoint.takes(head.method) {
+        return Err(Failure::MethodNotAllowed(endpoint.allow()));
+    }
+    if endpoint.needs_token() && !api::authorized(worker, head) {
+        return Err(Failure::Unauthorized);
+    }
+    if matches!(endpoint, Endpoint::Kv(_)) && !api::says_json(head) {
+        return Err(Failure::UnsupportedMediaType("this resource takes application/json"));
+    }
+    Ok(api::Call::from(endpoint))
+}
+
+/// Whether a plugin takes requests now.
+fn check_phase(target: &Target) -> Result<(), Failure> {
+    match target.view.borrow().phase {
+        Phase::Serving => Ok(()),
+        Phase::Waiting { retry_after } => Err(Failure::Waiting(retry_after)),
+        Phase::Absent => Err(Failure::NotFound("the plugin is disabled")),
+    }
+}
+
+fn time_limit(worker: &Worker, view: &PluginView) -> Duration {
+    view.metadata.timeout_ms.map_or(worker.shared.config.http.request_timeout, Duration::from_millis)
+}
+
+/// Does the next thing for an answer, to its end.
+async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
+    let outcome = match work {
+        Work::Launch(Request { to: Recipient::Core(call), body, .. }) => {
+            return match call.answer(&worker, &body).await {
+                Ok(answer) => Progress::Local(answer),
+                Err(failure) => Progress::Failed(failure),
+            };
+        }
+        Work::Launch(Request {
+            exchange, to: Recipient::Plugin { target, frame }, body, started, ..
+        }) => launch(&worker, exchange, &target, frame, body, started).await,
+        Work::Continue(flight) => next_pieces(&worker, flight).await,
+    };
+    match outcome {
+        Ok((flight, pieces)) => Progress::Pieces { flight, pieces },
+        Err(failure) => Progress::Failed(failure),
+    }
+}
+
+/// Sends a request to its plugin and waits for the first of the answer.
+async fn launch(
+    worker: &Rc<Worker>,
+    exchange: ExchangeGuard,
+    target: &Rc<Target>,
+    frame: HttpRequestFrame,
+    body: Vec<u8>,
+    started: Instant,
+) -> Result<(Option<Flight>, Pieces), Failure> {
+    let bytes_max = worker.shared.config.message_bytes_max;
+    let frame = frame.finish(&body, bytes_max).map_err(|error| match error {
+        EncodeError::NotText => Failure::NotText,
+        EncodeError::TooLarge { .. } => Failure::TooLarge { bytes_max },
+    })?;
+    drop(body);
+    let deadline = started + time_limit(worker, &target.view.borrow());
+    let permit = enter(target, deadline).await?;
+    // It may have waited for its turn; the plugin it was meant for may be gone.
+    check_phase(target)?;
+    let view = target.view.borrow().clone();
+    match view.metadata.protocol {
+        Protocol::V1_0 => {
+            let id = exchange.id.text();
+            match legacy::exchange(worker, &view.socket, view.metadata.framing, frame, id.as_str(), deadline)
+                .await
+            {
+                Ok(pieces) => Ok((None, pieces)),
+                Err(legacy::LegacyFailure { failure, broken }) => {
+                    let generation = view.generation.unwrap_or(0);
+                    if let Some(reason) = broken {
+                        let fatal = failure != Failure::BadAnswer;
+                        worker.report_broken(view.index, generation, reason, fatal);
+                    }
+                    if failure == Failure::TimedOut {
+                        worker.shared.supervisor.send(Command::RequestTimeout { index: view.index });
+                    }
+                    Err(failure)
+                }
+            }
+        }
+        Protocol::V1_1 => {
+            target.link(worker).submit(worker, exchange.id, &frame, deadline)?;
+            drop(frame);
+            worker.expect_deadlines();
+            next_pieces(worker, Flight { exchange, _permit: permit }).await
+        }
+    }
+}
+
+/// Waits for a place with the plugin.
+async fn enter(target: &Target, deadline: Instant) -> Result<Permit, Failure> {
+    let gate = &target.shared.gate;
+    if let Some(permit) = gate.try_enter() {
+        return Ok(permit);
+    }
+    let entering = gate.enter().map_err(|Full| Failure::Busy)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    monoio::time::timeout(left, entering).await.map_err(|_| Failure::QueuedTooLong)
+}
+
+async fn next_pieces(worker: &Worker, flight: Flight) -> Result<(Option<Flight>, Pieces), Failure> {
+    let pieces =
+        std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(flight.exchange.id, cx)).await?;
+    let more = !pieces.complete;
+    Ok((more.then_some(flight), pieces))
+}
+
+/// Writes what has come of an answer; gives back the request if more follows.
+fn take_progress(
+    worker: &Worker,
+    connection: &mut Connection,
+    progress: Progress,
+    account: &mut Option<Account>,
+) -> Option<Flight> {
+    let Some(mut noted) = account.take() else { return None };
+    match progress {
+        Progress::Pieces { flight, pieces } => {
+            if let Some(mut head) = pieces.head {
+                add_field(&mut head.fields, "x-request-id", &noted.request_id);
+                noted.status = head.status;
+                worker.with_date(|date| {
+                    let head = ResponseHead { status: head.status, fields: &head.fields, date };
+                    if pieces.complete {
+                        connection.respond(&Response { head, body: &pieces.content });
+                    } else {
+                        connection.start_response(&head, Length::Chunked);
+                        connection.send_body(&pieces.content);
+                    }
+                });
+            } else {
+                connection.send_body(&pieces.content);
+                if pieces.complete {
+                    connection.finish_response();
+                }
+            }
+            if flight.is_some() {
+                *account = Some(noted);
+                return flight;
+            }
+        }
+        Progress::Local(answer) => {
+            noted.status = answer.status;
+            respond(worker, connection, answer, &noted.request_id);
+        }
+        Progress::Failed(failure) => {
+            noted.status = failure.status();
+            if connection.can_respond() {
+                respond(worker, connection, failure.to_answer(&noted.request_id), &noted.request_id);
+            } else {
+                // Part of the answer is out: only a cut tells the client that the rest will not come.
+                connection.abort_response();
+            }
+        }
+    }
+    noted.settle(worker);
+    None
+}
+
+fn respond(worker: &Worker, connection: &mut Connection, mut answer: LocalAnswer, request_id: &str) {
+    if !request_id.is_empty() {
+        add_field(&mut answer.fields, "x-request-id", request_id);
+    }
+    worker.with_date(|date| {
+        let head = ResponseHead { status: answer.status, fields: &answer.fields, date };
+        connection.respond(&Response { head, body: &answer.body });
+    });
+}
+
+/// An answer outside any request, after which the connection closes.
+fn canned(worker: &Worker, answer: LocalAnswer) -> Vec<u8> {
+    let mut connection = Connection::new(worker.shared.http_limits.clone());
+    connection.handle_input(b"GET / HTTP/1.0\r\n\r\n");
+    while !matches!(connection.poll_event(), Event::ResponseDue) {}
+    respond(worker, &mut connection, answer, "");
+    connection.take_output()
+}
+
+impl Account {
+    /// Counts an answered request of a plugin, and logs it where that is wanted.
+    fn settle(self, worker: &Worker) {
+        let Some(target) = self.target else { return };
+        let took = self.started.elapsed();
+        let stats = &target.shared.stats[worker.number as usize];
+        let count = |counter: &AtomicU64| counter.store(counter.load(Relaxed) + 1, Relaxed);
+        count(&stats.requests);
+        stats.latency.record(took);
+        if self.status >= 500 {
+            count(&stats.errors);
+        }
+        note(worker, &target, &self.method, &self.path, self.status, took);
+    }
+}
+
+fn note(worker: &Worker, target: &Target, method: &str, path: &str, status: u16, took: Duration) {
+    let wanted = match worker.shared.config.log.access {
+        Access::Off => false,
+        Access::Errors => status >= 500,
+        Access::All => true,
+    };
+    if wanted {
+        worker.shared.logger.access(&target.shared.id, method, path, status, took);
+    }
+}
+
+/// A client's own request id, if it can be passed on.
+fn usable_id(value: &[u8]) -> Option<&str> {
+    let visible =
+        !value.is_empty() && value.len() <= REQUEST_ID_BYTES_MAX && value.iter().all(u8::is_ascii_graphic);
+    if visible { std::str::from_utf8(value).ok() } else { None }
+}
+
+/// A request id that no other run of this installation gives out.
+fn made_id(worker: &Worker, id: ExchangeId) -> String {
+    let text = id.text();
+    let boot = &worker.shared.boot;
+    let mut made = String::with_capacity(boot.len() + 1 + text.as_str().len());
+    made.push_str(boot);
+    made.push('-');
+    made.push_str(text.as_str());
+    made
+}

@@ -1,0 +1,567 @@
+//! The configuration: every setting, its default, its unit and its bounds.
+//!
+//! Flags win over the environment (both arrive as [`Overrides`]), the environment over the file, the file over the
+//! defaults. The file is parsed once into a [`Config`] that cannot be wrong; nothing validates later.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toru_plugin_api::frame::FRAME_BYTES_MAX_LIMIT;
+use toru_supervisor::Level;
+use toru_supervisor::state::Policy;
+
+/// Where plugins find their sockets by default, also when they are started by hand.
+pub const SOCKETS_DIR: &str = "/tmp/toru-plugins";
+/// Linux's `sun_path`, less its final NUL.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Which driver the workers' event loops use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum DriverChoice {
+    /// io_uring where the kernel allows it, else epoll with one warning.
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// Whether worker threads are bound to cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pin {
+    /// From four cores up; on two, pinning was measured to cost a quarter of the throughput.
+    Auto,
+    Always,
+    Never,
+}
+
+/// Which requests get a line in their plugin's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    Off,
+    /// Status 500 and above.
+    Errors,
+    All,
+}
+
+/// Everything `toru serve` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub workers: usize,
+    pub driver: DriverChoice,
+    pub pin: Pin,
+    pub web_root: Option<PathBuf>,
+    pub plugins_dir: PathBuf,
+    pub sockets_dir: PathBuf,
+    pub log_dir: PathBuf,
+    pub data_dir: PathBuf,
+    pub control_socket: PathBuf,
+    pub supervisor: SupervisorConfig,
+    pub http: HttpConfig,
+    pub message_bytes_max: usize,
+    /// How long a plugin may take over the rest of a frame that it has begun.
+    pub frame_timeout: Duration,
+    /// Connections open to one 1.0 plugin at once.
+    pub legacy_connections: u32,
+    pub log: LogConfig,
+    pub token_file: PathBuf,
+    pub plugins_need_token: bool,
+    pub notify_command: Vec<String>,
+    /// `[plugins.ID]` as JSON text, without its `process` table.
+    pub plugins: HashMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct SupervisorConfig {
+    pub policy: Policy,
+    pub health_interval: Duration,
+    pub unanswered_pings: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    pub head_timeout: Duration,
+    pub body_timeout: Duration,
+    pub idle_timeout: Duration,
+    /// A client that takes none of its answer for so long is cut.
+    pub write_timeout: Duration,
+    pub request_timeout: Duration,
+    pub head_bytes_max: usize,
+    pub body_bytes_max: u64,
+    pub connections_max: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    pub level: Level,
+    /// From this level on, the core's lines also go to standard error, for people.
+    pub echo: Level,
+    pub access: Access,
+    pub summary_interval: Duration,
+    pub rotate_bytes: u64,
+    pub rotate_keep: u32,
+}
+
+/// What the command line or the environment said.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub config: Option<PathBuf>,
+    pub listen: Option<SocketAddr>,
+    pub plugins_dir: Option<PathBuf>,
+    pub socket_dir: Option<PathBuf>,
+    pub log_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
+    pub control_socket: Option<PathBuf>,
+    pub web_root: Option<PathBuf>,
+    pub workers: Option<usize>,
+    pub driver: Option<DriverChoice>,
+}
+
+/// A configuration that cannot be used. The message names the file, the line where there is one, and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl Config {
+    /// Reads the configuration file, if there is one, and puts everything together.
+    ///
+    /// Errors: the file cannot be read or parsed, has an unknown key, or a value is out of bounds.
+    pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
+        let places = Places::of_this_user();
+        let (path, required) = match &overrides.config {
+            Some(path) => (path.clone(), true),
+            None => (places.config.clone(), false),
+        };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => String::new(),
+            Err(error) => return Err(ConfigError(format!("cannot read {}: {error}", path.display()))),
+        };
+        let file: File = toml::from_str(&text)
+            .map_err(|error| ConfigError(format!("{}: {}", path.display(), error.to_string().trim_end())))?;
+        file.resolve(overrides, &places, &Source { path: &path, text: &text })
+    }
+}
+
+/// The defaults that depend on who runs it.
+struct Places {
+    config: PathBuf,
+    log: PathBuf,
+    data: PathBuf,
+    control_socket: PathBuf,
+}
+
+impl Places {
+    fn of_this_user() -> Self {
+        if rustix::process::geteuid().is_root() {
+            return Self {
+                config: "/etc/toru/toru.toml".into(),
+                log: "/var/log/toru".into(),
+                data: "/var/lib/toru".into(),
+                control_socket: "/run/toru/control.sock".into(),
+            };
+        }
+        let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+        let xdg = |name: &str, fallback: &str| {
+            // The XDG base directory specification says to ignore relative paths.
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+                .unwrap_or_else(|| home.join(fallback))
+        };
+        let state = xdg("XDG_STATE_HOME", ".local/state").join("toru");
+        let runtime =
+            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        Self {
+            config: xdg("XDG_CONFIG_HOME", ".config").join("toru/toru.toml"),
+            log: state.join("log"),
+            control_socket: runtime
+                .map_or_else(|| state.join("control.sock"), |runtime| runtime.join("toru/control.sock")),
+            data: state,
+        }
+    }
+}
+
+// ---- the file as it is written ----
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    server: ServerTable,
+    paths: PathsTable,
+    supervisor: SupervisorTable,
+    http: HttpTable,
+    protocol: ProtocolTable,
+    log: LogTable,
+    auth: AuthTable,
+    notify: NotifyTable,
+    plugins: HashMap<Spanned<String>, toml::Table>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ServerTable {
+    listen: Option<Spanned<SocketAddr>>,
+    workers: Option<Spanned<usize>>,
+    driver: Option<DriverChoice>,
+    pin: Option<Pin>,
+    web_root: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct PathsTable {
+    plugins: Option<PathBuf>,
+    sockets: Option<PathBuf>,
+    logs: Option<PathBuf>,
+    data: Option<PathBuf>,
+    control_socket: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct SupervisorTable {
+    health_interval_ms: Option<Spanned<u64>>,
+    ready_timeout_ms: Option<Spanned<u64>>,
+    backoff_ms: Option<Spanned<Vec<u64>>>,
+    max_restarts: Option<u32>,
+    stable_after_ms: Option<Spanned<u64>>,
+    stop_grace_ms: Option<Spanned<u64>>,
+    term_grace_ms: Option<Spanned<u64>>,
+    unanswered_pings: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct HttpTable {
+    head_timeout_ms: Option<Spanned<u64>>,
+    body_timeout_ms: Option<Spanned<u64>>,
+    idle_timeout_ms: Option<Spanned<u64>>,
+    write_timeout_ms: Option<Spanned<u64>>,
+    request_timeout_ms: Option<Spanned<u64>>,
+    head_bytes_max: Option<Spanned<usize>>,
+    body_bytes_max: Option<Spanned<u64>>,
+    connections_max: Option<Spanned<usize>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ProtocolTable {
+    message_bytes_max: Option<Spanned<usize>>,
+    legacy_connections: Option<Spanned<u32>>,
+    frame_timeout_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LogTable {
+    level: Option<LevelWord>,
+    access: Option<Access>,
+    summary_interval_s: Option<Spanned<u64>>,
+    rotate_bytes: Option<Spanned<u64>>,
+    rotate_keep: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum LevelWord {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct AuthTable {
+    token_file: Option<PathBuf>,
+    plugins_need_token: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct NotifyTable {
+    command: Option<Spanned<Vec<String>>>,
+}
+
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn error<T>(&self, value: &Spanned<T>, message: &str) -> ConfigError {
+        let before = &self.text[..value.span().start.min(self.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
+        ConfigError(format!("{}: line {line}, column {column}: {message}", self.path.display()))
+    }
+
+    /// A value within `bounds`, or the default.
+    fn number<T: Copy + PartialOrd + std::fmt::Display>(
+        &self,
+        key: &str,
+        value: &Option<Spanned<T>>,
+        default: T,
+        bounds: std::ops::RangeInclusive<T>,
+    ) -> Result<T, ConfigError> {
+        let Some(value) = value else { return Ok(default) };
+        if bounds.contains(value.as_ref()) {
+            return Ok(*value.as_ref());
+        }
+        let message =
+            format!("`{key}` is {}, but must be from {} to {}", value.as_ref(), bounds.start(), bounds.end());
+        Err(self.error(value, &message))
+    }
+
+    fn millis(&self, key: &str, value: &Option<Spanned<u64>>, default: u64) -> Result<Duration, ConfigError> {
+        // A day: longer is a mistake of units, and far from any overflow.
+        self.number(key, value, default, 1..=86_400_000).map(Duration::from_millis)
+    }
+}
+
+impl File {
+    fn resolve(
+        self,
+        overrides: &Overrides,
+        places: &Places,
+        source: &Source<'_>,
+    ) -> Result<Config, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers =
+            source.number("server.workers", &self.server.workers, (cores - 1).max(1), 1..=WORKERS_MAX)?;
+        let workers = overrides.workers.unwrap_or(workers);
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(ConfigError(format!("--workers is {workers}, but must be from 1 to {WORKERS_MAX}")));
+        }
+        let policy = self.supervisor.policy(source)?;
+        let unanswered_pings =
+            source.number("supervisor.unanswered_pings", &self.supervisor.unanswered_pings, 3, 1..=1000)?;
+        let health_interval =
+            source.millis("supervisor.health_interval_ms", &self.supervisor.health_interval_ms, 5000)?;
+        let message_bytes_max = source.number(
+            "protocol.message_bytes_max",
+            &self.protocol.message_bytes_max,
+            toru_plugin_api::frame::FRAME_BYTES_MAX_DEFAULT,
+            1024..=FRAME_BYTES_MAX_LIMIT,
+        )?;
+        let data_dir = pick(&overrides.data_dir, self.paths.data).unwrap_or_else(|| places.data.clone());
+        let config = Config {
+            listen: overrides
+                .listen
+                .or(self.server.listen.map(Spanned::into_inner))
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000))),
+            workers,
+            driver: overrides.driver.or(self.server.driver).unwrap_or(DriverChoice::Auto),
+            pin: self.server.pin.unwrap_or(Pin::Auto),
+            web_root: pick(&overrides.web_root, self.server.web_root),
+            plugins_dir: pick(&overrides.plugins_dir, self.paths.plugins).unwrap_or("plugins".into()),
+            sockets_dir: pick(&overrides.socket_dir, self.paths.sockets).unwrap_or(SOCKETS_DIR.into()),
+            log_dir: pick(&overrides.log_dir, self.paths.logs).unwrap_or_else(|| places.log.clone()),
+            control_socket: pick(&overrides.control_socket, self.paths.control_socket)
+                .unwrap_or_else(|| places.control_socket.clone()),
+            supervisor: SupervisorConfig { policy, health_interval, unanswered_pings },
+            http: self.http.resolve(source, message_bytes_max)?,
+            message_bytes_max,
+            frame_timeout: source.millis(
+                "protocol.frame_timeout_ms",
+                &self.protocol.frame_timeout_ms,
+                10_000,
+            )?,
+            legacy_connections: source.number(
+                "protocol.legacy_connections",
+                &self.protocol.legacy_connections,
+                4,
+                1..=1024,
+            )?,
+            log: self.log.resolve(source)?,
+            token_file: self.auth.token_file.unwrap_or_else(|| data_dir.join("token")),
+            plugins_need_token: self.auth.plugins_need_token.unwrap_or(false),
+            notify_command: self.notify.command.map(Spanned::into_inner).unwrap_or_default(),
+            plugins: plugin_tables(self.plugins, source)?,
+            data_dir,
+        };
+        let longest = config.sockets_dir.join("x.sock");
+        for socket in [&config.control_socket, &longest] {
+            if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+                return Err(ConfigError(format!(
+                    "the socket path {} is longer than {SOCKET_PATH_BYTES_MAX} bytes, which Linux does not allow; choose a shorter folder",
+                    socket.display()
+                )));
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// More would need more request-id prefixes than two hexadecimal digits give.
+const WORKERS_MAX: usize = 255;
+
+fn pick(first: &Option<PathBuf>, second: Option<PathBuf>) -> Option<PathBuf> {
+    first.clone().or(second)
+}
+
+impl SupervisorTable {
+    fn policy(&self, source: &Source<'_>) -> Result<Policy, ConfigError> {
+        let default = Policy::default();
+        let backoff = match &self.backoff_ms {
+            None => default.backoff,
+            Some(steps) if steps.as_ref().is_empty() || steps.as_ref().contains(&0) => {
+                return Err(
+                    source.error(steps, "`supervisor.backoff_ms` needs at least one step, each at least 1")
+                );
+            }
+            Some(steps) => steps.as_ref().iter().copied().map(Duration::from_millis).collect(),
+        };
+        Ok(Policy {
+            backoff,
+            restarts_max: self.max_restarts.unwrap_or(default.restarts_max),
+            stable_after: source.millis("supervisor.stable_after_ms", &self.stable_after_ms, 60_000)?,
+            ready_timeout: source.millis("supervisor.ready_timeout_ms", &self.ready_timeout_ms, 5000)?,
+            stop_grace: source.millis("supervisor.stop_grace_ms", &self.stop_grace_ms, 5000)?,
+            term_grace: source.millis("supervisor.term_grace_ms", &self.term_grace_ms, 2000)?,
+        })
+    }
+}
+
+impl HttpTable {
+    fn resolve(&self, source: &Source<'_>, message_bytes_max: usize) -> Result<HttpConfig, ConfigError> {
+        Ok(HttpConfig {
+            head_timeout: source.millis("http.head_timeout_ms", &self.head_timeout_ms, 10_000)?,
+            body_timeout: source.millis("http.body_timeout_ms", &self.body_timeout_ms, 60_000)?,
+            idle_timeout: source.millis("http.idle_timeout_ms", &self.idle_timeout_ms, 75_000)?,
+            write_timeout: source.millis("http.write_timeout_ms", &self.write_timeout_ms, 30_000)?,
+            request_timeout: source.millis("http.request_timeout_ms", &self.request_timeout_ms, 30_000)?,
+            head_bytes_max: source.number(
+                "http.head_bytes_max",
+                &self.head_bytes_max,
+                16 * 1024,
+                1024..=1024 * 1024,
+            )?,
+            // Nothing larger could be put into a frame.
+            body_bytes_max: source.number(
+                "http.body_bytes_max",
+                &self.body_bytes_max,
+                message_bytes_max as u64,
+                0..=message_bytes_max as u64,
+            )?,
+            connections_max: source.number(
+                "http.connections_max",
+                &self.connections_max,
+                16 * 1024,
+                1..=1_000_000,
+            )?,
+        })
+    }
+}
+
+impl LogTable {
+    fn resolve(&self, source: &Source<'_>) -> Result<LogConfig, ConfigError> {
+        let level = match (&self.level, std::env::var("RUST_LOG")) {
+            // The seed's recipe, RUST_LOG=debug, wins over the file as the environment does everywhere.
+            (_, Ok(word)) if ["debug", "info", "warn", "error"].contains(&word.as_str()) => {
+                Level::from_word(&word)
+            }
+            (Some(LevelWord::Debug), _) => Level::Debug,
+            (Some(LevelWord::Info) | None, _) => Level::Info,
+            (Some(LevelWord::Warn), _) => Level::Warn,
+            (Some(LevelWord::Error), _) => Level::Error,
+        };
+        Ok(LogConfig {
+            level,
+            echo: level,
+            access: self.access.unwrap_or(Access::Errors),
+            summary_interval: Duration::from_secs(source.number(
+                "log.summary_interval_s",
+                &self.summary_interval_s,
+                60,
+                1..=86_400,
+            )?),
+            rotate_bytes: source.number(
+                "log.rotate_bytes",
+                &self.rotate_bytes,
+                16 * 1024 * 1024,
+                4096..=u64::MAX,
+            )?,
+            rotate_keep: source.number("log.rotate_keep", &self.rotate_keep, 5, 0..=1000)?,
+        })
+    }
+}
+
+fn plugin_tables(
+    tables: HashMap<Spanned<String>, toml::Table>,
+    source: &Source<'_>,
+) -> Result<HashMap<String, String>, ConfigError> {
+    let mut plugins = HashMap::new();
+    for (id, mut table) in tables {
+        // The process table steers the core, not the plugin.
+        table.remove("process");
+        let json = serde_json::to_string(&table)
+            .map_err(|error| source.error(&id, &format!("`plugins.{}`: {error}", id.as_ref())))?;
+        plugins.insert(id.into_inner(), json);
+    }
+    Ok(plugins)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("toru.toml");
+        std::fs::write(&path, text).expect("write");
+        Config::load(&Overrides { config: Some(path), ..Overrides::default() })
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = load("").expect("an empty file is fine");
+        assert_eq!(config.listen.to_string(), "127.0.0.1:3000");
+        assert_eq!(config.message_bytes_max, 1_048_576);
+        assert_eq!(config.legacy_connections, 4);
+        assert_eq!(config.http.request_timeout, Duration::from_secs(30));
+        assert_eq!(config.supervisor.policy.backoff.len(), 5);
+        assert!(config.workers >= 1);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_line_and_column() {
+        for (text, expect) in [
+            ("[server]\nlisten = \"127.0.0.1:1\"\ncolour = 1\n", "line 3, column 1"),
+            ("[http]\n\nrequest_timeout_ms = 0\n", "line 3, column 22: `http.request_timeout_ms` is 0"),
+            ("[supervisor]\nbackoff_ms = []\n", "line 2, column 14: `supervisor.backoff_ms`"),
+            ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
+            ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
+        ] {
+            let error = load(text).expect_err(text).to_string();
+            assert!(error.contains(expect), "{text:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_gets_its_table_without_the_process_part() {
+        let config = load("[plugins.acme]\nlimit = 3\n[plugins.acme.process]\nnice = 5\n").expect("valid");
+        assert_eq!(config.plugins["acme"], "{\"limit\":3}");
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("toru.toml");
+        std::fs::write(&path, "[server]\nlisten = \"127.0.0.1:1\"\n").expect("write");
+        let overrides = Overrides {
+            config: Some(path),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 2))),
+            ..Overrides::default()
+        };
+        assert_eq!(Config::load(&overrides).expect("valid").listen.port(), 2);
+    }
+}

@@ -1,0 +1,405 @@
+//! The daemon: everything is started here in one visible order, and stopped in the reverse one.
+//!
+//! Threads: one per worker, the supervisor, the store (SQLite), the log writer, one that waits for signals, and the
+//! first, which starts and stops the others.
+
+mod answer;
+mod api;
+mod client;
+pub mod config;
+pub mod demo;
+mod driver;
+mod exchange;
+mod gate;
+mod histogram;
+mod kv;
+mod legacy;
+mod link;
+mod log;
+mod outlet;
+mod route;
+mod worker;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use futures_channel::mpsc::unbounded;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
+use rustix::fs::{FlockOperation, flock};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use serde_json::{Map, json};
+use toru_supervisor::{Command, Level, Settings, Supervisor};
+
+use config::{Config, Pin};
+use worker::{Mailbox, Message, Shared};
+
+/// Connections that may wait in the kernel for a worker to accept them.
+const LISTEN_BACKLOG: i32 = 1024;
+/// How long a metadata call may take.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long killed processes may take to be gone at a stop that was asked for twice.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// From this many cores on, worker threads are bound to cores by default.
+const PIN_CORES_MIN: usize = 4;
+
+/// The daemon could not start or go on; the message says what and where.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Store(#[from] kv::OpenError),
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("{0}")]
+    Start(String),
+}
+
+/// What the first thread hears of the others.
+enum News {
+    Signal(Signal),
+    WorkerEnded(Result<(), String>),
+    SupervisorEnded,
+}
+
+/// Runs the daemon until a signal stops it.
+///
+/// `on_listening` is called once connections are taken, with the address in use.
+/// Errors: something it needs cannot be had; nothing is left running.
+pub fn run(
+    config: Config,
+    on_listening: impl FnOnce(SocketAddr, toru_supervisor::Handle),
+) -> Result<(), RunError> {
+    // Before the first thread, so that all inherit it and only the signal thread hears them.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(|error| RunError::Start(format!("cannot block signals: {error}")))?;
+
+    let start = |what: &str, error: io::Error| RunError::Start(format!("cannot start {what}: {error}"));
+    let _sockets_lock = claim_sockets_dir(&config.sockets_dir)?;
+    let (store, store_owner, known) = kv::start(&config.data_dir)?;
+    let _data_lock = claim(&config.data_dir)?;
+    let token = read_or_make_token(&config.token_file)?;
+    let (logger, log_writer) =
+        log::start(&config.log_dir, &config.log).map_err(|error| start("the log", error))?;
+    let (driver, warning) = driver::choose(config.driver).map_err(RunError::Start)?;
+    if let Some(warning) = warning {
+        logger.core(Level::Warn, "toru", &warning, None, &Map::new());
+    }
+    let (listeners, address) = listen(config.listen, config.workers)
+        .map_err(|error| RunError::Listen { address: config.listen, error })?;
+
+    let (mailboxes, inboxes): (Vec<Mailbox>, Vec<_>) = (0..config.workers).map(|_| unbounded()).unzip();
+    let outlet = outlet::Outlet {
+        workers: mailboxes.clone(),
+        logger: logger.clone(),
+        store: store.clone(),
+        legacy_connections: config.legacy_connections,
+        plugins: Default::default(),
+        output: Default::default(),
+    };
+    let supervisor = Supervisor::new(supervisor_settings(&config, known), Box::new(outlet))
+        .map_err(|error| start("the supervisor", error))?;
+    let handle = supervisor.handle();
+
+    let (tell, news) = channel();
+    let shared = Arc::new(Shared {
+        http_limits: Arc::new(toru_http::Limits {
+            head_bytes_max: config.http.head_bytes_max,
+            body_bytes_max: config.http.body_bytes_max,
+            ..toru_http::Limits::default()
+        }),
+        logger: logger.clone(),
+        store,
+        supervisor: handle.clone(),
+        token,
+        connections: AtomicUsize::new(0),
+        boot: random_hex::<4>()?,
+        config,
+    });
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pinned = match shared.config.pin {
+        Pin::Always => true,
+        Pin::Never => false,
+        Pin::Auto => cores >= PIN_CORES_MIN,
+    };
+    let workers = listeners.into_iter().zip(mailboxes.iter().zip(inboxes)).enumerate();
+    for (number, (listener, (mailbox, inbox))) in workers {
+        let (shared, mailbox, tell) = (shared.clone(), mailbox.clone(), tell.clone());
+        std::thread::Builder::new()
+            .name(format!("toru-worker-{number}"))
+            .spawn(move || {
+                if pinned {
+                    pin_to(number % cores);
+                }
+                let life = worker::run(number as u8, driver, shared, listener, mailbox, inbox);
+                let ended =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver::block_on(driver, life)));
+                let outcome = match ended {
+                    Ok(Ok(Ok(()))) => Ok(()),
+                    Ok(Ok(Err(error)) | Err(error)) => Err(error.to_string()),
+                    Err(_) => Err("it panicked".into()),
+                };
+                let _ = tell.send(News::WorkerEnded(outcome));
+            })
+            .map_err(|error| start("a worker", error))?;
+    }
+    spawn_named("toru-supervisor", tell.clone(), move || {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| supervisor.run()));
+        if ended.is_err() {
+            // Plugins get the parent-death signal; the service manager starts anew.
+            fatal("the supervisor panicked");
+        }
+        News::SupervisorEnded
+    })
+    .map_err(|error| start("the supervisor", error))?;
+    let signal_teller = tell.clone();
+    std::thread::Builder::new()
+        .name("toru-signals".into())
+        .spawn(move || {
+            while let Ok(signal) = signals.wait() {
+                if signal_teller.send(News::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(|error| start("the signal thread", error))?;
+    drop(tell);
+
+    let facts = json!({
+        "address": address.to_string(), "workers": shared.config.workers, "driver": driver.name(),
+        "pinned": pinned, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(),
+    });
+    logger.core(Level::Info, "toru", "Listening", None, facts.as_object().unwrap_or(&Map::new()));
+    on_listening(address, handle.clone());
+
+    wait_and_stop(&news, &shared, &mailboxes, &handle);
+    store_owner.finish();
+    logger.core(Level::Info, "toru", "Stopped", None, &Map::new());
+    log_writer.finish();
+    Ok(())
+}
+
+/// Sleeps until a signal asks for an end, then stops clients, and plugins after them.
+fn wait_and_stop(
+    news: &Receiver<News>,
+    shared: &Shared,
+    mailboxes: &[Mailbox],
+    supervisor: &toru_supervisor::Handle,
+) {
+    loop {
+        match news.recv() {
+            Ok(News::Signal(Signal::SIGHUP)) => {
+                shared.logger.reopen();
+                shared.logger.core(Level::Info, "toru", "Log files reopened", None, &Map::new());
+            }
+            Ok(News::Signal(signal)) => {
+                let fields = json!({ "signal": signal.as_str() });
+                shared.logger.core(
+                    Level::Info,
+                    "toru",
+                    "Stopping",
+                    None,
+                    fields.as_object().unwrap_or(&Map::new()),
+                );
+                break;
+            }
+            // Half a daemon serves nobody: end loudly, and let the service manager start a whole one.
+            Ok(News::WorkerEnded(outcome)) => {
+                fatal(&format!(
+                    "a worker ended: {}",
+                    outcome.err().unwrap_or_else(|| "for no reason".into())
+                ));
+            }
+            Ok(News::SupervisorEnded) | Err(_) => fatal("the supervisor ended"),
+        }
+    }
+    // Clients first, while their plugins still answer.
+    for mailbox in mailboxes {
+        let _ = mailbox.unbounded_send(Message::Drain);
+    }
+    let patience = Instant::now() + shared.config.supervisor.policy.stop_grace;
+    let mut serving = mailboxes.len();
+    let mut at_once = false;
+    while serving > 0 && !at_once {
+        match news.recv_timeout(patience.saturating_duration_since(Instant::now())) {
+            Ok(News::WorkerEnded(_)) => serving -= 1,
+            Ok(News::Signal(Signal::SIGHUP)) => {}
+            Ok(News::Signal(_)) => at_once = true,
+            Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+    }
+    supervisor.send(if at_once { Command::StopNow } else { Command::Stop });
+    let mut deadline: Option<Instant> = at_once.then(|| Instant::now() + KILL_PATIENCE);
+    loop {
+        let event = match deadline {
+            Some(deadline) => news.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match event {
+            Ok(News::SupervisorEnded) | Err(_) => return,
+            Ok(News::WorkerEnded(_) | News::Signal(Signal::SIGHUP)) => {}
+            Ok(News::Signal(_)) => {
+                supervisor.send(Command::StopNow);
+                deadline = Some(Instant::now() + KILL_PATIENCE);
+            }
+        }
+    }
+}
+
+fn fatal(why: &str) -> ! {
+    let _ = writeln!(io::stderr(), "toru: {why}; ending so that the service manager starts it anew");
+    std::process::exit(1)
+}
+
+fn spawn_named(
+    name: &str,
+    tell: Sender<News>,
+    work: impl FnOnce() -> News + Send + 'static,
+) -> io::Result<()> {
+    let run = move || {
+        let _ = tell.send(work());
+    };
+    std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
+}
+
+fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
+    Settings {
+        plugins_dir: config.plugins_dir.clone(),
+        sockets_dir: absolute(&config.sockets_dir),
+        plugin_logs_dir: absolute(&config.log_dir).join("plugins"),
+        data_dir: absolute(&config.data_dir),
+        instance_id: known.instance_id,
+        policy: config.supervisor.policy.clone(),
+        health_interval: config.supervisor.health_interval,
+        unanswered_pings: config.supervisor.unanswered_pings,
+        metadata_timeout: METADATA_TIMEOUT,
+        frame_bytes_max: config.message_bytes_max,
+        plugin_config: config.plugins.clone(),
+        disabled: known.disabled,
+    }
+}
+
+fn absolute(path: &Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Makes the plugins' socket folder, or checks that it is ours alone, and keeps other daemons out of it.
+fn claim_sockets_dir(path: &Path) -> Result<File, RunError> {
+    let shown = path.display();
+    let fail =
+        |error: io::Error| RunError::Start(format!("cannot prepare the socket folder {shown}: {error}"));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(fail)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(path).map_err(fail)?;
+    let refuse = |why: String| Err(RunError::Start(format!("the socket folder {shown} {why}")));
+    if found.file_type().is_symlink() {
+        return refuse("is a symbolic link; remove it or name another folder".into());
+    }
+    if !found.is_dir() {
+        return refuse("is no folder; remove it or name another".into());
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return refuse(format!("belongs to user {}; remove it or name another", found.uid()));
+    }
+    if found.mode() & 0o777 != 0o700 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fail)?;
+    }
+    claim(path)
+}
+
+/// Holds a folder for this daemon until the file is dropped: two would take each other's sockets and values.
+fn claim(path: &Path) -> Result<File, RunError> {
+    let shown = path.display();
+    let folder = File::open(path)
+        .map_err(|error| RunError::Start(format!("cannot open the folder {shown}: {error}")))?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Start(format!(
+            "another toru uses the folder {shown}; stop it or name another folder"
+        ))),
+        Err(error) => Err(RunError::Start(format!("cannot lock the folder {shown}: {error}"))),
+    }
+}
+
+/// The management token: made at the first start, kept from then on.
+fn read_or_make_token(path: &Path) -> Result<String, RunError> {
+    let fail = |what: &str, error: io::Error| {
+        RunError::Start(format!("cannot {what} the token file {}: {error}", path.display()))
+    };
+    match fs::read_to_string(path) {
+        Ok(token) if token.trim().len() >= 16 => return Ok(token.trim().to_owned()),
+        Ok(_) => {
+            return Err(RunError::Start(format!(
+                "the token file {} has less than 16 characters; remove it, and the next start makes a new one",
+                path.display()
+            )));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail("read", error)),
+    }
+    let token = random_hex::<32>()?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| fail("make", error))?;
+    writeln!(file, "{token}").map_err(|error| fail("write", error))?;
+    Ok(token)
+}
+
+fn random_hex<const N: usize>() -> Result<String, RunError> {
+    let mut bytes = [0; N];
+    io::Read::read_exact(&mut File::open("/dev/urandom").map_err(no_random)?, &mut bytes)
+        .map_err(no_random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn no_random(error: io::Error) -> RunError {
+    RunError::Start(format!("cannot read /dev/urandom: {error}"))
+}
+
+/// One listening socket for each worker; the kernel spreads connections over them.
+fn listen(address: SocketAddr, workers: usize) -> io::Result<(Vec<TcpListener>, SocketAddr)> {
+    // Without SO_REUSEPORT first: a second daemon of the same user would else share the port unnoticed.
+    drop(TcpListener::bind(address)?);
+    let mut address = address;
+    let mut listeners = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        sockopt::set_socket_reuseport(&socket, true)?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, LISTEN_BACKLOG)?;
+        let listener = TcpListener::from(socket);
+        // With port 0 the kernel picks one for the first; the others join it.
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok((listeners, address))
+}
+
+fn pin_to(core: usize) {
+    let mut set = CpuSet::new();
+    if set.set(core).is_ok() {
+        // A container may not allow this core; running unpinned is no worse than the default.
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}

@@ -1,0 +1,405 @@
+//! One worker's connection to one 1.1 plugin: frames out, frames in, many requests at once.
+//!
+//! Frames that are ready together go out in one write: requests append to the outbox, and the writer takes all of it
+//! whenever the last write is done. Answers are read into one buffer, parsed where they lie, and handed to the
+//! exchange that waits for them; they may come in any order.
+//! The link never decides what a plugin *is*: it fails its own requests and reports to the supervisor.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use monoio::buf::IoBufMut as _;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
+use monoio::net::UnixStream;
+use nix::sys::socket::{Shutdown, shutdown};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use serde_json::{Map, Value};
+use toru_http::{encode_field, is_reserved_in_response};
+use toru_plugin_api::frame::{Decoder, Framing};
+use toru_plugin_api::from_core::encode_cancel;
+use toru_plugin_api::from_plugin::{HttpResponse, PluginMessage};
+use toru_plugin_api::time::as_str;
+use toru_supervisor::{Command, KvAnswer, Level};
+
+use crate::answer::{AnswerHead, Failure, Pieces};
+use crate::driver::Driver;
+use crate::exchange::{Delivery, ExchangeId};
+use crate::worker::{Message, Target, Worker};
+
+/// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
+const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A written outbox of at most this capacity is kept for the next write.
+const OUTBOX_BYTES_KEPT: usize = 256 * 1024;
+/// Room for one read; more while a frame larger than that is on its way.
+const READ_BYTES: usize = 16 * 1024;
+const READ_BYTES_LARGE: usize = 256 * 1024;
+/// Answers to nobody within a second, beyond which the plugin is taken for broken: one that answers late sends as many
+/// as it was asked, one that floods does not stop there.
+const STRAYS_PER_SECOND_MAX: u32 = 10_000;
+/// Between attempts to connect while the plugin's backlog is full.
+const CONNECT_RETRY: Duration = Duration::from_millis(5);
+
+pub struct Link {
+    pub index: usize,
+    /// The spawn of the plugin that this connection belongs to.
+    pub generation: u64,
+    framing: Framing,
+    outbox: RefCell<Vec<u8>>,
+    writer: Cell<Option<Waker>>,
+    closed: Cell<bool>,
+    /// While connected. For shutdown(2) alone: it ends pending reads and writes under either driver.
+    fd: Cell<Option<RawFd>>,
+    write_since: Cell<Option<Instant>>,
+    /// When the frame began of which only a part is there.
+    frame_since: Cell<Option<Instant>>,
+    strays: Cell<(Option<Instant>, u32)>,
+}
+
+/// How a connection's life ended.
+enum End {
+    Closed,
+    /// The plugin broke the protocol.
+    Broken(String),
+}
+
+impl Target {
+    /// This worker's connection to the plugin, new if there is none.
+    pub fn link(self: &Rc<Self>, worker: &Rc<Worker>) -> Rc<Link> {
+        if let Some(link) = &*self.link.borrow() {
+            return link.clone();
+        }
+        let (link, socket) = {
+            let view = self.view.borrow();
+            let link = Rc::new(Link::new(view.index, view.generation.unwrap_or(0), view.metadata.framing));
+            (link, view.socket.clone())
+        };
+        *self.link.borrow_mut() = Some(link.clone());
+        monoio::spawn(live(worker.clone(), self.clone(), link.clone(), socket));
+        link
+    }
+}
+
+impl Link {
+    fn new(index: usize, generation: u64, framing: Framing) -> Self {
+        Self {
+            index,
+            generation,
+            framing,
+            outbox: RefCell::default(),
+            writer: Cell::new(None),
+            closed: Cell::new(false),
+            fd: Cell::new(None),
+            write_since: Cell::new(None),
+            frame_since: Cell::new(None),
+            strays: Cell::new((None, 0)),
+        }
+    }
+
+    /// A link to nobody.
+    #[cfg(test)]
+    pub fn detached() -> Rc<Self> {
+        Rc::new(Self::new(0, 0, Framing::Length))
+    }
+
+    /// Queues a request's frame.
+    ///
+    /// Errors: the plugin reads too slowly, or the connection has just ended.
+    pub fn submit(
+        self: &Rc<Self>,
+        worker: &Worker,
+        id: ExchangeId,
+        frame: &[u8],
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        if self.closed.get() {
+            return Err(Failure::PluginGone("the connection to the plugin has just ended"));
+        }
+        if self.outbox.borrow().len() + frame.len() > OUTBOX_BYTES_MAX {
+            return Err(Failure::Busy);
+        }
+        worker.exchanges.borrow_mut().launch(id, self.clone(), deadline);
+        self.send(|outbox| outbox.extend_from_slice(frame));
+        Ok(())
+    }
+
+    /// Tells the plugin that nobody waits for this answer any more.
+    pub fn cancel(&self, worker: &Worker, id: ExchangeId) {
+        // A plugin that does not read does not care either.
+        if self.outbox.borrow().len() < OUTBOX_BYTES_MAX {
+            let stamp = worker.timestamp();
+            self.send(|outbox| {
+                encode_cancel(outbox, self.framing, as_str(&stamp), id.text().as_str());
+            });
+        }
+    }
+
+    pub fn send_kv_reply(&self, worker: &Worker, request_id: &str, answer: &KvAnswer) {
+        let stamp = worker.timestamp();
+        let max = worker.shared.config.message_bytes_max;
+        self.send(|outbox| {
+            answer.encode(outbox, self.framing, as_str(&stamp), request_id, max);
+        });
+    }
+
+    fn send(&self, append: impl FnOnce(&mut Vec<u8>)) {
+        if !self.closed.get() {
+            append(&mut self.outbox.borrow_mut());
+            if let Some(writer) = self.writer.take() {
+                writer.wake();
+            }
+        }
+    }
+
+    /// Ends the connection, and at once every request that waits for it.
+    pub fn fail(self: &Rc<Self>, worker: &Worker, failure: &Failure) {
+        worker.exchanges.borrow_mut().fail_link(self, failure);
+        self.close();
+    }
+
+    /// Deadlines: on a write that the plugin does not take, and on a frame that it does not finish.
+    pub fn check(self: &Rc<Self>, worker: &Worker, now: Instant) {
+        let config = &worker.shared.config;
+        let passed = |since: Option<Instant>, limit: Duration| {
+            since.is_some_and(|since| now.saturating_duration_since(since) > limit)
+        };
+        if passed(self.write_since.get(), config.http.request_timeout) {
+            self.fail(worker, &Failure::PluginGone("the plugin does not read its requests"));
+        } else if passed(self.frame_since.get(), config.frame_timeout) {
+            self.frame_since.set(None);
+            let reason = format!("did not finish a frame within {} ms", config.frame_timeout.as_millis());
+            worker.report_broken(self.index, self.generation, reason, true);
+            self.fail(worker, &Failure::PluginGone("the plugin did not finish its answer"));
+        }
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        if let Some(fd) = self.fd.get() {
+            let _ = shutdown(fd, Shutdown::Both);
+        }
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+
+    /// Counts an answer to nobody; whether there were too many.
+    fn count_stray(&self) -> bool {
+        let now = Instant::now();
+        let (since, count) = self.strays.get();
+        let (since, count) = match since {
+            Some(since) if now.saturating_duration_since(since) < Duration::from_secs(1) => {
+                (since, count + 1)
+            }
+            _ => (now, 1),
+        };
+        self.strays.set((Some(since), count));
+        count > STRAYS_PER_SECOND_MAX
+    }
+}
+
+/// The connection's task, from connecting to its end.
+async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: std::path::PathBuf) {
+    let end = match connect(&worker, &socket, || link.closed.get()).await {
+        Err(_) => End::Closed,
+        Ok(stream) => {
+            link.fd.set(Some(stream.as_raw_fd()));
+            let (reader, writer) = stream.into_split();
+            let writing = monoio::spawn(write(link.clone(), writer));
+            let end = read(&worker, &target, &link, reader).await;
+            // Shut down first: the writer may wait for a plugin that will never read again.
+            link.close();
+            writing.await;
+            link.fd.set(None);
+            end
+        }
+    };
+    if target.link.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, &link)) {
+        *target.link.borrow_mut() = None;
+    }
+    match end {
+        End::Closed => {
+            link.fail(&worker, &Failure::PluginGone("the plugin closed the connection before it answered"))
+        }
+        End::Broken(reason) => {
+            link.fail(&worker, &Failure::PluginGone("the plugin broke the protocol"));
+            worker.report_broken(link.index, link.generation, reason, true);
+        }
+    }
+}
+
+/// Connects to a plugin, waiting only while its backlog is full.
+///
+/// A plain non-blocking connect(2): for a Unix socket it is done or refused at once, and it cannot leak a descriptor
+/// when its task is given up, as a cancelled submission can.
+pub async fn connect(
+    worker: &Worker,
+    path: &Path,
+    give_up: impl Fn() -> bool,
+) -> std::io::Result<UnixStream> {
+    loop {
+        // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
+        let stream = {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+                Ok(()) => Some(StdUnixStream::from(socket)),
+                Err(rustix::io::Errno::AGAIN) if !give_up() => None,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if let Some(stream) = stream {
+            stream.set_nonblocking(worker.driver == Driver::Epoll)?;
+            return UnixStream::from_std(stream);
+        }
+        monoio::time::sleep(CONNECT_RETRY).await;
+    }
+}
+
+async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
+    let mut spare = Vec::new();
+    loop {
+        std::future::poll_fn(|cx| {
+            if link.closed.get() || !link.outbox.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            link.writer.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+        if link.closed.get() {
+            return;
+        }
+        let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
+        link.write_since.set(Some(Instant::now()));
+        let (outcome, batch) = half.write_all(batch).await;
+        link.write_since.set(None);
+        if outcome.is_err() {
+            return link.close();
+        }
+        spare = batch;
+        spare.clear();
+        if spare.capacity() > OUTBOX_BYTES_KEPT {
+            spare = Vec::new();
+        }
+    }
+}
+
+async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: impl AsyncReadRent) -> End {
+    let mut decoder = Decoder::new(link.framing, worker.shared.config.message_bytes_max);
+    loop {
+        let spare = if decoder.is_mid_frame() { READ_BYTES_LARGE } else { READ_BYTES };
+        let buffer = decoder.take_buffer(spare);
+        let (from, to) = (buffer.len(), buffer.capacity());
+        let (outcome, buffer) = half.read(buffer.slice_mut(from..to)).await;
+        decoder.restore_buffer(buffer.into_inner());
+        match outcome {
+            Ok(0) if decoder.is_mid_frame() => {
+                return End::Broken("closed the connection in the middle of a frame".into());
+            }
+            Ok(0) | Err(_) => return End::Closed,
+            Ok(_) => {}
+        }
+        loop {
+            let frame = match decoder.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => return End::Broken(error.to_string()),
+            };
+            let read = worker.reader.borrow_mut().read(frame, |message| take(worker, target, link, message));
+            match read {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => return End::Broken(reason),
+                Err(error) => return End::Broken(error.to_string()),
+            }
+        }
+        let mid_frame = decoder.is_mid_frame();
+        link.frame_since.set(mid_frame.then(|| link.frame_since.get().unwrap_or_else(Instant::now)));
+        if mid_frame {
+            worker.expect_deadlines();
+        }
+        if link.closed.get() {
+            return End::Closed;
+        }
+    }
+}
+
+/// One message of the plugin.
+///
+/// Errors: the connection must end, with the reason.
+fn take(
+    worker: &Rc<Worker>,
+    target: &Target,
+    link: &Rc<Link>,
+    message: PluginMessage<'_>,
+) -> Result<(), String> {
+    match message {
+        PluginMessage::HttpResponse { request_id, response } => {
+            let id = ExchangeId::parse(request_id);
+            let news = match &response {
+                Ok(response) => Ok(pieces(response)),
+                Err(_) => Err(Failure::BadAnswer),
+            };
+            let delivery =
+                id.map_or(Delivery::Stray, |id| worker.exchanges.borrow_mut().deliver(id, link, news));
+            if delivery == Delivery::Stray {
+                target.shared.stats[worker.number as usize].strays.fetch_add(1, Relaxed);
+                if link.count_stray() {
+                    return Err(format!(
+                        "sent more than {STRAYS_PER_SECOND_MAX} answers to nobody within a second"
+                    ));
+                }
+            } else if let Err(bad) = response {
+                worker.report_broken(link.index, link.generation, bad.to_string(), false);
+            }
+        }
+        PluginMessage::Kv { request_id, request } => {
+            let (mailbox, index, generation) = (worker.mailbox.clone(), link.index, link.generation);
+            let request_id = request_id.to_owned();
+            let reply = Box::new(move |reply| {
+                let _ = mailbox.unbounded_send(Message::KvReply { index, generation, request_id, reply });
+            });
+            worker.shared.store.ask(&target.shared.id, request.into(), reply);
+        }
+        PluginMessage::Log { level, message, fields_json } => {
+            let fields: Option<Map<String, Value>> =
+                fields_json.and_then(|fields| serde_json::from_str(&fields).ok());
+            worker.shared.logger.plugin(&target.shared.id, Level::from_word(level), message, fields.as_ref());
+        }
+        // Lifecycle is between the plugin and the supervisor; unknown messages are ignored by contract.
+        PluginMessage::Ready
+        | PluginMessage::Failed { .. }
+        | PluginMessage::Pong { .. }
+        | PluginMessage::Unknown { .. } => {}
+        // Types that a newer plugin-api knows and this file does not yet.
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A whole answer as the pieces that a client's task takes.
+pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
+    let mut fields = Vec::with_capacity(128);
+    for (name, value) in response.headers.clone() {
+        // The core frames the answer; what the plugin says about that would only contradict it.
+        if !is_reserved_in_response(name) {
+            // The reader has refused whatever this could refuse.
+            let encoded = encode_field(&mut fields, name, value);
+            debug_assert!(encoded.is_ok(), "{name}: {value:?}");
+        }
+    }
+    let head = AnswerHead { status: response.status, fields };
+    Pieces { head: Some(head), content: response.body.to_vec(), complete: true }
+}
+
+impl Worker {
+    /// Tells the supervisor that a plugin broke the protocol.
+    pub fn report_broken(&self, index: usize, generation: u64, reason: String, fatal: bool) {
+        self.shared.supervisor.send(Command::ProtocolError { index, generation, reason, fatal });
+    }
+}

@@ -1,0 +1,404 @@
+//! The one thread that writes log files, and the cheap handle that everybody else logs through.
+//!
+//! A line is made by whoever has something to say and handed over through a bounded queue.
+//! When the queue is full the line is dropped and counted, and the count is logged once there is room:
+//! a full or slow disk never holds up a request, the supervisor or a plugin.
+//!
+//! Own code rather than `tracing`: the contract fixes the keys and their order, each plugin has its own rotated file,
+//! and a drop has to be counted; what would be left of a subscriber is its macros.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use toru_plugin_api::json::write_string;
+use toru_plugin_api::time::{as_str, rfc3339_millis};
+use toru_supervisor::Level;
+
+use crate::config::LogConfig;
+
+/// Lines that may wait for the disk.
+const QUEUE_LINES_MAX: usize = 8192;
+/// A file that could not be opened is tried again after this.
+const REOPEN_AFTER: Duration = Duration::from_secs(5);
+
+enum Entry {
+    Core { line: Vec<u8>, human: Option<String> },
+    Plugin { id: Arc<str>, line: Vec<u8> },
+    Reopen,
+    Stop,
+}
+
+/// Logs from any thread; never blocks.
+#[derive(Clone)]
+pub struct Logger {
+    queue: SyncSender<Entry>,
+    level: Level,
+    echo: Level,
+    dropped: Arc<AtomicU64>,
+}
+
+/// Joins the writer; dropping it without [`Writer::finish`] leaves the thread to the process's end.
+pub struct Writer {
+    queue: SyncSender<Entry>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Writes what is queued, and ends.
+    pub fn finish(self) {
+        let _ = self.queue.send(Entry::Stop);
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts the writer's thread.
+///
+/// Files: `plugin-supervisor.log` and `plugins/<id>.log` in `folder`, each line one JSON object.
+/// A folder that cannot be made or written is told once on standard error, and the lines are counted as dropped.
+pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> {
+    let (queue, entries) = sync_channel(QUEUE_LINES_MAX);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let files = Files {
+        folder: folder.to_owned(),
+        rotate_bytes: config.rotate_bytes,
+        rotate_keep: config.rotate_keep,
+        open: HashMap::new(),
+        complained: false,
+        dropped: dropped.clone(),
+    };
+    let counter = dropped.clone();
+    let thread = std::thread::Builder::new()
+        .name("toru-log".into())
+        .spawn(move || write_entries(&entries, files, &counter))?;
+    Ok((
+        Logger { queue: queue.clone(), level: config.level, echo: config.echo, dropped },
+        Writer { queue, thread },
+    ))
+}
+
+impl Logger {
+    pub fn enabled(&self, level: Level) -> bool {
+        level >= self.level
+    }
+
+    /// A line of the core's log: `component` says which part speaks.
+    pub fn core(
+        &self,
+        level: Level,
+        component: &str,
+        message: &str,
+        plugin_id: Option<&str>,
+        fields: &Map<String, Value>,
+    ) {
+        if !self.enabled(level) {
+            return;
+        }
+        let stamp = rfc3339_millis(unix_ms());
+        let mut line = Vec::with_capacity(160);
+        open_line(&mut line, as_str(&stamp), level.word());
+        text_field(&mut line, "component", component);
+        text_field(&mut line, "message", message);
+        if let Some(id) = plugin_id {
+            text_field(&mut line, "plugin_id", id);
+        }
+        more_fields(&mut line, fields, &["timestamp", "level", "component", "message", "plugin_id"]);
+        close_line(&mut line);
+        let human = (level >= self.echo).then(|| {
+            let mut human = format!("{} {:5} {component}: {message}", as_str(&stamp), level.word());
+            if let Some(id) = plugin_id {
+                human.push_str(&format!(" [{id}]"));
+            }
+            for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+                human.push_str(&format!(" {key}={value}"));
+            }
+            human
+        });
+        self.hand_over(Entry::Core { line, human });
+    }
+
+    /// A line of a plugin's log. `fields` is JSON text of an object, or of nothing.
+    pub fn plugin(&self, id: &Arc<str>, level: Level, message: &str, fields: Option<&Map<String, Value>>) {
+        if !self.enabled(level) {
+            return;
+        }
+        let mut line = Vec::with_capacity(128 + message.len());
+        open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
+        text_field(&mut line, "plugin_id", id);
+        text_field(&mut line, "message", message);
+        if let Some(fields) = fields {
+            more_fields(&mut line, fields, &["timestamp", "level", "plugin_id", "message"]);
+        }
+        close_line(&mut line);
+        self.hand_over(Entry::Plugin { id: id.clone(), line });
+    }
+
+    /// An access line: the message and keys that log watchers look for.
+    pub fn access(&self, id: &Arc<str>, method: &str, path: &str, status: u16, duration: Duration) {
+        let level = if status >= 500 { Level::Warn } else { Level::Info };
+        if !self.enabled(level) {
+            return;
+        }
+        let mut line = Vec::with_capacity(192 + path.len());
+        open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
+        text_field(&mut line, "plugin_id", id);
+        text_field(&mut line, "message", "HTTP request handled");
+        text_field(&mut line, "method", method);
+        text_field(&mut line, "path", path);
+        let micros = duration.as_micros();
+        let _ = write!(line, ",\"status\":{status},\"duration_ms\":{}.{:03}", micros / 1000, micros % 1000);
+        close_line(&mut line);
+        self.hand_over(Entry::Plugin { id: id.clone(), line });
+    }
+
+    /// Closes and opens every file, after somebody moved them away.
+    pub fn reopen(&self) {
+        let _ = self.queue.send(Entry::Reopen);
+    }
+
+    fn hand_over(&self, entry: Entry) {
+        match self.queue.try_send(entry) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn open_line(line: &mut Vec<u8>, timestamp: &str, level: &str) {
+    line.extend_from_slice(b"{\"timestamp\":\"");
+    line.extend_from_slice(timestamp.as_bytes());
+    line.extend_from_slice(b"\",\"level\":\"");
+    line.extend_from_slice(level.as_bytes());
+    line.push(b'"');
+}
+
+fn text_field(line: &mut Vec<u8>, key: &str, value: &str) {
+    line.extend_from_slice(b",\"");
+    line.extend_from_slice(key.as_bytes());
+    line.extend_from_slice(b"\":");
+    write_string(line, value);
+}
+
+fn more_fields(line: &mut Vec<u8>, fields: &Map<String, Value>, taken: &[&str]) {
+    for (key, value) in
+        fields.iter().filter(|(key, value)| !value.is_null() && !taken.contains(&key.as_str()))
+    {
+        line.push(b',');
+        write_string(line, key);
+        line.push(b':');
+        // Writing a Value into a Vec cannot fail: its keys are strings and a Vec takes every write.
+        let _ = serde_json::to_writer(&mut *line, value);
+    }
+}
+
+fn close_line(line: &mut Vec<u8>) {
+    line.extend_from_slice(b"}\n");
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+// ---- the writer's side ----
+
+struct Files {
+    folder: PathBuf,
+    rotate_bytes: u64,
+    rotate_keep: u32,
+    /// By name: empty for the core's own file.
+    open: HashMap<Arc<str>, Slot>,
+    complained: bool,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Slot {
+    Open { file: File, bytes: u64 },
+    Broken { since: Instant },
+}
+
+fn write_entries(entries: &Receiver<Entry>, mut files: Files, dropped: &AtomicU64) {
+    let core: Arc<str> = "".into();
+    let mut told = 0;
+    while let Ok(entry) = entries.recv() {
+        match entry {
+            Entry::Core { line, human } => {
+                if let Some(human) = human {
+                    let _ = writeln!(io::stderr(), "{human}");
+                }
+                files.write(&core, &line);
+            }
+            Entry::Plugin { id, line } => files.write(&id, &line),
+            Entry::Reopen => files.open.clear(),
+            Entry::Stop => return,
+        }
+        let now = dropped.load(Ordering::Relaxed);
+        if now > told && !files.is_broken(&core) {
+            let mut line = Vec::new();
+            open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), "warn");
+            text_field(&mut line, "component", "log");
+            text_field(&mut line, "message", "Log lines dropped");
+            let _ = write!(line, ",\"dropped\":{},\"dropped_total\":{now}", now - told);
+            close_line(&mut line);
+            // The report of a loss is no line of its own: if it cannot be written, the next one says more.
+            if files.try_write(&core, &line).is_ok() {
+                told = now;
+            }
+        }
+    }
+}
+
+impl Files {
+    fn path(&self, name: &str) -> PathBuf {
+        if name.is_empty() {
+            self.folder.join("plugin-supervisor.log")
+        } else {
+            self.folder.join("plugins").join(format!("{name}.log"))
+        }
+    }
+
+    fn is_broken(&self, name: &str) -> bool {
+        matches!(self.open.get(name), Some(Slot::Broken { .. }))
+    }
+
+    fn write(&mut self, name: &Arc<str>, line: &[u8]) {
+        if let Err(error) = self.try_write(name, line) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            if !matches!(self.open.get(name), Some(Slot::Broken { .. })) {
+                self.open.insert(name.clone(), Slot::Broken { since: Instant::now() });
+            }
+            if !self.complained {
+                self.complained = true;
+                let path = self.path(name);
+                let _ = writeln!(
+                    io::stderr(),
+                    "toru: cannot write {}: {error}; serving on, lost log lines are counted",
+                    path.display()
+                );
+            }
+        }
+    }
+
+    fn try_write(&mut self, name: &Arc<str>, line: &[u8]) -> io::Result<()> {
+        match self.open.get_mut(name) {
+            Some(Slot::Open { file, bytes }) => {
+                if *bytes + line.len() as u64 <= self.rotate_bytes || *bytes == 0 {
+                    file.write_all(line)?;
+                    *bytes += line.len() as u64;
+                    return Ok(());
+                }
+                self.open.remove(name);
+                self.rotate(name)?;
+            }
+            Some(Slot::Broken { since }) if since.elapsed() < REOPEN_AFTER => {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            Some(Slot::Broken { .. }) | None => {}
+        }
+        let path = self.path(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&path)?;
+        let bytes = file.metadata()?.len();
+        file.write_all(line)?;
+        self.complained = false;
+        self.open.insert(name.clone(), Slot::Open { file, bytes: bytes + line.len() as u64 });
+        Ok(())
+    }
+
+    /// `x.log` becomes `x.log.1`, and so on; the oldest goes.
+    fn rotate(&self, name: &str) -> io::Result<()> {
+        let path = self.path(name);
+        if self.rotate_keep == 0 {
+            return fs::remove_file(&path);
+        }
+        let numbered = |number: u32| PathBuf::from(format!("{}.{number}", path.display()));
+        for number in (1..self.rotate_keep).rev() {
+            match fs::rename(numbered(number), numbered(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&path, numbered(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Access;
+    use serde_json::json;
+
+    fn config(rotate_bytes: u64) -> LogConfig {
+        LogConfig {
+            level: Level::Info,
+            echo: Level::Error,
+            access: Access::All,
+            summary_interval: Duration::from_secs(60),
+            rotate_bytes,
+            rotate_keep: 2,
+        }
+    }
+
+    #[test]
+    fn lines_have_the_keys_of_the_contract_in_their_order() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (log, writer) = start(dir.path(), &config(1 << 20)).expect("thread");
+        let fields = json!({ "pid": 12345, "nothing": null });
+        log.core(
+            Level::Info,
+            "plugin_supervisor",
+            "Plugin started",
+            Some("acme"),
+            fields.as_object().expect("object"),
+        );
+        log.core(Level::Debug, "plugin_supervisor", "not at this level", None, &Map::new());
+        log.access(&"acme".into(), "GET", "/certificates?x=\"1\"", 200, Duration::from_micros(15_300));
+        writer.finish();
+        let core = fs::read_to_string(dir.path().join("plugin-supervisor.log")).expect("core log");
+        let rest = core.split_once(",\"level\"").expect("level follows the timestamp").1;
+        assert_eq!(
+            rest,
+            ":\"info\",\"component\":\"plugin_supervisor\",\"message\":\"Plugin started\",\"plugin_id\":\"acme\",\"pid\":12345}\n"
+        );
+        let plugin = fs::read_to_string(dir.path().join("plugins/acme.log")).expect("plugin log");
+        let line: Value = serde_json::from_str(&plugin).expect("one JSON object");
+        assert_eq!(line["duration_ms"], 15.3);
+        assert_eq!(line["path"], "/certificates?x=\"1\"");
+    }
+
+    #[test]
+    fn files_rotate_by_size_and_the_oldest_goes() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (log, writer) = start(dir.path(), &config(4096)).expect("thread");
+        let id: Arc<str> = "a".into();
+        for _ in 0..10 {
+            log.plugin(&id, Level::Info, &"x".repeat(3000), None);
+        }
+        writer.finish();
+        let mut names: Vec<_> = fs::read_dir(dir.path().join("plugins"))
+            .expect("folder")
+            .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a.log", "a.log.1", "a.log.2"]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_costs_lines_and_nothing_else() {
+        let (log, writer) = start(Path::new("/dev/null/log"), &config(4096)).expect("thread");
+        log.plugin(&"a".into(), Level::Info, "lost", None);
+        writer.finish();
+        assert_eq!(log.dropped.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,129 @@
+//! What the supervisor says, on its way to workers, logs and store.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use toru_plugin_api::metadata::Protocol;
+use toru_supervisor::{KvAnswer, KvQuestion, Level, PluginView, Stream};
+
+use crate::gate::Gate;
+use crate::kv::Store;
+use crate::log::Logger;
+use crate::worker::{Mailbox, Message, PluginShared, Stats};
+
+/// Output lines of one plugin that are logged in a second; a flood beyond it is counted instead.
+const OUTPUT_LINES_PER_SECOND: u32 = 1000;
+
+/// The supervisor's only way to the rest of the daemon. Lives on its thread.
+pub struct Outlet {
+    pub workers: Vec<Mailbox>,
+    pub logger: Logger,
+    pub store: Store,
+    pub legacy_connections: u32,
+    pub plugins: RefCell<HashMap<usize, Arc<PluginShared>>>,
+    pub output: RefCell<HashMap<String, OutputBudget>>,
+}
+
+/// How much of its output a plugin may still log in this second.
+pub struct OutputBudget {
+    id: Arc<str>,
+    since: Instant,
+    lines: u32,
+    dropped: u64,
+}
+
+impl toru_supervisor::Outlet for Outlet {
+    fn publish(&self, view: Arc<PluginView>) {
+        let mut plugins = self.plugins.borrow_mut();
+        let shared = plugins.entry(view.index).or_insert_with(|| {
+            let capacity = match view.metadata.protocol {
+                Protocol::V1_0 => self.legacy_connections,
+                Protocol::V1_1 => view.metadata.max_in_flight,
+            };
+            Arc::new(PluginShared {
+                id: view.metadata.id.as_str().into(),
+                gate: Gate::new(capacity as usize),
+                stats: self.workers.iter().map(|_| Stats::default()).collect(),
+            })
+        });
+        for worker in &self.workers {
+            // A worker that has drained has no use for news.
+            let _ = worker.unbounded_send(Message::Plugin { view: view.clone(), shared: shared.clone() });
+        }
+    }
+
+    fn record(&self, plugin_id: &str, kind: &'static str, details: Value) {
+        self.store.record(plugin_id, kind, details);
+    }
+
+    fn log(&self, level: Level, plugin_id: Option<&str>, message: &str, fields: Map<String, Value>) {
+        self.logger.core(level, "plugin_supervisor", message, plugin_id, &fields);
+    }
+
+    fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]) {
+        let Some(id) = self.take_budget(plugin_id) else { return };
+        let text = String::from_utf8_lossy(line);
+        // A line that is a JSON object keeps its fields; its own message and level count.
+        if text.starts_with('{')
+            && let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(&text)
+        {
+            let level = fields.get("level").and_then(Value::as_str).map_or(Level::Info, Level::from_word);
+            let message = match fields.remove("message").or_else(|| fields.remove("msg")) {
+                Some(Value::String(message)) => message,
+                Some(other) => other.to_string(),
+                None => String::new(),
+            };
+            return self.logger.plugin(&id, level, &message, Some(&fields));
+        }
+        let (level, stream) = match stream {
+            Stream::Stdout => (Level::Info, "stdout"),
+            Stream::Stderr => (Level::Warn, "stderr"),
+        };
+        let fields = json!({ "stream": stream });
+        self.logger.plugin(&id, level, &text, fields.as_object());
+    }
+
+    fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>) {
+        let Some(id) = self.take_budget(plugin_id) else { return };
+        let fields: Option<Map<String, Value>> = fields.and_then(|fields| serde_json::from_str(fields).ok());
+        self.logger.plugin(&id, level, message, fields.as_ref());
+    }
+
+    fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>) {
+        self.store.ask(plugin_id, question, reply);
+    }
+
+    fn set_enabled(&self, plugin_id: &str, enabled: bool) {
+        self.store.set_enabled(plugin_id, enabled);
+    }
+}
+
+impl Outlet {
+    /// Whether one more line may be logged; says how many were not, once a new second begins.
+    fn take_budget(&self, plugin_id: &str) -> Option<Arc<str>> {
+        let now = Instant::now();
+        let mut output = self.output.borrow_mut();
+        if !output.contains_key(plugin_id) {
+            let fresh = OutputBudget { id: plugin_id.into(), since: now, lines: 0, dropped: 0 };
+            output.insert(plugin_id.to_owned(), fresh);
+        }
+        let budget = output.get_mut(plugin_id)?;
+        if now.duration_since(budget.since).as_secs() >= 1 {
+            budget.since = now;
+            budget.lines = 0;
+            if budget.dropped > 0 {
+                let fields = json!({ "dropped": std::mem::take(&mut budget.dropped) });
+                self.logger.plugin(&budget.id, Level::Warn, "Output lines dropped", fields.as_object());
+            }
+        }
+        if budget.lines == OUTPUT_LINES_PER_SECOND {
+            budget.dropped += 1;
+            return None;
+        }
+        budget.lines += 1;
+        Some(budget.id.clone())
+    }
+}

@@ -1,0 +1,140 @@
+//! From a request target to who answers it. Pure.
+
+use std::borrow::Cow;
+
+use toru_http::{PathError, normalize_path, percent_decode};
+use toru_supervisor::Order;
+
+/// Who answers.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Destination<'a> {
+    /// The plugin with this id; `path` starts with `/` and carries no query.
+    ById { id: Cow<'a, str>, path: Cow<'a, str> },
+    /// The plugin whose metadata has this route, which starts with `/`.
+    ByRoute { route: Cow<'a, str>, path: Cow<'a, str> },
+    /// The core itself.
+    Core(Endpoint<'a>),
+    /// Nobody known here: a static file, or nothing.
+    Elsewhere,
+}
+
+/// What the core answers itself.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Endpoint<'a> {
+    Health,
+    Ready,
+    Plugins,
+    Plugin(Cow<'a, str>),
+    Order(Cow<'a, str>, Order),
+    Kv(Cow<'a, str>),
+}
+
+impl Endpoint<'_> {
+    /// The methods it takes, as the `Allow` field wants them.
+    pub fn allow(&self) -> &'static str {
+        match self {
+            Endpoint::Health | Endpoint::Ready | Endpoint::Plugins | Endpoint::Plugin(_) => "GET, HEAD",
+            Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
+        }
+    }
+
+    pub fn takes(&self, method: &str) -> bool {
+        self.allow().split(", ").any(|allowed| allowed == method)
+    }
+
+    /// Whether only the holder of the management token may ask. Probes of a load balancer have none.
+    pub fn needs_token(&self) -> bool {
+        !matches!(self, Endpoint::Health | Endpoint::Ready)
+    }
+}
+
+/// Finds the destination of `path`, the path part of a request target, as the client sent it.
+///
+/// Dot segments are resolved below the plugin and never climb out of it; all other encodings reach the plugin untouched.
+/// Errors: the path climbs out, holds NUL, or has a bad percent-encoding: 400.
+pub fn route(path: &str) -> Result<Destination<'_>, PathError> {
+    match path {
+        "/healthz" => return Ok(Destination::Core(Endpoint::Health)),
+        "/readyz" => return Ok(Destination::Core(Endpoint::Ready)),
+        "/api/plugins" | "/api/plugins/" => return Ok(Destination::Core(Endpoint::Plugins)),
+        _ => {}
+    }
+    let Some(rest) = path.strip_prefix("/api/plugins/") else { return Ok(Destination::Elsewhere) };
+    let (first, rest) = cut_segment(rest);
+    if first == "route" {
+        let Some(rest) = rest else { return Ok(Destination::Elsewhere) };
+        let (segment, rest) = cut_segment(&rest[1..]);
+        let route = Cow::Owned(format!("/{}", decode(segment)?));
+        return Ok(Destination::ByRoute { route, path: normalize_path(rest.unwrap_or("/"))? });
+    }
+    let id = decode(first)?;
+    let Some(rest) = rest else { return Ok(Destination::Core(Endpoint::Plugin(id))) };
+    let path = normalize_path(rest)?;
+    let endpoint = match &*path {
+        "/enable" => Endpoint::Order(id, Order::Enable),
+        "/disable" => Endpoint::Order(id, Order::Disable),
+        "/restart" => Endpoint::Order(id, Order::Restart),
+        "/kv" => Endpoint::Kv(id),
+        _ => return Ok(Destination::ById { id, path }),
+    };
+    Ok(Destination::Core(endpoint))
+}
+
+/// The first segment, and what follows from its slash on.
+fn cut_segment(path: &str) -> (&str, Option<&str>) {
+    match path.find('/') {
+        Some(slash) => (&path[..slash], Some(&path[slash..])),
+        None => (path, None),
+    }
+}
+
+/// Ids and routes are decoded once; what is no UTF-8 then is nobody's name.
+fn decode(segment: &str) -> Result<Cow<'_, str>, PathError> {
+    if !segment.contains('%') {
+        return Ok(Cow::Borrowed(segment));
+    }
+    Ok(Cow::Owned(String::from_utf8_lossy(&percent_decode(segment)?).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by_id<'a>(id: &'a str, path: &'a str) -> Option<Destination<'a>> {
+        Some(Destination::ById { id: id.into(), path: path.into() })
+    }
+
+    #[test]
+    fn paths_find_their_plugin() {
+        let core = |endpoint| Some(Destination::Core(endpoint));
+        let by_route = |route: &'static str, path: &'static str| {
+            Some(Destination::ByRoute { route: route.into(), path: path.into() })
+        };
+        for (path, expect) in [
+            ("/api/plugins/acme/", by_id("acme", "/")),
+            ("/api/plugins/acme/certificates", by_id("acme", "/certificates")),
+            ("/api/plugins/acme//x", by_id("acme", "//x")),
+            ("/api/plugins/%61cme/x", by_id("acme", "/x")),
+            ("/api/plugins/acme/a%2Fb/%2e/c", by_id("acme", "/a%2Fb/c")),
+            ("/api/plugins/acme/a/../b", by_id("acme", "/b")),
+            ("/api/plugins/acme/../other/x", None),
+            ("/api/plugins/acme/%2e%2e/other", None),
+            ("/api/plugins/acme/a%00b", None),
+            ("/api/plugins/acme/%zz", None),
+            ("/api/plugins/route/ui/x", by_route("/ui", "/x")),
+            ("/api/plugins/route/ui", by_route("/ui", "/")),
+            ("/api/plugins/route", Some(Destination::Elsewhere)),
+            ("/api/plugins/route/ui/kv", by_route("/ui", "/kv")),
+            ("/api/plugins/acme", core(Endpoint::Plugin("acme".into()))),
+            ("/api/plugins/acme/kv", core(Endpoint::Kv("acme".into()))),
+            ("/api/plugins/acme/restart", core(Endpoint::Order("acme".into(), Order::Restart))),
+            ("/api/plugins/acme/restart/now", by_id("acme", "/restart/now")),
+            ("/api/plugins", core(Endpoint::Plugins)),
+            ("/healthz", core(Endpoint::Health)),
+            ("/", Some(Destination::Elsewhere)),
+            ("/api/pluginsX", Some(Destination::Elsewhere)),
+        ] {
+            assert_eq!(route(path).ok(), expect, "{path}");
+        }
+    }
+}

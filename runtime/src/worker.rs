@@ -1,0 +1,454 @@
+//! One worker: one thread, one event loop, its own listener, its own copy of the routes, its own connections to plugins.
+//!
+//! Workers share nothing on a request's path but each plugin's [`Gate`]. News comes as messages; nobody reaches in.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
+use monoio::io::Canceller;
+use monoio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{Shutdown, shutdown};
+use serde_json::json;
+use slab::Slab;
+use toru_plugin_api::from_plugin::PluginMessageReader;
+use toru_plugin_api::time::rfc3339_millis;
+use toru_supervisor::{Command, KvAnswer, Level, PluginView};
+
+use crate::answer::Failure;
+use crate::client;
+use crate::config::Config;
+use crate::driver::Driver;
+use crate::exchange::Exchanges;
+use crate::gate::Gate;
+use crate::histogram::Histogram;
+use crate::kv::Store;
+use crate::link::Link;
+use crate::log::Logger;
+
+/// A content that comes slower than this is cut: a timer for each read would let a byte now and then live for ever.
+const BODY_BYTES_PER_SECOND_MIN: u64 = 240;
+/// How long a slow content is tolerated before its rate counts.
+const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
+/// Pause in accepting when the system is out of descriptors; a shorter one would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The sweep looks at deadlines this many times within the shortest of them.
+const SWEEPS_PER_TIMEOUT: u32 = 16;
+const SWEEP_MIN: Duration = Duration::from_millis(5);
+const SWEEP_MAX: Duration = Duration::from_millis(250);
+
+/// What all threads of the daemon share; nothing in here is locked on a request's path.
+pub struct Shared {
+    pub config: Config,
+    pub logger: Logger,
+    pub store: Store,
+    pub supervisor: toru_supervisor::Handle,
+    /// The management token.
+    pub token: String,
+    pub http_limits: Arc<toru_http::Limits>,
+    pub connections: AtomicUsize,
+    /// Distinguishes request ids of this run from those of the last.
+    pub boot: String,
+}
+
+/// What a plugin's users on all workers share.
+pub struct PluginShared {
+    pub id: Arc<str>,
+    pub gate: Arc<Gate>,
+    /// One for each worker, so that counting touches no other core's cache line.
+    pub stats: Box<[Stats]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Stats {
+    pub requests: AtomicU64,
+    /// Answers with status 500 and above.
+    pub errors: AtomicU64,
+    /// Answers to requests that had been given up, answered before, or never made.
+    pub strays: AtomicU64,
+    pub latency: Histogram,
+}
+
+/// What a worker is told.
+pub enum Message {
+    Plugin {
+        view: Arc<PluginView>,
+        shared: Arc<PluginShared>,
+    },
+    KvReply {
+        index: usize,
+        generation: u64,
+        request_id: String,
+        reply: KvAnswer,
+    },
+    /// Take no more connections, finish what is under way, then end.
+    Drain,
+}
+
+pub type Mailbox = UnboundedSender<Message>;
+
+/// One plugin as this worker knows it.
+pub struct Target {
+    pub view: RefCell<Arc<PluginView>>,
+    pub shared: Arc<PluginShared>,
+    /// The connection of this worker to a 1.1 plugin; made when the first request needs it.
+    pub link: RefCell<Option<Rc<Link>>>,
+}
+
+/// One client connection as the sweep sees it.
+pub struct ClientSlot {
+    fd: RawFd,
+    pub deadline: Cell<Option<Instant>>,
+    /// The deadline is for a write; else for a read.
+    pub writing: Cell<bool>,
+    /// Nothing of a request has come: may be closed at any time.
+    pub idle: Cell<bool>,
+    /// When the content began to come, and how much has.
+    pub body: Cell<Option<(Instant, u64)>>,
+    /// The sweep cut the connection.
+    pub expired: Cell<bool>,
+}
+
+pub struct Worker {
+    pub number: u8,
+    pub driver: Driver,
+    pub shared: Arc<Shared>,
+    pub mailbox: Mailbox,
+    pub exchanges: RefCell<Exchanges>,
+    pub reader: RefCell<PluginMessageReader>,
+    targets: RefCell<Targets>,
+    clients: RefCell<Slab<Rc<ClientSlot>>>,
+    date: RefCell<(u64, String)>,
+    pub draining: Cell<bool>,
+    /// Taken when draining begins.
+    accepting: RefCell<Option<Canceller>>,
+    sweep_period: Cell<Duration>,
+    sweeper: Cell<Option<Waker>>,
+    /// Wakes the main task when the last client has gone.
+    emptied: Cell<Option<Waker>>,
+}
+
+#[derive(Default)]
+struct Targets {
+    by_index: HashMap<usize, Rc<Target>>,
+    by_id: HashMap<String, Rc<Target>>,
+    by_route: HashMap<String, Rc<Target>>,
+}
+
+/// Runs a worker until it has drained. The thread's whole life.
+pub async fn run(
+    number: u8,
+    driver: Driver,
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    mailbox: Mailbox,
+    inbox: UnboundedReceiver<Message>,
+) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let sweep_period = sweep_period(&shared.config);
+    let worker = Rc::new(Worker {
+        number,
+        driver,
+        shared,
+        mailbox,
+        exchanges: RefCell::new(Exchanges::new(number)),
+        reader: RefCell::new(PluginMessageReader::new()),
+        targets: RefCell::default(),
+        clients: RefCell::default(),
+        date: RefCell::default(),
+        draining: Cell::new(false),
+        accepting: RefCell::new(Some(Canceller::new())),
+        sweep_period: Cell::new(sweep_period),
+        sweeper: Cell::new(None),
+        emptied: Cell::new(None),
+    });
+    monoio::spawn(read_mail(worker.clone(), inbox));
+    monoio::spawn(sweep(worker.clone()));
+    accept(&worker, listener).await;
+    std::future::poll_fn(|cx| {
+        if worker.clients.borrow().is_empty() {
+            return Poll::Ready(());
+        }
+        worker.emptied.set(Some(cx.waker().clone()));
+        Poll::Pending
+    })
+    .await;
+    Ok(())
+}
+
+async fn accept(worker: &Rc<Worker>, listener: TcpListener) {
+    let mut complained: Option<Instant> = None;
+    loop {
+        let Some(handle) = worker.accepting.borrow().as_ref().map(Canceller::handle) else { return };
+        // Never under a timeout or select: a lost race would leak the accepted descriptor.
+        match listener.cancelable_accept(handle).await {
+            Ok((stream, peer)) => worker.admit(stream, peer),
+            Err(_) if worker.draining.get() => return,
+            Err(error) => {
+                // A client that went away before it was accepted is no trouble of ours; no descriptors is.
+                if matches!(error.raw_os_error(), Some(nix::libc::ECONNABORTED)) {
+                    continue;
+                }
+                if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+                    complained = Some(Instant::now());
+                    worker.log(Level::Error, &format!("cannot accept connections: {error}; pausing"));
+                }
+                monoio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
+    while let Ok(message) = inbox.recv().await {
+        match message {
+            Message::Plugin { view, shared } => worker.learn(view, shared),
+            Message::KvReply { index, generation, request_id, reply } => {
+                let target = worker.targets.borrow().by_index.get(&index).cloned();
+                let link = target.and_then(|target| target.link.borrow().clone());
+                if let Some(link) = link.filter(|link| link.generation == generation) {
+                    link.send_kv_reply(&worker, &request_id, &reply);
+                }
+            }
+            Message::Drain => worker.drain(),
+        }
+    }
+}
+
+/// Looks at all deadlines, as long as there is anything to look at.
+///
+/// One timer for a whole worker instead of one for each read and request: a deadline is a store into a cell, and being
+/// a fraction of itself late does it no harm.
+async fn sweep(worker: Rc<Worker>) {
+    loop {
+        std::future::poll_fn(|cx| {
+            if !worker.clients.borrow().is_empty() || !worker.exchanges.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            worker.sweeper.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+        monoio::time::sleep(worker.sweep_period.get()).await;
+        let now = Instant::now();
+        for slot in worker.clients.borrow().iter().map(|(_, slot)| slot) {
+            slot.check(now);
+        }
+        let expired = worker.exchanges.borrow_mut().expire(now);
+        for (id, link) in expired {
+            link.cancel(&worker, id);
+            worker.shared.supervisor.send(Command::RequestTimeout { index: link.index });
+        }
+        let links: Vec<_> =
+            worker.targets.borrow().by_index.values().filter_map(|t| t.link.borrow().clone()).collect();
+        for link in links {
+            link.check(&worker, now);
+        }
+    }
+}
+
+fn sweep_period(config: &Config) -> Duration {
+    let http = &config.http;
+    [http.head_timeout, http.body_timeout, http.idle_timeout, http.write_timeout, http.request_timeout]
+        .into_iter()
+        .chain([config.frame_timeout])
+        .map(|timeout| timeout / SWEEPS_PER_TIMEOUT)
+        .fold(SWEEP_MAX, Duration::min)
+        .max(SWEEP_MIN)
+}
+
+impl Worker {
+    fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let others = self.shared.connections.fetch_add(1, Relaxed);
+        let slot = Rc::new(ClientSlot {
+            fd: stream.as_raw_fd(),
+            deadline: Cell::new(None),
+            writing: Cell::new(false),
+            idle: Cell::new(true),
+            body: Cell::new(None),
+            expired: Cell::new(false),
+        });
+        let key = self.clients.borrow_mut().insert(slot.clone());
+        let entry = ClientEntry { worker: self.clone(), key };
+        if let Some(sweeper) = self.sweeper.take() {
+            sweeper.wake();
+        }
+        // Answers are written whole: waiting for more would only delay their last segment.
+        let _ = stream.set_nodelay(true);
+        let crowded = others >= self.shared.config.http.connections_max;
+        let worker = self.clone();
+        monoio::spawn(async move {
+            let serving = client::serve(worker.clone(), stream, peer, slot, entry, crowded);
+            if let Err(panic) = catch_unwind(serving).await {
+                let what = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("of an unknown kind");
+                worker.log(
+                    Level::Error,
+                    &format!("a client's task panicked and its connection was closed: {what}"),
+                );
+            }
+        });
+    }
+
+    /// Takes in news of a plugin.
+    fn learn(&self, view: Arc<PluginView>, shared: Arc<PluginShared>) {
+        if let Some(timeout) = view.metadata.timeout_ms {
+            let period = (Duration::from_millis(timeout) / SWEEPS_PER_TIMEOUT).max(SWEEP_MIN);
+            self.sweep_period.set(self.sweep_period.get().min(period));
+        }
+        let (target, dead) = {
+            let mut targets = self.targets.borrow_mut();
+            let target = targets
+                .by_index
+                .entry(view.index)
+                .or_insert_with(|| {
+                    Rc::new(Target { view: RefCell::new(view.clone()), shared, link: RefCell::new(None) })
+                })
+                .clone();
+            let generation = view.generation;
+            *target.view.borrow_mut() = view;
+            targets.rebuild();
+            let link = target.link.borrow().clone();
+            (target, link.filter(|link| Some(link.generation) != generation))
+        };
+        if let Some(link) = dead {
+            *target.link.borrow_mut() = None;
+            link.fail(self, &Failure::PluginGone("the plugin ended before it answered"));
+        }
+    }
+
+    pub fn by_id(&self, id: &str) -> Option<Rc<Target>> {
+        self.targets.borrow().by_id.get(id).cloned()
+    }
+
+    pub fn by_route(&self, route: &str) -> Option<Rc<Target>> {
+        self.targets.borrow().by_route.get(route).cloned()
+    }
+
+    pub fn by_index(&self, index: usize) -> Option<Rc<Target>> {
+        self.targets.borrow().by_index.get(&index).cloned()
+    }
+
+    /// Wakes the sweep, which sleeps while nothing has a deadline.
+    pub fn expect_deadlines(&self) {
+        if let Some(sweeper) = self.sweeper.take() {
+            sweeper.wake();
+        }
+    }
+
+    fn drain(&self) {
+        self.draining.set(true);
+        if let Some(canceller) = self.accepting.borrow_mut().take() {
+            canceller.cancel();
+        }
+        for (_, slot) in self.clients.borrow().iter() {
+            if slot.idle.get() {
+                let _ = shutdown(slot.fd, Shutdown::Read);
+            }
+        }
+    }
+
+    /// The `Date` of now; made once a second.
+    pub fn with_date<R>(&self, use_date: impl FnOnce(&str) -> R) -> R {
+        let now = SystemTime::now();
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut date = self.date.borrow_mut();
+        if date.0 != second {
+            *date = (second, httpdate::fmt_http_date(now));
+        }
+        use_date(&date.1)
+    }
+
+    pub fn timestamp(&self) -> [u8; 24] {
+        rfc3339_millis(
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+        )
+    }
+
+    pub fn log(&self, level: Level, message: &str) {
+        let fields = json!({ "worker": self.number });
+        if let Some(fields) = fields.as_object() {
+            self.shared.logger.core(level, "worker", message, None, fields);
+        }
+    }
+}
+
+impl Targets {
+    fn rebuild(&mut self) {
+        self.by_id.clear();
+        self.by_route.clear();
+        for target in self.by_index.values() {
+            let view = target.view.borrow();
+            // One that had to leave has given up its names.
+            if !view.metadata.id.is_empty() {
+                self.by_id.insert(view.metadata.id.clone(), target.clone());
+                self.by_route.insert(view.metadata.route.clone(), target.clone());
+            }
+        }
+    }
+}
+
+impl ClientSlot {
+    fn check(&self, now: Instant) {
+        let late = self.deadline.get().is_some_and(|deadline| deadline <= now);
+        let slow = self.body.get().is_some_and(|(since, bytes)| {
+            let took = now.saturating_duration_since(since);
+            took > BODY_RATE_AFTER && bytes < BODY_BYTES_PER_SECOND_MIN * took.as_secs()
+        });
+        if (late || slow) && !self.expired.replace(true) {
+            // Shutting down completes the pending operation with an end or an error, under either driver, and
+            // leaves closing to the task that owns the socket.
+            let _ = shutdown(self.fd, if self.writing.get() { Shutdown::Both } else { Shutdown::Read });
+        }
+    }
+
+    pub fn shutdown_write(&self) {
+        let _ = shutdown(self.fd, Shutdown::Write);
+    }
+}
+
+/// A client's place in the worker's table; leaves it on drop, which must come before the socket is closed.
+pub struct ClientEntry {
+    worker: Rc<Worker>,
+    key: usize,
+}
+
+impl Drop for ClientEntry {
+    fn drop(&mut self) {
+        let mut clients = self.worker.clients.borrow_mut();
+        clients.remove(self.key);
+        self.worker.shared.connections.fetch_sub(1, Relaxed);
+        if clients.is_empty()
+            && let Some(emptied) = self.worker.emptied.take()
+        {
+            emptied.wake();
+        }
+    }
+}
+
+/// Runs `future`, turning a panic into an error: monoio would let it end the whole worker.
+async fn catch_unwind<F: Future>(future: F) -> std::thread::Result<F::Output> {
+    let mut future = pin!(future);
+    std::future::poll_fn(move |cx| {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    })
+    .await
+}

@@ -1,0 +1,166 @@
+//! Looking for plugins: which files there are, and what each says of itself.
+//!
+//! A [`Probe`] is one `PLUGIN --metadata` call on its way: bounded in time and output, and driven by the supervisor's
+//! loop like everything else, so that a file that hangs delays no other.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use toru_plugin_api::metadata::Metadata;
+
+use crate::METADATA_BYTES_MAX;
+use crate::process::{Exit, Process, Spec};
+
+/// What is kept of a failed call's standard error, to explain it.
+const STDERR_BYTES_KEPT: usize = 1024;
+
+/// The `*.binary` files in `folder`, in name order.
+///
+/// Errors: the folder cannot be read; a missing one is empty, since a fresh machine has none.
+pub(crate) fn find(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(error) => return Err(error),
+    };
+    // A relative path would be looked up in PATH, or change its meaning with the working directory.
+    let folder = std::path::absolute(folder)?;
+    let mut found = vec![];
+    for entry in entries {
+        let name = entry?.file_name();
+        let path = folder.join(&name);
+        if path.extension().is_some_and(|extension| extension == "binary") && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// One metadata call.
+pub(crate) struct Probe {
+    id: u64,
+    file: PathBuf,
+    process: Process,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    said: Vec<u8>,
+    complained: Vec<u8>,
+    deadline: Instant,
+    outcome: Option<Outcome>,
+}
+
+enum Outcome {
+    Exited(Exit),
+    TooMuch,
+    TooSlow,
+}
+
+impl Probe {
+    /// Errors: the file cannot be run; in words.
+    pub fn start(
+        id: u64,
+        file: PathBuf,
+        env: &[(OsString, OsString)],
+        deadline: Instant,
+    ) -> Result<Self, String> {
+        let spec = Spec { program: &file, args: &["--metadata"], env };
+        let (process, pipes) = Process::spawn(&spec).map_err(|error| error.reason)?;
+        Ok(Self {
+            id,
+            file,
+            process,
+            stdout: Some(pipes.stdout),
+            stderr: Some(pipes.stderr),
+            said: vec![],
+            complained: vec![],
+            deadline,
+            outcome: None,
+        })
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// What to watch: whichever of these is readable wants [`Probe::advance`].
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let pipes = [&self.stdout, &self.stderr].into_iter().flatten().map(|fd| fd.as_fd());
+        std::iter::once(self.process.as_fd()).chain(pipes)
+    }
+
+    /// Reads what is there; whether the call is over.
+    pub fn advance(&mut self, scratch: &mut [u8]) -> bool {
+        if self.outcome.is_some() {
+            return true;
+        }
+        let exit = self.process.reap();
+        // After the exit nothing new comes, so one more round takes all that is left in the pipes.
+        read_all(&mut self.stdout, scratch, &mut self.said, METADATA_BYTES_MAX + 1);
+        read_all(&mut self.stderr, scratch, &mut self.complained, STDERR_BYTES_KEPT);
+        if self.said.len() > METADATA_BYTES_MAX {
+            if exit.is_none() {
+                self.process.end();
+            }
+            self.outcome = Some(Outcome::TooMuch);
+        } else if let Some(exit) = exit {
+            self.outcome = Some(Outcome::Exited(exit));
+        }
+        self.outcome.is_some()
+    }
+
+    /// Ends the call, which was too slow.
+    pub fn expire(&mut self) {
+        if self.outcome.is_none() {
+            self.process.end();
+            self.outcome = Some(Outcome::TooSlow);
+        }
+    }
+
+    /// What the file says of itself. Call after [`Probe::advance`] gave true, or after [`Probe::expire`].
+    ///
+    /// Errors: in words, naming the field where there is one.
+    pub fn finish(self) -> Result<Metadata, String> {
+        let complained = String::from_utf8_lossy(&self.complained);
+        let complained = match complained.trim() {
+            "" => String::new(),
+            said => format!("; it wrote: {said}"),
+        };
+        match self.outcome {
+            Some(Outcome::Exited(Exit { code: Some(0), .. })) => {
+                Metadata::parse(&self.said).map_err(|error| format!("--metadata: {error}{complained}"))
+            }
+            Some(Outcome::Exited(exit)) => Err(format!("--metadata ended with {exit}{complained}")),
+            Some(Outcome::TooMuch) => Err(format!("--metadata printed more than {METADATA_BYTES_MAX} bytes")),
+            Some(Outcome::TooSlow) | None => Err(format!("--metadata did not end in time{complained}")),
+        }
+    }
+}
+
+/// Appends what the pipe holds, keeping at most `max` bytes; closes the pipe at its end.
+fn read_all(pipe: &mut Option<OwnedFd>, scratch: &mut [u8], into: &mut Vec<u8>, max: usize) {
+    // Bounded by rounds as well: an endless writer is met again on the next turn of the loop.
+    for _ in 0..4 {
+        let Some(fd) = pipe else { return };
+        match rustix::io::read(fd, &mut *scratch) {
+            Ok(0) => *pipe = None,
+            Ok(count) => {
+                let room = max.saturating_sub(into.len());
+                into.extend_from_slice(&scratch[..count.min(room)]);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! A plugin's question to its stored values and the answer to it, owned, on their way between threads.
+
+use toru_plugin_api::frame::Framing;
+use toru_plugin_api::from_core::{KvReply, encode_kv_reply};
+use toru_plugin_api::from_plugin::{BadKvRequest, KvRequest};
+
+/// What a plugin asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvQuestion {
+    Get {
+        key: String,
+    },
+    Set {
+        key: String,
+        value: String,
+    },
+    Delete {
+        key: String,
+    },
+    /// `limit` is in keys.
+    List {
+        prefix: String,
+        limit: Option<u64>,
+    },
+    /// It asked something that cannot be understood; the answer says so.
+    Invalid {
+        reason: String,
+    },
+}
+
+/// What it is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvAnswer {
+    /// For `get`; `None` also for `set` and `delete`.
+    Value(Option<String>),
+    /// For `list`.
+    Keys(Vec<String>),
+    Error {
+        /// A fixed word.
+        code: &'static str,
+        message: String,
+    },
+}
+
+impl KvAnswer {
+    /// Appends the answer as a message; one that does not fit into a frame becomes the error `too_large`.
+    pub fn encode(
+        &self,
+        out: &mut Vec<u8>,
+        framing: Framing,
+        timestamp: &str,
+        request_id: &str,
+        frame_bytes_max: usize,
+    ) {
+        if encode_kv_reply(out, framing, timestamp, request_id, &self.as_reply(), frame_bytes_max).is_err() {
+            let reply =
+                KvReply::Error { code: "too_large", message: "the answer does not fit into a message" };
+            // A request id so long that even this does not fit came in a frame no larger: nothing is lost by silence.
+            let _ = encode_kv_reply(out, framing, timestamp, request_id, &reply, frame_bytes_max);
+        }
+    }
+
+    fn as_reply(&self) -> KvReply<'_> {
+        match self {
+            KvAnswer::Value(value) => KvReply::Value(value.as_deref()),
+            KvAnswer::Keys(keys) => KvReply::Keys(keys),
+            KvAnswer::Error { code, message } => KvReply::Error { code, message },
+        }
+    }
+}
+
+impl From<Result<KvRequest<'_>, BadKvRequest>> for KvQuestion {
+    fn from(request: Result<KvRequest<'_>, BadKvRequest>) -> Self {
+        match request {
+            Ok(KvRequest::Get { key }) => KvQuestion::Get { key: key.to_owned() },
+            Ok(KvRequest::Set { key, value }) => {
+                KvQuestion::Set { key: key.to_owned(), value: value.to_owned() }
+            }
+            Ok(KvRequest::Delete { key }) => KvQuestion::Delete { key: key.to_owned() },
+            Ok(KvRequest::List { prefix, limit }) => KvQuestion::List { prefix: prefix.to_owned(), limit },
+            Ok(_) => KvQuestion::Invalid { reason: "this action is not known".into() },
+            Err(bad) => KvQuestion::Invalid { reason: bad.to_string() },
+        }
+    }
+}
