@@ -358,6 +358,8 @@ class Served(unittest.TestCase):
         self.assertEqual(
             ("I'm a Teapot", "short and stout", "r8"), tuple(document[k] for k in ("title", "detail", "request_id"))
         )
+        answer = self.core.ask("GET", "/teapot", "r8", headers={"x-request-id": "known outside"})
+        self.assertEqual("known outside", json.loads(answer["body"])["request_id"])
         self.assertEqual(400, self.core.ask("POST", "/made", body="{")["status"])
         self.assertEqual(400, self.core.ask("POST", "/request", body="/w==", body_encoding="base64")["status"])
 

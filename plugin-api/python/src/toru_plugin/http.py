@@ -105,6 +105,11 @@ class Request:
             self._headers = Headers(self._raw_headers or {})
         return self._headers
 
+    @property
+    def known_id(self) -> str:
+        """The request's id outside of this connection: the `x-request-id` of the client and of the core's log."""
+        return self.headers.get("x-request-id", self.request_id)
+
     def query_all(self, name: str) -> list[str]:
         """Every value of a query parameter, decoded, in order."""
         if self._query is None:
@@ -214,8 +219,9 @@ _TITLES: Final = {
 }
 
 
-def problem(error: HttpError, request_id: str) -> Response:
-    """The answer that says `error` (RFC 9457)."""
+def problem(error: HttpError, request: Request) -> Response:
+    """The answer that says `error` (RFC 9457), under the id that the client knows the request by."""
+    request_id = request.known_id
     document: dict[str, object] = {
         "type": "about:blank",
         "title": error.title or _TITLES.get(error.status, "Error"),

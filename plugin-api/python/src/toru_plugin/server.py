@@ -323,7 +323,7 @@ class _Server:
         try:
             handler = self._find(request)
         except HttpError as error:
-            connection.send(self._encode(request, problem(error, request.request_id)))
+            connection.send(self._encode(request, problem(error, request)))
             return
         if handler.kind == "inline":
             try:
@@ -421,7 +421,7 @@ class _Server:
     def _failure(self, request: Request, error: BaseException, handler: Handler) -> bytes:
         if isinstance(error, HttpError):
             try:
-                return self._encode(request, problem(error, request.request_id), handler)
+                return self._encode(request, problem(error, request), handler)
             except Exception as second:
                 error = second
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -430,14 +430,14 @@ class _Server:
 
     def _untold(self, request: Request) -> bytes:
         """The client gets fixed words, the log the cause."""
-        return encode_result(request.request_id, problem(HttpError(500, _UNTOLD), request.request_id))
+        return encode_result(request.request_id, problem(HttpError(500, _UNTOLD), request))
 
     def _log_failure(self, request: Request, handler: Handler | None, reason: str, trace: str | None) -> None:
         fields: dict[str, object] = {
             "error": reason,
             "method": request.method,
             "path": request.path,
-            "request_id": request.request_id,
+            "request_id": request.known_id,
         }
         if handler is not None:
             fields["handler"] = handler.name
@@ -509,7 +509,7 @@ class _Server:
     def _wait_for_init(self, connection: _Connection, request: Request) -> None:
         if self._init_error is not None:
             error = HttpError(503, "the plugin failed to start")
-            connection.send(self._encode(request, problem(error, request.request_id)))
+            connection.send(self._encode(request, problem(error, request)))
             return
         connection.pending += 1
         self._in_flight += 1
