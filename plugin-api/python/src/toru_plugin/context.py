@@ -5,13 +5,15 @@ The server stands behind it through `Link`; nothing here touches a socket.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .messages import KvReply
+
+if TYPE_CHECKING:
+    import asyncio
+    from pathlib import Path
 
 T = TypeVar("T")
 Keys = list[str]
@@ -94,6 +96,9 @@ class BlockingKv:
         return self._wait(self._kv.list(prefix, limit))
 
     def _wait(self, question: Coroutine[Any, Any, T]) -> T:
+        # Not at the top: `--metadata` needs no event loop, and loading it takes longer than all the rest.
+        import asyncio
+
         try:
             asyncio.get_running_loop()
         except RuntimeError:
