@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::Signal as SignalName;
+use nix::sys::signal::{SigSet, Signal as SignalName};
 use rustix::fs::Mode;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group, pidfd_open,
@@ -64,8 +64,8 @@ impl Process {
             .stderr(Stdio::piped())
             .process_group(0);
         // JUSTIFICATION: std has no safe call for the parent-death signal or the umask of a child.
-        // SAFETY: the closure runs between fork and exec and makes three system calls (prctl, getppid, umask) through
-        // rustix; it allocates nothing, takes no lock and touches no memory shared with another thread.
+        // SAFETY: the closure runs between fork and exec and makes four system calls (prctl, getppid, umask,
+        // rt_sigprocmask) through rustix and nix; it allocates nothing, takes no lock and touches no memory shared with another thread.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -75,6 +75,9 @@ impl Process {
                 }
                 // A 1.0 plugin binds its socket with the modes that the umask leaves; others never get access.
                 umask(Mode::RWXG | Mode::RWXO);
+                // The daemon blocks the signals that it waits for, and a mask outlives exec: a plugin that inherited
+                // it would be deaf to SIGTERM.
+                SigSet::empty().thread_set_mask()?;
                 Ok(())
             });
         }
@@ -104,9 +107,10 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// SIGTERM to the whole process group: a shell hears its signals only once the program that it runs has ended.
     pub fn terminate(&self) {
         // ESRCH: it exited meanwhile; its pidfd says so next.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
+        let _ = kill_process_group(self.pid, Signal::TERM);
     }
 
     /// SIGKILL to the whole process group. The pid is not reaped yet, so the group is still this plugin's.
@@ -231,6 +235,16 @@ mod tests {
         assert_eq!(run(&["-c", "kill -TERM $$"]).to_string(), "killed by SIGTERM");
         assert!(run(&["-c", "exit 127"]).permanent().is_some());
         assert!(run(&["-c", "exit 1"]).permanent().is_none());
+    }
+
+    #[test]
+    fn a_child_hears_the_signals_that_its_parent_blocks() {
+        let mut blocked = SigSet::empty();
+        blocked.add(SignalName::SIGTERM);
+        blocked.thread_block().expect("block");
+        let exit = run(&["-c", "kill -TERM $$; exit 7"]);
+        blocked.thread_unblock().expect("unblock");
+        assert_eq!(exit.to_string(), "killed by SIGTERM");
     }
 
     #[test]
