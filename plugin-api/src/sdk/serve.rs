@@ -54,6 +54,9 @@ const TASKS_AFTER_SLOW: u32 = 256;
 /// For a `shutdown` without a deadline, and for SIGTERM, after which the core waits 2 s.
 const STOP_DEADLINE_DEFAULT: Duration = Duration::from_millis(1500);
 
+/// A day: whoever gives a plugin longer means for ever.
+const STOP_DEADLINE_MAX: Duration = Duration::from_secs(86_400);
+
 /// Accepting pauses for this long when there is no descriptor for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -179,12 +182,16 @@ impl Shared {
 
     fn stop(&self, deadline: Option<Duration>) {
         let deadline = deadline.unwrap_or(STOP_DEADLINE_DEFAULT);
-        // A tenth is kept for the way out.
-        let stop_at = Instant::now() + deadline - deadline / 10;
-        self.stop_at.send_if_modified(|stop| {
-            let is_first = stop.is_none();
-            stop.get_or_insert(stop_at);
-            is_first
+        // A tenth is kept for the way out. A deadline too far away to be a moment is none that matters.
+        let now = Instant::now();
+        let stop_at = now.checked_add(deadline - deadline / 10).unwrap_or(now + STOP_DEADLINE_MAX);
+        // SIGTERM after `shutdown` says that patience has run out: the earlier moment counts.
+        self.stop_at.send_if_modified(|current| {
+            let is_earlier = current.is_none_or(|current| stop_at < current);
+            if is_earlier {
+                *current = Some(stop_at);
+            }
+            is_earlier
         });
     }
 }
@@ -246,7 +253,7 @@ impl Server {
         let mut stop_at = self.shared.stop_at.subscribe();
         let mut connections = JoinSet::new();
         let mut next_id = 0;
-        let deadline = loop {
+        loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -260,15 +267,21 @@ impl Server {
                     }
                 },
                 Some(ended) = connections.join_next() => report_panic(ended),
-                changed = stop_at.wait_for(Option::is_some) => {
-                    break changed.ok().and_then(|stop| *stop).unwrap_or_else(Instant::now);
-                }
+                _ = stop_at.wait_for(Option::is_some) => break,
             }
-        };
+        }
         drop(listener);
-        // What runs past the deadline is dropped with the runtime.
-        let _ = tokio::time::timeout_at(deadline.into(), self.wind_up(connections)).await;
-        Ok(())
+        let wind_up = self.wind_up(connections);
+        tokio::pin!(wind_up);
+        loop {
+            let deadline = stop_at.borrow_and_update().unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = &mut wind_up => return Ok(()),
+                // What runs past the deadline is dropped with the runtime.
+                () = tokio::time::sleep_until(deadline.into()) => return Ok(()),
+                _ = stop_at.changed() => {}
+            }
+        }
     }
 
     async fn wind_up(&self, mut connections: JoinSet<()>) {

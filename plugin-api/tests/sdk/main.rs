@@ -1,0 +1,675 @@
+//! The SDK from outside: a plugin's process, and a core that is a Unix socket in this file.
+#![cfg(feature = "sdk")]
+
+mod probe;
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use toru_plugin_api::ToruPlugin as _;
+use toru_plugin_api::frame::{Decoder, Framing, begin_frame, end_frame};
+
+/// Nothing here takes long; this only turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The plugin's process is this test binary again, told to run this test only.
+#[test]
+fn probe_process() {
+    probe::run_if_asked();
+    probe::Probe::new().metadata().check().expect("valid metadata");
+}
+
+struct Probe {
+    child: Option<Child>,
+    dir: TempDir,
+}
+
+impl Probe {
+    fn start() -> Self {
+        Self::start_in(tempfile::tempdir().expect("a directory"), 1)
+    }
+
+    fn start_in(dir: TempDir, threads: usize) -> Self {
+        let child = probe_command(&dir.path().join("p.sock"))
+            .env("PROBE_THREADS", threads.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the probe runs");
+        Self { child: Some(child), dir }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("p.sock")
+    }
+
+    fn connect(&self, framing: Framing) -> Core {
+        let began = Instant::now();
+        loop {
+            match UnixStream::connect(self.socket()) {
+                Ok(stream) => return Core::new(stream, framing),
+                Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The exit, and what was said on stderr until then.
+    fn wait(mut self) -> Output {
+        let child = self.child.take().expect("not waited for yet");
+        child.wait_with_output().expect("the probe can be waited for")
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let status = Command::new("kill").args([name, &pid]).status().expect("kill exists");
+        assert!(status.success());
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn probe_command(socket: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test has a path"));
+    command
+        .args(["--exact", "probe_process", "--nocapture"])
+        .env("PROBE_THREADS", "1")
+        .env("TORU_PLUGIN_SOCKET", socket)
+        .env("RUST_BACKTRACE", "0")
+        .env_remove("TORU_PLUGIN_ID")
+        .env_remove("TORU_INSTANCE_ID")
+        .stdin(Stdio::null());
+    command
+}
+
+/// A connection as the core has it.
+struct Core {
+    stream: UnixStream,
+    framing: Framing,
+    decoder: Decoder,
+}
+
+impl Core {
+    fn new(stream: UnixStream, framing: Framing) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        Self { stream, framing, decoder: Decoder::new(framing, 16 << 20) }
+    }
+
+    fn frame(&self, message: &Value) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mark = begin_frame(&mut out, self.framing);
+        out.extend_from_slice(message.to_string().as_bytes());
+        end_frame(&mut out, mark, usize::MAX).expect("fits");
+        out
+    }
+
+    fn send(&mut self, message: &Value) {
+        let frame = self.frame(message);
+        self.stream.write_all(&frame).expect("the probe reads");
+    }
+
+    /// The next message, or `None` once the probe has closed.
+    fn receive(&mut self) -> Option<Value> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().expect("well framed") {
+                return Some(serde_json::from_slice(frame).expect("JSON"));
+            }
+            let mut piece = [0; 65536];
+            match self.stream.read(&mut piece) {
+                Ok(0) => return None,
+                Ok(count) => self.decoder.feed(&piece[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("no answer: {error}"),
+            }
+        }
+    }
+
+    fn next(&mut self) -> Value {
+        self.receive().expect("the connection is open")
+    }
+
+    /// Asks and takes the next message as the answer.
+    fn ask(&mut self, message: &Value) -> Value {
+        self.send(message);
+        self.next()
+    }
+
+    fn init(&mut self, config: Value) -> Value {
+        self.send(&init(config));
+        self.next()
+    }
+
+    /// Status and body of a plain request.
+    fn get(&mut self, path: &str) -> (u64, String) {
+        let answer = self.ask(&http("r", path, None));
+        assert_eq!(answer["request_id"], "r");
+        response(&answer)
+    }
+
+    fn get_json(&mut self, path: &str) -> Value {
+        let (status, body) = self.get(path);
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+}
+
+fn http(request_id: &str, path: &str, body: Option<&str>) -> Value {
+    json!({
+        "type": "http",
+        "timestamp": "2026-01-01T00:00:00.000Z",
+        "request_id": request_id,
+        "payload": {
+            "type": "http",
+            "request_id": request_id,
+            "payload": {"method": "POST", "path": path, "headers": {}, "body": body},
+        },
+    })
+}
+
+fn init(config: Value) -> Value {
+    json!({"type": "lifecycle", "payload": {
+        "action": "init", "instance_id": "i-1", "plugin_socket": "s", "log_path": "l",
+        "protocol": "1.1", "plugin_id": "probe-2", "max_message_bytes": 1 << 20,
+        "data_dir": "/data", "config": config,
+    }})
+}
+
+fn lifecycle(action: &str) -> Value {
+    json!({"type": "lifecycle", "payload": {"action": action}})
+}
+
+fn response(answer: &Value) -> (u64, String) {
+    let payload = &answer["payload"];
+    let status = payload["status"].as_u64().unwrap_or_else(|| panic!("no response: {answer}"));
+    (status, payload["body"].as_str().expect("a string").to_owned())
+}
+
+#[test]
+fn both_framings_whole_and_byte_by_byte() {
+    let probe = Probe::start();
+    for framing in [Framing::Length, Framing::Lines] {
+        let mut core = probe.connect(framing);
+        assert_eq!(core.init(json!({}))["payload"]["action"], "ready");
+        assert_eq!(core.get("/"), (200, r#"{"ok":true}"#.to_owned()));
+        let frame = core.frame(&http("ü\n1", "/echo?a=1&b", Some("grüß\n")));
+        for byte in frame {
+            core.stream.write_all(&[byte]).expect("the probe reads");
+        }
+        let answer = core.next();
+        assert_eq!(answer["request_id"], "ü\n1");
+        assert_eq!(response(&answer), (200, "grüß\n".to_owned()));
+        assert_eq!(answer["payload"]["headers"]["x-query"], "a=1&b");
+        assert!(answer["timestamp"].as_str().expect("text").ends_with('Z'));
+    }
+}
+
+#[test]
+fn content_that_is_not_text_goes_both_ways() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    let mut request = http("r1", "/echo", Some("AP/+gA=="));
+    request["payload"]["payload"]["body_encoding"] = json!("base64");
+    let answer = core.ask(&request);
+    assert_eq!(answer["payload"]["body"], "AP/+gA==");
+    assert_eq!(answer["payload"]["body_encoding"], "base64");
+}
+
+#[test]
+fn a_thousand_in_flight_are_answered_in_any_order_each_its_own() {
+    for threads in [1, 2] {
+        let probe = Probe::start_in(tempfile::tempdir().expect("a directory"), threads);
+        let mut core = probe.connect(Framing::Length);
+        let count = 1000;
+        let mut batch = Vec::new();
+        for index in 0..count {
+            let nonce = format!("nonce-{}", index * 7919);
+            let path = format!("/turn/{index}");
+            batch.extend(core.frame(&http(&format!("r{index}"), &path, Some(&nonce))));
+        }
+        batch.extend(core.frame(&http("go", &format!("/start-turns/{}", count - 1), None)));
+        core.stream.write_all(&batch).expect("the probe reads");
+        let mut order = Vec::new();
+        while order.len() < count {
+            let answer = core.next();
+            if answer["request_id"] == "go" {
+                continue;
+            }
+            let id = answer["request_id"].as_str().expect("text").to_owned();
+            let index: usize = id[1..].parse().expect("ours");
+            assert_eq!(response(&answer), (200, format!("nonce-{}", index * 7919)));
+            order.push(index);
+        }
+        if threads == 1 {
+            let backwards: Vec<usize> = (0..count).rev().collect();
+            assert_eq!(order, backwards);
+        }
+        order.sort_unstable();
+        assert_eq!(order, (0..count).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn requests_behind_a_slow_handler_are_answered_too() {
+    let probe = Probe::start_in(tempfile::tempdir().expect("a directory"), 2);
+    let mut core = probe.connect(Framing::Length);
+    let mut batch = Vec::new();
+    for index in 0..40 {
+        let path = if index % 8 == 0 { "/slow" } else { "/echo" };
+        let id = format!("r{index}");
+        batch.extend(core.frame(&http(&id, path, Some(&id))));
+    }
+    core.stream.write_all(&batch).expect("the probe reads");
+    let mut answers = HashMap::new();
+    while answers.len() < 40 {
+        let answer = core.next();
+        let id = answer["request_id"].as_str().expect("text").to_owned();
+        assert_eq!(response(&answer), (200, id.clone()));
+        assert!(answers.insert(id, ()).is_none(), "answered twice");
+    }
+}
+
+#[test]
+fn pings_are_answered_with_their_number() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    let ping = json!({"type": "lifecycle", "payload": {"action": "ping", "seq": 9_007_199_254_740_991_u64}});
+    let pong = core.ask(&ping);
+    assert_eq!(pong["payload"]["action"], "pong");
+    assert_eq!(pong["payload"]["seq"], 9_007_199_254_740_991_u64);
+    // A later version's messages are passed over.
+    core.send(&json!({"type": "telepathy", "payload": [1]}));
+    core.send(&lifecycle("hibernate"));
+    assert_eq!(core.ask(&lifecycle("ping"))["payload"]["action"], "pong");
+}
+
+#[test]
+fn cancel_drops_the_handler() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.send(&http("r1", "/hold", None));
+    core.send(&json!({"type": "cancel", "request_id": "r1", "payload": {}}));
+    core.send(&json!({"type": "cancel", "request_id": "never-seen", "payload": {}}));
+    assert_eq!(core.get("/dropped/1").0, 204);
+}
+
+#[test]
+fn a_lost_connection_drops_its_handlers() {
+    let probe = Probe::start();
+    let mut other = probe.connect(Framing::Length);
+    let mut core = probe.connect(Framing::Length);
+    core.send(&http("r1", "/hold", None));
+    core.stream.write_all(b"\0\0\0\0").expect("the probe reads");
+    assert_eq!(core.receive(), None);
+    assert_eq!(other.get("/dropped/1").0, 204);
+}
+
+#[test]
+fn a_broken_frame_closes_its_connection_and_no_other() {
+    let probe = Probe::start();
+    let mut other = probe.connect(Framing::Lines);
+    assert_eq!(other.get("/").0, 200);
+    for broken in [
+        &b"\0\0\0\0"[..],
+        b"\0\x10\0\x01",
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\x02[]",
+        b"\0\0\0\x04nope",
+        b"\0\0\0\x05{\"\xff\"}",
+        b"{\"type\":\"http\"}\n",
+        b"{}\n\n",
+    ] {
+        let mut core = probe.connect(Framing::Length);
+        core.stream.write_all(broken).expect("the probe reads");
+        assert_eq!(core.receive(), None, "{broken:?}");
+    }
+    assert_eq!(other.get("/").0, 200);
+    drop(other);
+    probe.signal("-TERM");
+    let output = probe.wait();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("frame of 1048577 bytes, the limit is 1048576"), "{said}");
+}
+
+#[test]
+fn a_handlers_mistakes_are_a_500_and_a_log_line() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    for (path, complaint) in [
+        ("/panic", "panicked: before any await"),
+        ("/panic-later", "panicked: after an await"),
+        ("/fail", "the secret cause"),
+        ("/bytes/1048577", "made too large a response"),
+        ("/bytes/1048500", "made too large a response"),
+        ("/bad-header", "CR, LF or NUL"),
+        ("/bad-status", "status is not from 200 to 599"),
+    ] {
+        let (answer, log) = {
+            core.send(&http("r", path, None));
+            let (first, second) = (core.next(), core.next());
+            if first["type"] == "log" { (second, first) } else { (first, second) }
+        };
+        let (status, body) = response(&answer);
+        assert_eq!(status, 500, "{path}");
+        assert_eq!(answer["payload"]["headers"]["content-type"], "application/problem+json");
+        assert!(!body.contains("secret"), "{body}");
+        let message = log["payload"]["message"].as_str().expect("a log line");
+        assert!(message.contains(complaint), "{path}: {message}");
+        assert_eq!(log["payload"]["level"], "error");
+        assert_eq!(log["payload"]["fields"]["request_id"], "r");
+    }
+    let (status, body) = core.get("/refuse");
+    assert_eq!(status, 403);
+    assert!(body.contains("not for you"), "{body}");
+    assert_eq!(core.get("/").0, 200);
+}
+
+#[test]
+fn two_cookies_stay_two() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    let answer = core.ask(&http("r", "/cookies", None));
+    assert_eq!(answer["payload"]["headers"], json!({"set-cookie": ["a=1", "b=2"]}));
+}
+
+#[test]
+fn init_runs_once_and_is_answered_each_time() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    assert_eq!(core.init(json!({"a": [1]}))["payload"]["action"], "ready");
+    assert_eq!(core.init(json!({"a": [1]}))["payload"]["action"], "ready");
+    let mut other = probe.connect(Framing::Length);
+    assert_eq!(
+        other.get_json("/context"),
+        json!({
+            "plugin_id": "probe-2", "instance_id": "i-1", "data_dir": "/data",
+            "config": {"a": [1]}, "initialized": true, "inits": 1,
+        })
+    );
+}
+
+#[test]
+fn a_failed_init_says_why() {
+    for (how, why) in [("fail", "no licence"), ("panic", "panicked: as configured")] {
+        let probe = Probe::start();
+        let mut core = probe.connect(Framing::Length);
+        let answer = core.init(json!({"init": how}));
+        assert_eq!(answer["payload"]["action"], "failed");
+        assert_eq!(answer["payload"]["error"], why);
+        assert_eq!(core.get("/").0, 503);
+    }
+}
+
+#[test]
+fn requests_wait_for_init_and_init_can_use_the_core() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    let mut worker = probe.connect(Framing::Length);
+    let asked = core.init(json!({"init": "ask"}));
+    assert_eq!(asked["payload"]["key"], "at-init");
+    // `init` is waiting now. The answer to a ping shows that the request before it was read.
+    worker.send(&http("r", "/context", None));
+    assert_eq!(worker.ask(&lifecycle("ping"))["payload"]["action"], "pong");
+    core.send(&json!({"type": "kv", "request_id": asked["request_id"], "payload": {"value": "7"}}));
+    let answer = worker.next();
+    assert!(response(&answer).1.contains(r#""initialized":true"#), "{answer}");
+    let (log, ready) = (core.next(), core.next());
+    assert_eq!(log["payload"]["fields"]["value"], "7");
+    assert_eq!(ready["payload"]["action"], "ready");
+}
+
+#[test]
+fn kv_goes_to_the_core_on_the_requests_own_connection() {
+    let probe = Probe::start();
+    probe.connect(Framing::Length).init(json!({}));
+    let mut core = probe.connect(Framing::Length);
+    for (path, request, reply, expect) in [
+        ("get", json!({"action": "get", "key": "k"}), json!({"value": "v"}), json!({"value": "v"})),
+        ("get", json!({"action": "get", "key": "k"}), json!({"value": null}), json!({"value": null})),
+        (
+            "set",
+            json!({"action": "set", "key": "k", "value": "v"}),
+            json!({"value": null}),
+            json!({"value": null}),
+        ),
+        ("delete", json!({"action": "delete", "key": "k"}), json!({"value": null}), json!({"value": null})),
+        (
+            "list",
+            json!({"action": "list", "prefix": "p/", "limit": 2}),
+            json!({"keys": ["p/a", "p/b"]}),
+            json!({"value": ["p/a", "p/b"]}),
+        ),
+        (
+            "set",
+            json!({"action": "set", "key": "k", "value": "v"}),
+            json!({"error": {"code": "disk_full", "message": "no room"}}),
+            json!({"code": "disk_full", "text": "the core's storage refused (disk_full): no room"}),
+        ),
+    ] {
+        let mut asked = core.ask(&http("r", &format!("/kv/{path}"), None));
+        let id = asked["request_id"].clone();
+        assert_eq!(asked["type"], "kv");
+        let payload = asked["payload"].as_object_mut().expect("an object");
+        assert_eq!(payload.remove("type"), Some(json!("kv")));
+        assert_eq!(payload.remove("request_id"), Some(id.clone()));
+        assert_eq!(asked["payload"], request);
+        // Answers to questions that were never asked change nothing.
+        core.send(&json!({"type": "kv", "request_id": "k0", "payload": {"value": "wrong"}}));
+        core.send(&json!({"type": "kv", "request_id": "x", "payload": {"value": "wrong"}}));
+        let answer = core.ask(&json!({"type": "kv", "request_id": id, "payload": reply}));
+        let got: Value = serde_json::from_str(&response(&answer).1).expect("JSON");
+        assert_eq!(got, expect);
+    }
+    assert_eq!(core.get_json("/kv/large")["code"], "too_large");
+}
+
+#[test]
+fn kv_without_a_core_that_stores_fails_at_once() {
+    let probe = Probe::start();
+    let mut by_hand = probe.connect(Framing::Lines);
+    assert_eq!(by_hand.get_json("/kv/get")["code"], "unavailable");
+    // A 1.0 core must not get messages that it does not know.
+    by_hand.ask(&json!({"type": "lifecycle", "payload": {"action": "init", "instance_id": "test"}}));
+    assert_eq!(by_hand.get_json("/kv/get")["code"], "unavailable");
+    assert_eq!(by_hand.get("/log").0, 204);
+    drop(by_hand);
+    probe.signal("-TERM");
+    let said = String::from_utf8_lossy(&probe.wait().stderr).into_owned();
+    assert!(said.contains(r#"{"level":"warn","message":"as asked","n":1}"#), "{said}");
+}
+
+#[test]
+fn log_lines_go_to_the_core() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    core.send(&http("r", "/log", None));
+    let log = core.next();
+    assert_eq!(log["type"], "log");
+    assert_eq!(log["payload"], json!({"level": "warn", "message": "as asked", "fields": {"n": 1}}));
+    assert_eq!(response(&core.next()).0, 204);
+}
+
+#[test]
+fn shutdown_answers_what_is_there_and_exits_0() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    let mut worker = probe.connect(Framing::Length);
+    worker.send(&http("waiting", "/turn/5", Some("last words")));
+    assert_eq!(worker.ask(&lifecycle("ping"))["payload"]["action"], "pong");
+    core.send(&json!({"type": "lifecycle", "payload": {"action": "shutdown", "deadline_ms": 15_000}}));
+    // Written after `shutdown`, and in two halves: what is on its way is still handled.
+    let release = worker.frame(&http("release", "/start-turns/5", None));
+    worker.stream.write_all(&release[..9]).expect("open");
+    assert_eq!(core.ask(&lifecycle("ping"))["payload"]["action"], "pong");
+    worker.stream.write_all(&release[9..]).expect("open");
+    let ids: Vec<Value> =
+        [worker.next(), worker.next()].iter().map(|answer| answer["request_id"].clone()).collect();
+    assert!(ids.contains(&json!("waiting")) && ids.contains(&json!("release")), "{ids:?}");
+    // Its own goodbye still reaches the core.
+    let goodbye = core.next();
+    assert_eq!(goodbye["payload"]["key"], "goodbye");
+    core.send(&json!({"type": "kv", "request_id": goodbye["request_id"], "payload": {"value": null}}));
+    assert_eq!((core.receive(), worker.receive()), (None, None));
+    let socket = probe.socket();
+    let output = probe.wait();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("shutdown: Ok(())"));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn shutdown_ends_by_its_deadline() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.send(&http("r", "/hold", None));
+    core.send(&json!({"type": "lifecycle", "payload": {"action": "shutdown", "deadline_ms": 200}}));
+    let began = Instant::now();
+    assert_eq!(core.receive(), None);
+    assert_eq!(probe.wait().status.code(), Some(0));
+    assert!(began.elapsed() >= Duration::from_millis(100), "it waited for the handler");
+}
+
+#[test]
+fn sigterm_and_sigint_stop_it() {
+    for signal in ["-TERM", "-INT"] {
+        let probe = Probe::start();
+        let mut core = probe.connect(Framing::Length);
+        assert_eq!(core.get("/").0, 200);
+        probe.signal(signal);
+        assert_eq!(core.receive(), None);
+        let socket = probe.socket();
+        assert_eq!(probe.wait().status.code(), Some(0));
+        assert!(!socket.exists());
+    }
+}
+
+#[test]
+fn sigterm_cuts_a_long_deadline_short() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.send(&http("r", "/hold", None));
+    // The largest number that JSON readers agree on, too.
+    for deadline_ms in [9_007_199_254_740_991_u64, 600_000] {
+        core.send(&json!({"type": "lifecycle", "payload": {
+            "action": "shutdown", "deadline_ms": deadline_ms,
+        }}));
+    }
+    assert_eq!(core.ask(&lifecycle("ping"))["payload"]["action"], "pong");
+    probe.signal("-TERM");
+    assert_eq!(core.receive(), None);
+    assert_eq!(probe.wait().status.code(), Some(0));
+}
+
+#[test]
+fn a_core_of_1_0_has_a_connection_for_each_exchange() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.send(&json!({"type": "lifecycle", "timestamp": "2026-01-01T00:00:00Z", "payload": {
+        "type": "lifecycle", "action": "init", "instance_id": "i-1", "plugin_socket": "s", "log_path": "l",
+    }}));
+    drop(core);
+    for index in 0..50 {
+        let mut core = probe.connect(Framing::Length);
+        let nonce = format!("n{index}");
+        assert_eq!(response(&core.ask(&http("r", "/echo", Some(&nonce)))), (200, nonce));
+        probe.connect(Framing::Length).send(&lifecycle("ping"));
+    }
+    assert_eq!(probe.connect(Framing::Length).get_json("/context")["instance_id"], "i-1");
+}
+
+#[test]
+fn one_who_closes_for_writing_still_gets_the_answers() {
+    // This is what `echo … | socat - UNIX-CONNECT:…` does.
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Lines);
+    core.send(&lifecycle("init"));
+    core.send(&http("r1", "/turn/3", Some("late")));
+    core.stream.shutdown(Shutdown::Write).expect("open");
+    assert_eq!(core.next()["payload"]["action"], "ready");
+    probe.connect(Framing::Lines).get("/start-turns/3");
+    assert_eq!(response(&core.next()), (200, "late".to_owned()));
+    assert_eq!(core.receive(), None);
+}
+
+#[test]
+fn a_core_that_does_not_read_is_not_read_from_for_ever() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.stream.set_nonblocking(true).expect("a socket");
+    let request = core.frame(&http("r", "/bytes/500000", None));
+    // Unread answers pile up to a bound; then requests pile up in the socket, which has one too.
+    let mut sent = 0;
+    let began = Instant::now();
+    let mut idle_since = Instant::now();
+    while idle_since.elapsed() < Duration::from_millis(300) {
+        assert!(began.elapsed() < PATIENCE, "{sent} requests were read, with no answer taken");
+        match core.stream.write(&request) {
+            Ok(count) if count == request.len() => {
+                sent += 1;
+                idle_since = Instant::now();
+            }
+            Ok(_) => break,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+    }
+    let mut other = probe.connect(Framing::Length);
+    assert_eq!(other.get("/").0, 200);
+}
+
+#[test]
+fn the_socket_is_for_its_owner_and_replaces_a_stale_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("p.sock");
+    drop(UnixListener::bind(&path).expect("a stale socket"));
+    let probe = Probe::start_in(dir, 1);
+    assert_eq!(probe.connect(Framing::Length).get("/").0, 200);
+    let found = std::fs::symlink_metadata(&path).expect("bound");
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o777, 0o600);
+
+    let second = probe_command(&path).output().expect("it runs");
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(said.contains("another process listens there"), "{said}");
+    assert_eq!(probe.connect(Framing::Length).get("/").0, 200);
+}
+
+#[test]
+fn what_is_no_stale_socket_is_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").expect("a file");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    let long = dir.path().join("x".repeat(120));
+    for (path, reason) in [
+        (&file, "something that is no socket is in its place"),
+        (&link, "something that is no socket is in its place"),
+        (&long, "the limit is 107"),
+    ] {
+        let output = probe_command(path).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(reason), "{said}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
+}

@@ -1,0 +1,153 @@
+//! A plugin that does on request what the SDK's tests want to see handled.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use toru_plugin_api::{
+    HttpRequest, HttpResponse, Options, PluginContext, PluginError, PluginMetadata, PluginResult, ToruPlugin,
+    async_trait, run_with,
+};
+
+pub struct Probe {
+    /// Whose turn it is to answer, for `/turn/N`.
+    turn: watch::Sender<usize>,
+    /// Handlers of `/hold` that were dropped.
+    dropped: watch::Sender<usize>,
+    is_initialized: AtomicBool,
+    inits: AtomicUsize,
+}
+
+impl Probe {
+    pub fn new() -> Self {
+        Self {
+            turn: watch::Sender::new(usize::MAX),
+            dropped: watch::Sender::new(0),
+            is_initialized: AtomicBool::new(false),
+            inits: AtomicUsize::new(0),
+        }
+    }
+}
+
+#[async_trait]
+impl ToruPlugin for Probe {
+    fn metadata(&self) -> PluginMetadata {
+        PluginMetadata::new("probe", "Probe", "1.0.0").author("the tests")
+    }
+
+    async fn init(&self, ctx: &PluginContext) -> PluginResult<()> {
+        self.inits.fetch_add(1, Ordering::Relaxed);
+        let config: Value = ctx.config()?;
+        match config["init"].as_str() {
+            Some("fail") => return Err(PluginError::internal("no licence")),
+            Some("panic") => panic!("as configured"),
+            // Waits, so that what comes meanwhile has to wait too.
+            Some("ask") => {
+                let value = ctx.kv.get("at-init").await?;
+                ctx.log.with(json!({ "value": value })).info("initialized");
+            }
+            _ => tokio::task::yield_now().await,
+        }
+        self.is_initialized.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn handle_http(&self, request: HttpRequest, ctx: &PluginContext) -> PluginResult<HttpResponse> {
+        let segments: Vec<&str> = request.path[1..].split('/').collect();
+        let number = || segments[1].parse::<usize>();
+        match segments[0] {
+            "" => Ok(HttpResponse::json(&json!({ "ok": true }))),
+            "echo" => Ok(HttpResponse::bytes("application/octet-stream", request.body)
+                .header("x-method", request.method)
+                .header("x-query", request.query)),
+            "turn" => {
+                let mine = number()?;
+                let mut turn = self.turn.subscribe();
+                turn.wait_for(|turn| *turn == mine).await?;
+                self.turn.send_replace(mine.wrapping_sub(1));
+                Ok(HttpResponse::text(request.text()?))
+            }
+            "start-turns" => {
+                self.turn.send_replace(number()?);
+                Ok(HttpResponse::status(204))
+            }
+            "hold" => {
+                struct Dropped(watch::Sender<usize>);
+                impl Drop for Dropped {
+                    fn drop(&mut self) {
+                        self.0.send_modify(|dropped| *dropped += 1);
+                    }
+                }
+                let _dropped = Dropped(self.dropped.clone());
+                std::future::pending().await
+            }
+            "dropped" => {
+                let count = number()?;
+                self.dropped.subscribe().wait_for(|dropped| *dropped >= count).await?;
+                Ok(HttpResponse::status(204))
+            }
+            "panic" => panic!("before any await"),
+            "panic-later" => {
+                tokio::task::yield_now().await;
+                panic!("after an await");
+            }
+            "fail" => Err(PluginError::from(std::io::Error::other("the secret cause"))),
+            "refuse" => Err(PluginError::status(403, "not for you")),
+            "bytes" => Ok(HttpResponse::bytes("text/plain", vec![b'x'; number()?])),
+            "bad-header" => Ok(HttpResponse::text("").header("x-a", "1\r\nx-b: 2")),
+            "bad-status" => Ok(HttpResponse::status(199)),
+            "cookies" => {
+                Ok(HttpResponse::status(204).header("Set-Cookie", "a=1").header("set-cookie", "b=2"))
+            }
+            "slow" => {
+                // Longer than the SDK lets a handler hold up the others without giving tasks to them.
+                let began = std::time::Instant::now();
+                while began.elapsed() < std::time::Duration::from_millis(2) {}
+                Ok(HttpResponse::text(request.text()?))
+            }
+            "context" => Ok(HttpResponse::json(&json!({
+                "plugin_id": ctx.plugin_id(),
+                "instance_id": ctx.instance_id(),
+                "data_dir": ctx.data_dir(),
+                "config": ctx.config::<Value>()?,
+                "initialized": self.is_initialized.load(Ordering::Relaxed),
+                "inits": self.inits.load(Ordering::Relaxed),
+            }))),
+            "kv" => {
+                let answer = match segments[1] {
+                    "get" => ctx.kv.get("k").await.map(|value| json!(value)),
+                    "set" => ctx.kv.set("k", "v").await.map(|()| Value::Null),
+                    "delete" => ctx.kv.delete("k").await.map(|()| Value::Null),
+                    "list" => ctx.kv.list("p/", Some(2)).await.map(|keys| json!(keys)),
+                    _ => ctx.kv.set("k", &"x".repeat(2 << 20)).await.map(|()| Value::Null),
+                };
+                Ok(HttpResponse::json(&match answer {
+                    Ok(value) => json!({ "value": value }),
+                    Err(error) => json!({ "code": error.code(), "text": error.to_string() }),
+                }))
+            }
+            "log" => {
+                ctx.log.with(json!({ "n": 1 })).warn("as asked");
+                Ok(HttpResponse::status(204))
+            }
+            _ => Err(PluginError::status(404, "no such path")),
+        }
+    }
+
+    async fn shutdown(&self, ctx: &PluginContext) {
+        // Succeeds only while the connection to the core is still there.
+        let stored = ctx.kv.set("goodbye", "1").await;
+        eprintln!("shutdown: {stored:?}");
+    }
+}
+
+/// Runs the probe as a plugin's process does, if this process is meant to be one.
+pub fn run_if_asked() {
+    let Ok(threads) = std::env::var("PROBE_THREADS") else {
+        return;
+    };
+    let threads = threads.parse().expect("a number");
+    let code = run_with(Probe::new(), Options::default().threads(threads));
+    std::process::exit(i32::from(code != ExitCode::SUCCESS));
+}
