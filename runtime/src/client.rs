@@ -427,10 +427,11 @@ fn begin(
         let own_id = std::iter::once(("x-request-id", request_id.as_bytes()));
         let keep_secret = config.plugins_need_token;
         let fields = head.fields.iter().filter(|field| {
-            !head.fields.is_hop_by_hop(field.name)
-                && !field.name.eq_ignore_ascii_case("x-request-id")
-                && !field.name.eq_ignore_ascii_case("expect")
-                && !(keep_secret && field.name.eq_ignore_ascii_case("authorization"))
+            let dropped = head.fields.is_hop_by_hop(field.name)
+                || field.name.eq_ignore_ascii_case("x-request-id")
+                || field.name.eq_ignore_ascii_case("expect")
+                || (keep_secret && field.name.eq_ignore_ascii_case("authorization"));
+            !dropped
         });
         let headers = fields.map(|field| (field.name, field.value)).chain(own_id);
         HttpRequestFrame::start(view.metadata.framing, view.metadata.protocol, &start, headers)
@@ -568,7 +569,7 @@ fn take_progress(
     progress: Progress,
     account: &mut Option<Account>,
 ) -> Option<Flight> {
-    let Some(mut noted) = account.take() else { return None };
+    let mut noted = account.take()?;
     match progress {
         Progress::Pieces { flight, pieces } => {
             if let Some(mut head) = pieces.head {

@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the daemon in the foreground.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Build the example plugins and serve them from a temporary folder.
     Demo,
 }
@@ -88,7 +88,7 @@ impl From<ServeArgs> for Overrides {
 
 fn main() -> ExitCode {
     let code = match Cli::parse().command {
-        Command::Serve(args) => serve(args),
+        Command::Serve(args) => serve(*args),
         Command::Demo => match toru_runtime::demo::run() {
             Ok(()) => exit::STOPPED,
             Err(error) => complain(&error, exit::FAILURE),

@@ -934,12 +934,9 @@ impl Supervisor {
             // Plugins are told where they may keep files; making the folder spares each of them the same code.
             let _ = fs::create_dir_all(&data_dir);
         }
-        if starting {
-            if let Err(error) = lifeline.send_init(&plugin.metadata, &init, unix_ms()) {
-                plugin.reason =
-                    Some(format!("its [plugins.{id}] table does not fit into a message: {error}"));
-                return self.drive(index, Event::Misbehaved);
-            }
+        if starting && let Err(error) = lifeline.send_init(&plugin.metadata, &init, unix_ms()) {
+            plugin.reason = Some(format!("its [plugins.{id}] table does not fit into a message: {error}"));
+            return self.drive(index, Event::Misbehaved);
         }
         if let Err(error) = lifeline.flush() {
             plugin.reason = Some(format!("closed the connection before init was sent: {error}"));
@@ -1099,10 +1096,10 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.connect_at = None;
         let metadata = plugin.metadata.clone();
-        if plugin.lifeline.is_none() {
-            if let Ok(Some(stream)) = connect(&plugin.socket) {
-                plugin.lifeline = Some(Lifeline::new(stream, &metadata, self.settings.frame_bytes_max));
-            }
+        if plugin.lifeline.is_none()
+            && let Ok(Some(stream)) = connect(&plugin.socket)
+        {
+            plugin.lifeline = Some(Lifeline::new(stream, &metadata, self.settings.frame_bytes_max));
         }
         let sent = plugin.lifeline.as_mut().is_some_and(|lifeline| {
             lifeline.send_shutdown(grace, unix_ms());

@@ -53,6 +53,7 @@ impl Process {
     ///
     /// Errors: the file cannot be executed (permanent), or the system is out of something (not permanent).
     pub fn spawn(spec: &Spec<'_>) -> Result<(Process, Pipes), SpawnError> {
+        check_format(spec.program)?;
         let supervisor = getpid();
         let mut command = Command::new(spec.program);
         command
@@ -151,6 +152,44 @@ impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
+}
+
+/// Refuses what the kernel would refuse.
+///
+/// The C library hides that refusal: it hands the file to `/bin/sh` instead, which runs a text file line by line, and
+/// makes of a program for another machine a shell's complaint about its first bytes.
+fn check_format(program: &Path) -> Result<(), SpawnError> {
+    // Of the ELF header: magic, class and byte order, and at 18 the machine.
+    const MACHINE: std::ops::Range<usize> = 18..20;
+    let header = |path: &Path| -> io::Result<[u8; 20]> {
+        let mut bytes = [0; 20];
+        let mut file = std::fs::File::open(path)?;
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match io::Read::read(&mut file, &mut bytes[filled..])? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        Ok(bytes)
+    };
+    // What cannot be read may still be run, and what is not there is told by the spawn.
+    let Ok(found) = header(program) else { return Ok(()) };
+    if found.starts_with(b"#!") {
+        return Ok(());
+    }
+    let refuse =
+        |why: &str| Err(SpawnError { reason: format!("{} {why}", program.display()), permanent: true });
+    if !found.starts_with(b"\x7fELF") {
+        return refuse("is neither a program for this machine nor a script that starts with #!");
+    }
+    let Ok(own) = header(Path::new("/proc/self/exe")) else { return Ok(()) };
+    // 64-bit kernels run the 32-bit programs of their own family: i386 on x86-64, Arm on AArch64.
+    let kin = matches!((own[18], found[18]), (62, 3) | (183, 40));
+    if found[MACHINE] != own[MACHINE] && !kin {
+        return refuse("is a program for another processor; build it for this machine");
+    }
+    Ok(())
 }
 
 impl SpawnError {
@@ -253,16 +292,28 @@ mod tests {
         let path = dir.path().join("x.binary");
         let spawn = |path: &Path| {
             let env = env();
-            Process::spawn(&Spec { program: path, args: &[], env: &env }).err().expect("cannot run")
+            loop {
+                let refused = Process::spawn(&Spec { program: path, args: &[], env: &env });
+                let error = refused.err().expect("cannot run");
+                // Another test's fork may hold the file open for writing until its exec.
+                if !error.reason.contains("busy") {
+                    return error;
+                }
+            }
         };
         assert!(spawn(&path).reason.ends_with("is gone"));
-        std::fs::write(&path, "no program").expect("write");
+        std::fs::write(&path, "#!/bin/sh\n").expect("write");
         let error = spawn(&path);
         assert!(error.permanent && error.reason.contains("chmod +x"), "{error:?}");
+        std::fs::write(&path, "no program").expect("write");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, mode).expect("chmod");
         let error = spawn(&path);
         assert!(error.permanent && error.reason.contains("#!"), "{error:?}");
+        std::fs::write(&path, b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xf3\0 for RISC-V")
+            .expect("write");
+        let error = spawn(&path);
+        assert!(error.permanent && error.reason.contains("processor"), "{error:?}");
         std::fs::write(&path, "#!/no/such/interpreter\n").expect("write");
         let error = spawn(&path);
         assert!(error.permanent && error.reason.contains("interpreter"), "{error:?}");
