@@ -17,8 +17,8 @@ case $1 in
 *)
   export HELLO="$0" HELLO_PID=$$
   umask 177 # The socket is 0600 from its first moment.
-  # A session of its own, so that one signal reaches socat and all that it forked.
-  setsid socat UNIX-LISTEN:"${TORU_PLUGIN_SOCKET:-/tmp/toru-plugins/hello-shell.sock}",fork,unlink-early,backlog=128 'SYSTEM:exec \"$HELLO\" --connection' &
-  trap 'trap "" TERM; kill -TERM -$!; wait; exit 0' TERM INT
+  # The connections' processes end too; a stopped socat can't fork another meanwhile.
+  trap 'kill -STOP $!; pkill -P $!; kill $!; kill -CONT $!; wait; exit 0' TERM INT
+  socat UNIX-LISTEN:"${TORU_PLUGIN_SOCKET:-/tmp/toru-plugins/hello-shell.sock}",fork,unlink-early,backlog=128 'SYSTEM:exec \"$HELLO\" --connection' &
   wait $! ;;
 esac
