@@ -1,0 +1,35 @@
+# Bare `just` lists the recipes.
+default:
+    @just --list
+
+# Formatting, lints, and the crates without their default features.
+check:
+    .ci/run check
+
+# The whole test suite, as the README gives it.
+test:
+    cargo test --workspace
+
+# The test suite with the epoll driver.
+test-epoll:
+    TORU_TEST_DRIVER=epoll cargo test --workspace
+
+# The Python SDK's tests.
+test-python:
+    python3 -m unittest discover -s plugin-api/python/tests
+
+# Micro-benchmarks of the pure parts.
+bench:
+    cargo bench -p toru-benches
+
+# The example plugins, served from a temporary folder.
+demo:
+    cargo run --release -- demo
+
+# The daemon, with flags: just serve --listen 127.0.0.1:0
+serve *flags:
+    cargo run --release -- serve {{flags}}
+
+# Everything that has to pass before a change lands.
+ci:
+    .ci/run
