@@ -294,7 +294,6 @@ async fn flush(
     let output = connection.take_output();
     slot.writing.set(true);
     slot.idle.set(false);
-    slot.body.set(None);
     slot.deadline.set(Some(Instant::now() + worker.shared.config.http.write_timeout));
     let (outcome, output) = writer.write_all(output).await;
     slot.writing.set(false);
@@ -433,7 +432,13 @@ fn begin(
                 || (keep_secret && field.name.eq_ignore_ascii_case("authorization"));
             !dropped
         });
-        let headers = fields.map(|field| (field.name, field.value)).chain(own_id);
+        let headers = fields
+            .map(|field| match head.host {
+                // An absolute target names the host, whatever the field says (RFC 9112 section 3.2.2).
+                Some(host) if field.name.eq_ignore_ascii_case("host") => (field.name, host.as_bytes()),
+                _ => (field.name, field.value),
+            })
+            .chain(own_id);
         HttpRequestFrame::start(view.metadata.framing, view.metadata.protocol, &start, headers)
     };
     let logged = config.log.access != Access::Off;

@@ -49,26 +49,33 @@ pub fn choose(choice: DriverChoice) -> Result<(Driver, Option<String>), String> 
     }
 }
 
-/// Runs `future` to its end on a fresh event loop of this thread.
+/// Runs the future that `life` makes to its end, on a fresh event loop of this thread.
 ///
+/// A ring that cannot be had although the probe got one (each takes locked memory on older kernels) becomes epoll where
+/// that is allowed; `life` is told which it is.
 /// Errors: the loop cannot be made.
-pub fn block_on<F: Future>(driver: Driver, future: F) -> io::Result<F::Output> {
-    match driver {
-        Driver::Epoll => {
-            let mut runtime =
-                RuntimeBuilder::<LegacyDriver>::new().with_entries(RING_ENTRIES).enable_timer().build()?;
-            Ok(runtime.block_on(future))
-        }
-        Driver::IoUring => {
-            let (flags, entries) = ring_shape()?;
-            let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+pub fn block_on<F: Future>(
+    driver: Driver,
+    may_fall_back: bool,
+    life: impl FnOnce(Driver) -> F,
+) -> io::Result<F::Output> {
+    if driver == Driver::IoUring {
+        let built = ring_shape().and_then(|(flags, entries)| {
+            RuntimeBuilder::<IoUringDriver>::new()
                 .uring_builder(ring_builder(flags))
                 .with_entries(entries)
                 .enable_timer()
-                .build()?;
-            Ok(runtime.block_on(future))
+                .build()
+        });
+        match built {
+            Ok(mut runtime) => return Ok(runtime.block_on(life(Driver::IoUring))),
+            Err(error) if !may_fall_back => return Err(error),
+            Err(_) => {}
         }
     }
+    let mut runtime =
+        RuntimeBuilder::<LegacyDriver>::new().with_entries(RING_ENTRIES).enable_timer().build()?;
+    Ok(runtime.block_on(life(Driver::Epoll)))
 }
 
 /// The flags that spare a worker interrupts and locking inside the kernel.

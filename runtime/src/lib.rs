@@ -39,7 +39,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::{Map, json};
 use toru_supervisor::{Command, Level, Settings, Supervisor};
 
-use config::{Config, Pin};
+use config::{Config, DriverChoice, Pin};
 use worker::{Mailbox, Message, Shared};
 
 /// Connections that may wait in the kernel for a worker to accept them.
@@ -141,9 +141,16 @@ pub fn run(
                 if pinned {
                     pin_to(number % cores);
                 }
-                let life = worker::run(number as u8, driver, shared, listener, mailbox, inbox);
-                let ended =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| driver::block_on(driver, life)));
+                let may_fall_back = shared.config.driver == DriverChoice::Auto;
+                let life = |in_use| {
+                    if in_use != driver {
+                        let why = format!("worker {number} got no ring of its own; using epoll");
+                        shared.logger.core(Level::Warn, "toru", &why, None, &Map::new());
+                    }
+                    worker::run(number as u8, in_use, shared, listener, mailbox, inbox)
+                };
+                let run = || driver::block_on(driver, may_fall_back, life);
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
                 let outcome = match ended {
                     Ok(Ok(Ok(()))) => Ok(()),
                     Ok(Ok(Err(error)) | Err(error)) => Err(error.to_string()),

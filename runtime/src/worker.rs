@@ -405,7 +405,8 @@ impl Targets {
 impl ClientSlot {
     fn check(&self, now: Instant) {
         let late = self.deadline.get().is_some_and(|deadline| deadline <= now);
-        let slow = self.body.get().is_some_and(|(since, bytes)| {
+        let body = self.body.get().filter(|_| !self.writing.get());
+        let slow = body.is_some_and(|(since, bytes)| {
             let took = now.saturating_duration_since(since);
             took > BODY_RATE_AFTER && bytes < BODY_BYTES_PER_SECOND_MIN * took.as_secs()
         });
