@@ -21,6 +21,7 @@ pub mod from_plugin;
 pub mod json;
 pub mod message;
 pub mod metadata;
+pub mod status;
 pub mod time;
 
 mod headers;

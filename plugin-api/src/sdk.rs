@@ -25,6 +25,29 @@
 //! }
 //! ```
 //!
+//! A handler is tested without a core, with [`PluginContext::detached`]:
+//!
+//! ```
+//! # use toru_plugin_api::*;
+//! # struct Hello;
+//! # #[async_trait]
+//! # impl ToruPlugin for Hello {
+//! #     fn metadata(&self) -> PluginMetadata { PluginMetadata::new("hello", "Hello", "1") }
+//! #     async fn handle_http(&self, request: HttpRequest, ctx: &PluginContext) -> PluginResult<HttpResponse> {
+//! #         ctx.log.info("a request");
+//! #         Ok(HttpResponse::text(format!("hello, {}, {}", request.path, ctx.kv.get("x").await.is_err())))
+//! #     }
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let ctx = PluginContext::detached(&Hello.metadata());
+//! let mut request = HttpRequest::default();
+//! request.path = "/you".to_owned();
+//! let response = Hello.handle_http(request, &ctx).await.unwrap();
+//! assert_eq!(response.body, b"hello, /you, true");
+//! # }
+//! ```
+//!
 //! The SDK speaks 1.1, and 1.0 with a core that does; it answers in the framing that it is spoken to in,
 //! so `socat` works too. All I/O of this crate is in this module and below.
 

@@ -623,8 +623,16 @@ pub fn fuzz_plugin_message(data: &[u8]) {
             }
         }
     });
-    if result.is_ok() {
-        assert!(std::str::from_utf8(data).is_ok());
+    let is_json = !matches!(
+        result,
+        Err(MessageError::BadUtf8 | MessageError::BadJson { .. } | MessageError::TooDeep { .. })
+    );
+    match serde_json::from_slice::<serde_json::Value>(data) {
+        Ok(_) => assert!(is_json),
+        // Numbers past a double, which simd-json reads as infinite in part, and the last level of nesting.
+        Err(error) if error.to_string().contains("range") => {}
+        Err(error) if error.to_string().contains("recursion") => {}
+        Err(_) => assert!(!is_json),
     }
     let mut next = br#"{"type":"lifecycle","payload":{"action":"pong","seq":7}}"#.to_vec();
     let is_pong = |message: PluginMessage<'_>| matches!(message, PluginMessage::Pong { seq: 7 });

@@ -14,6 +14,7 @@ use super::PluginResult;
 use super::serve::{Connection, Shared};
 use crate::from_plugin::{KvRequest, encode_kv_request, encode_log};
 use crate::json::write_string;
+use crate::metadata::Metadata;
 
 /// How long a kv request waits for its answer.
 const KV_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +32,12 @@ impl PluginContext {
     pub(super) fn new(shared: Arc<Shared>, connection: Weak<Connection>) -> Self {
         let link = Link { shared, connection };
         Self { kv: Kv(link.clone()), log: Log(link.clone()), link }
+    }
+
+    /// A context without a core, for testing handlers: nothing is stored, log lines go to stderr,
+    /// the configuration is empty.
+    pub fn detached(metadata: &Metadata) -> Self {
+        Self::new(Arc::new(Shared::new(metadata)), Weak::new())
     }
 
     /// The id by which the core knows the plugin.

@@ -111,7 +111,7 @@ struct KvWaiting {
 }
 
 impl Shared {
-    fn new(metadata: &Metadata) -> Self {
+    pub fn new(metadata: &Metadata) -> Self {
         let environment = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
         Self {
             start: OnceLock::new(),
@@ -717,8 +717,15 @@ impl Driver {
                 let request = HttpRequest::from_message(request_id.into_owned(), request);
                 self.handle_request(request);
             }
-            CoreMessage::Ping { seq } => lock(&connection.state)
-                .append(|out, framing, timestamp| encode_pong(out, framing, timestamp, seq)),
+            CoreMessage::Ping { seq } => {
+                // When the connection of `init` is lost, the core goes on with another, which shows here.
+                // A ping without a number is a person's, who may be gone after it.
+                if seq.is_some() || self.shared.control_connection().is_none() {
+                    *lock(&self.shared.control) = Arc::downgrade(connection);
+                }
+                lock(&connection.state)
+                    .append(|out, framing, timestamp| encode_pong(out, framing, timestamp, seq));
+            }
             CoreMessage::KvReply { request_id, reply } => self.shared.answer_kv(&request_id, reply),
             CoreMessage::Cancel { request_id } => {
                 let task = lock(&connection.state).tasks.remove(&*request_id);
@@ -735,7 +742,11 @@ impl Driver {
     }
 
     /// Starts `init` the first time, and answers each time with what came of it.
+    ///
+    /// A core of 1.0 takes no answer to it; a person, who writes lines, likes to see one.
     fn handle_init(&mut self, message: InitMessage<'_>) {
+        let is_answered =
+            message.protocol.is_some() || lock(&self.connection.state).framing == Framing::Lines;
         let shared = &self.shared;
         let by_hand = &shared.start_by_hand;
         let start = Start {
@@ -771,6 +782,9 @@ impl Driver {
                 };
                 shared.init.send_replace(state);
             });
+        }
+        if !is_answered {
+            return;
         }
         let mut init = shared.init.subscribe();
         let in_flight = self.in_flight();

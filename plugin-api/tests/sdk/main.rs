@@ -519,6 +519,40 @@ fn log_lines_go_to_the_core() {
 }
 
 #[test]
+fn log_lines_that_the_core_does_not_take_are_counted() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    let written = 3000;
+    core.send(&http("r", &format!("/log-flood/{written}"), None));
+    let mut kept = 0;
+    let mut next = core.next();
+    while next["type"] == "log" {
+        kept += 1;
+        next = core.next();
+    }
+    assert_eq!(response(&next).0, 204);
+    assert!((500..2000).contains(&kept), "{kept}");
+    let lost = core.ask(&http("r", "/log", None));
+    let expect = format!("{} log lines were lost: the core did not read them in time", written - kept);
+    assert_eq!(lost["payload"]["message"], expect);
+    assert_eq!(core.next()["payload"]["message"], "as asked");
+}
+
+#[test]
+fn the_core_is_found_again_by_its_ping() {
+    let probe = Probe::start();
+    let mut first = probe.connect(Framing::Length);
+    first.init(json!({}));
+    drop(first);
+    let mut again = probe.connect(Framing::Length);
+    again.ask(&json!({"type": "lifecycle", "payload": {"action": "ping", "seq": 1}}));
+    again.send(&lifecycle("shutdown"));
+    // What the plugin has to say at its end has no request's connection to go by.
+    assert_eq!(again.next()["payload"]["key"], "goodbye");
+}
+
+#[test]
 fn shutdown_answers_what_is_there_and_exits_0() {
     let probe = Probe::start();
     let mut core = probe.connect(Framing::Length);
@@ -597,7 +631,9 @@ fn a_core_of_1_0_has_a_connection_for_each_exchange() {
     core.send(&json!({"type": "lifecycle", "timestamp": "2026-01-01T00:00:00Z", "payload": {
         "type": "lifecycle", "action": "init", "instance_id": "i-1", "plugin_socket": "s", "log_path": "l",
     }}));
-    drop(core);
+    // It takes no answer to a lifecycle message, and closes; here only for writing, to see that none comes.
+    core.stream.shutdown(Shutdown::Write).expect("open");
+    assert_eq!(core.receive(), None);
     for index in 0..50 {
         let mut core = probe.connect(Framing::Length);
         let nonce = format!("n{index}");

@@ -127,6 +127,12 @@ impl ToruPlugin for Probe {
                     Err(error) => json!({ "code": error.code(), "text": error.to_string() }),
                 }))
             }
+            "log-flood" => {
+                for _ in 0..number()? {
+                    ctx.log.info("x".repeat(1000));
+                }
+                Ok(HttpResponse::status(204))
+            }
             "log" => {
                 ctx.log.with(json!({ "n": 1 })).warn("as asked");
                 Ok(HttpResponse::status(204))
