@@ -2,4 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+mod boundaries;
+mod cli;
+mod concurrency;
+mod drivers;
+mod faults;
 mod fixtures;
+mod http;
+mod kv;
+mod readme;
+mod sdk;
+mod supervision;

@@ -15,9 +15,9 @@ use std::{
     ffi::{OsStr, OsString},
     fmt::Display,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt},
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, OnceLock},
@@ -64,10 +64,51 @@ fn exec_lock() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Runs `command` to its end with what it printed.
+/// Runs `command` to its end with what it printed; one that does not end is killed and fails.
 pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    spawn(command).wait_with_output().expect("its pipes can be read")
+    finish(spawn(command), &format!("{command:?}"))
+}
+
+/// As [`output`], with `input` on stdin.
+pub fn output_with(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(command);
+    let mut stdin = child.stdin.take().expect("it is piped");
+    // Who does not read it says so by what it prints.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    finish(child, &format!("{command:?}"))
+}
+
+fn finish(mut child: Child, what: &str) -> Output {
+    fn gather(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = pipe.read_to_end(&mut bytes);
+            bytes
+        })
+    }
+    let stdout = gather(child.stdout.take().expect("it is piped"));
+    let stderr = gather(child.stderr.take().expect("it is piped"));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("our own child") {
+            break status;
+        }
+        if start.elapsed() > DEADLINE {
+            let _ = child.kill();
+            let _ = child.wait();
+            let stderr = stderr.join().expect("reading does not panic");
+            panic!("{what} did not end: {}", String::from_utf8_lossy(&stderr));
+        }
+        thread::sleep(Duration::from_millis(2));
+    };
+    Output {
+        status,
+        stdout: stdout.join().expect("reading does not panic"),
+        stderr: stderr.join().expect("reading does not panic"),
+    }
 }
 
 /// Starts `command`; every process of the tests is made here.
@@ -144,6 +185,11 @@ pub struct Stage {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     wrapper: Vec<OsString>,
+    /// `--driver`; `TORU_TEST_DRIVER` runs the whole suite on one.
+    driver: Option<String>,
+    listen: String,
+    /// Relative to the root, or absolute.
+    socket_dir: PathBuf,
 }
 
 impl Default for Stage {
@@ -166,17 +212,32 @@ impl Stage {
             arguments: Vec::new(),
             environment: Vec::new(),
             wrapper: Vec::new(),
+            driver: env::var("TORU_TEST_DRIVER").ok(),
+            listen: "127.0.0.1:0".to_owned(),
+            socket_dir: "s".into(),
         };
-        let stage = stage
+        stage
             .set("server.workers", 2)
             .set("supervisor.backoff_ms", "[50, 100, 200]")
             // A plugin starts in milliseconds, a machine with two cores and thirty tests does not.
             .set("supervisor.ready_timeout_ms", 20_000)
-            .set("supervisor.stop_grace_ms", 10_000);
-        match env::var("TORU_TEST_DRIVER") {
-            Ok(driver) => stage.argument("--driver").argument(driver),
-            Err(_) => stage,
-        }
+            .set("supervisor.stop_grace_ms", 10_000)
+    }
+
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen = address.to_owned();
+        self
+    }
+
+    pub fn socket_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.socket_dir = path.into();
+        self
+    }
+
+    /// This driver whatever the environment says, for tests of drivers.
+    pub fn driver(mut self, driver: &str) -> Self {
+        self.driver = Some(driver.to_owned());
+        self
     }
 
     pub fn root(&self) -> &Path {
@@ -275,15 +336,18 @@ impl Stage {
     pub fn serve(&self) -> Command {
         let mut line = self.command("serve");
         let root = self.root();
-        line.args(["--listen", "127.0.0.1:0"]);
+        line.args(["--listen", &self.listen]);
         for (flag, path) in [
-            ("--plugins-dir", "plugins"),
-            ("--socket-dir", "s"),
-            ("--log-dir", "log"),
-            ("--data-dir", "data"),
-            ("--control-socket", "control.sock"),
+            ("--plugins-dir", Path::new("plugins")),
+            ("--socket-dir", &self.socket_dir),
+            ("--log-dir", Path::new("log")),
+            ("--data-dir", Path::new("data")),
+            ("--control-socket", Path::new("control.sock")),
         ] {
             line.arg(flag).arg(root.join(path));
+        }
+        if let Some(driver) = &self.driver {
+            line.arg("--driver").arg(driver);
         }
         line.args(&self.arguments);
         line
@@ -429,6 +493,11 @@ impl Daemon {
         Self::start(stage)
     }
 
+    /// What a second daemon on the same directories says; it is expected to refuse.
+    pub fn second(&self) -> Output {
+        self.stage.serve_output()
+    }
+
     pub fn root(&self) -> &Path {
         self.stage.root()
     }
@@ -486,15 +555,6 @@ impl Daemon {
         Ok(Client::new(stream))
     }
 
-    /// A new connection to the control socket.
-    pub fn control(&self) -> Client<UnixStream> {
-        let path = self.root().join("control.sock");
-        let stream = UnixStream::connect(&path)
-            .unwrap_or_else(|error| panic!("connect to {}: {error}", path.display()));
-        stream.set_read_timeout(Some(DEADLINE)).expect("not zero");
-        Client::new(stream)
-    }
-
     /// GET on a connection of its own.
     pub fn get(&self, target: &str) -> Response {
         self.client().get(target)
@@ -513,15 +573,17 @@ impl Daemon {
             .to_owned()
     }
 
-    /// A management request over TCP, with the token.
+    /// A management request with the token; a body is said to be JSON.
     pub fn manage(&self, method: &str, target: &str, body: &[u8]) -> Response {
         let bearer = format!("Bearer {}", self.token());
-        self.request(method, target, &[("authorization", &bearer)], body)
+        let fields = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let count = if body.is_empty() { 1 } else { 2 };
+        self.request(method, target, &fields[..count], body)
     }
 
     /// What the daemon says about a plugin, or `None` if it knows none.
     pub fn status(&self, id: &str) -> Option<Value> {
-        let answer = self.control().get(&format!("/api/plugins/{id}"));
+        let answer = self.manage("GET", &format!("/api/plugins/{id}"), b"");
         match answer.status {
             200 => Some(answer.json()),
             404 => None,
@@ -660,18 +722,6 @@ impl Daemon {
             .find_map(|found| found.strip_prefix(line)?.strip_prefix(':'))
             .and_then(|value| value.split_whitespace().next()?.parse().ok())
             .unwrap_or_else(|| panic!("no {line} in {status}"))
-    }
-
-    /// Output of `toru COMMAND ARGUMENTS…` that talks to this daemon.
-    pub fn toru(&self, command: &str, arguments: &[&str]) -> Output {
-        let mut line = Command::new(binary("toru"));
-        line.arg(command)
-            .args(arguments)
-            .current_dir(self.root())
-            .env("HOME", self.root().join("home"))
-            .env("TORU_CONFIG", self.root().join("toru.toml"))
-            .env("TORU_CONTROL_SOCKET", self.root().join("control.sock"));
-        output(&mut line)
     }
 
     fn show(&self) {

@@ -549,6 +549,11 @@ impl Plugin {
                 "headers": {},
                 "body": std::process::id().to_string(),
             }))),
+            "count" => connection.send(&ok(json!({
+                "status": 200,
+                "headers": {},
+                "body": self.requests.load(Ordering::SeqCst).to_string(),
+            }))),
             "connection" => connection.send(&ok(json!({
                 "status": 200,
                 "headers": {},
@@ -630,11 +635,12 @@ impl Plugin {
     /// One exchange at a time, every connection accepted at once: knows how many are open.
     ///
     /// The listener stands first in each poll, so a peer that closes one connection before it opens
-    /// the next is never counted with both.
+    /// the next is never counted with both. Counts from the request for `/start` on, so that what
+    /// the supervisor needs at the beginning is not taken for requests.
     fn serve_counted(&self, listener: &UnixListener) {
         let mut open: Vec<UnixStream> = Vec::new();
         let mut most = 0;
-        let mut answered = 0_u64;
+        let mut counting = false;
         loop {
             let mut polled = vec![PollFd::new(listener, PollFlags::IN)];
             polled.extend(open.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
@@ -659,7 +665,7 @@ impl Plugin {
                         let id = message["request_id"].as_str().unwrap_or_default();
                         let asked = &message["payload"]["payload"];
                         let body = json!({"path": asked["path"], "most_open": most});
-                        answered += 1;
+                        counting |= asked["path"] == "/start";
                         let answer = json!({
                             "type": "http",
                             "timestamp": TIMESTAMP,
@@ -676,9 +682,9 @@ impl Plugin {
             if ready[0] {
                 let (stream, _) = listener.accept().expect("one is waiting");
                 open.push(stream);
-                if open.len() > most {
+                if counting && open.len() > most {
                     most = open.len();
-                    self.trace(&json!({"event": "open", "most": most, "answered": answered}));
+                    self.trace(&json!({"event": "open", "most": most}));
                 }
             }
         }

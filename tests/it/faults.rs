@@ -1,0 +1,699 @@
+//! Plugins and clients that break the rules, one test a row of what may go wrong.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Signal, kill_process, test_kill_process},
+};
+use serde_json::json;
+use toru_tests::{DEADLINE, Daemon, Stage, request_bytes, wait_for};
+
+use crate::http::assert_problem;
+
+/// A daemon with a plugin `p` that does what a request's path says, and a short timeout.
+fn daemon() -> Daemon {
+    let daemon = Stage::new().set("supervisor.max_restarts", 1_000).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon
+}
+
+/// The next good answer, once the plugin or its connection is back.
+#[track_caller]
+fn works_again(daemon: &Daemon) {
+    wait_for("a good answer again", || {
+        let answer = daemon.get("/api/plugins/p/again");
+        match answer.status {
+            200 => {
+                assert_eq!(answer.json()["path"], "/again");
+                Some(())
+            }
+            502..=504 => None,
+            _ => panic!("{answer:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_broken_frame_is_502_at_once_and_closes_that_connection() {
+    for deed in [
+        "garbage",
+        "noise",
+        "not-an-object",
+        "zero-length",
+        "bad-utf8",
+        "deep-json",
+        "oversize-length",
+        "oversize",
+    ] {
+        // A daemon each: three in a minute would count as a crash.
+        let daemon = daemon();
+        let start = Instant::now();
+        let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
+        assert_problem(&answer, 502);
+        // Nowhere near the timeout of 30 seconds.
+        assert!(start.elapsed() < Duration::from_secs(10), "{deed}");
+        let details = daemon.wait_event("p", "protocol_error", 1);
+        assert!(details.to_string().len() > 10, "{deed}: {details}");
+        works_again(&daemon);
+        assert_eq!(daemon.starts("p").len(), 1, "{deed}: the process lives on");
+    }
+}
+
+#[test]
+fn a_broken_frame_fails_what_is_in_flight_beside_it() {
+    let daemon = Stage::new().set("server.workers", 1).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    thread::scope(|scope| {
+        let waiting: Vec<_> = (0..5).map(|_| scope.spawn(|| daemon.get("/api/plugins/p/never"))).collect();
+        wait_for("five in flight", || {
+            let count = daemon.get("/api/plugins/p/count");
+            // The five, and each asking for the count.
+            (daemon.status("p")?["in_flight"].as_u64()? >= 5 && count.status == 200).then_some(())
+        });
+        let start = Instant::now();
+        assert_problem(&daemon.get("/api/plugins/p/garbage"), 502);
+        for thread in waiting {
+            assert_problem(&thread.join().unwrap(), 502);
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+    });
+    works_again(&daemon);
+}
+
+#[test]
+fn three_broken_frames_in_a_minute_count_as_a_crash() {
+    let daemon = daemon();
+    for _ in 0..3 {
+        works_again(&daemon);
+        assert_problem(&daemon.get("/api/plugins/p/garbage"), 502);
+    }
+    daemon.wait_event("p", "crashed", 1);
+    wait_for("a second start", || (daemon.starts("p").len() == 2).then_some(()));
+    works_again(&daemon);
+}
+
+#[test]
+fn nothing_is_allocated_from_an_announced_length() {
+    let daemon = Stage::new()
+        .set("protocol.message_bytes_max", 16 * 1024 * 1024)
+        .set("supervisor.max_restarts", 1_000)
+        .set("http.request_timeout_ms", 500)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let before = daemon.memory_kib("VmHWM");
+    // 16 MiB less a byte is announced, and three bytes come.
+    let answer = daemon.get("/api/plugins/p/prefix-only");
+    assert!(matches!(answer.status, 502 | 504), "{answer:?}");
+    let grown = daemon.memory_kib("VmHWM") - before;
+    assert!(grown < 12 * 1024, "{grown} KiB");
+}
+
+#[test]
+fn death_in_the_middle_of_an_answer_is_502_at_once() {
+    for deed in ["exit-mid-frame", "exit/3", "abort"] {
+        let daemon = daemon();
+        let start = Instant::now();
+        let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
+        assert_problem(&answer, 502);
+        assert!(start.elapsed() < Duration::from_secs(10), "{deed}");
+        daemon.wait_event("p", "crashed", 1);
+        works_again(&daemon);
+        assert_eq!(daemon.starts("p").len(), 2, "{deed}");
+        assert_eq!(daemon.status("p").unwrap()["restarts"], 1);
+    }
+}
+
+#[test]
+fn a_crash_fails_every_request_in_flight_and_no_other_plugin() {
+    let daemon = Stage::new().faulty("p", &json!({})).faulty("q", &json!({"do": "slow=300"})).start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    thread::scope(|scope| {
+        let failing: Vec<_> = (0..20).map(|_| scope.spawn(|| daemon.get("/api/plugins/p/never"))).collect();
+        let good: Vec<_> = (0..20).map(|_| scope.spawn(|| daemon.get("/api/plugins/q/x"))).collect();
+        daemon.wait_status("p", "twenty in flight", |status| status["in_flight"].as_u64() >= Some(20));
+        kill_process(daemon.plugin_pid("p"), Signal::KILL).unwrap();
+        for thread in failing {
+            assert_problem(&thread.join().unwrap(), 502);
+        }
+        for thread in good {
+            assert_eq!(thread.join().unwrap().status, 200);
+        }
+    });
+    works_again(&daemon);
+}
+
+#[test]
+fn crash_on_the_third_request() {
+    let daemon = Stage::new().faulty("p", &json!({"do": "crash-on=3"})).start();
+    daemon.wait_running("p");
+    let mut seen = Vec::new();
+    wait_for("two crashes", || {
+        let answer = daemon.get("/api/plugins/p/x");
+        if answer.status != 503 {
+            seen.push(answer.status);
+        }
+        (seen.len() == 6).then_some(())
+    });
+    assert_eq!(seen, [200, 200, 502, 200, 200, 502]);
+}
+
+#[test]
+fn half_a_frame_and_then_silence_has_a_deadline() {
+    for deed in ["half-frame", "prefix-only", "slow-body"] {
+        let daemon = Stage::new().set("http.request_timeout_ms", 1_000).faulty("p", &json!({})).start();
+        daemon.wait_ready("p");
+        let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
+        assert!(matches!(answer.status, 502 | 504), "{deed}: {answer:?}");
+        works_again(&daemon);
+        let details = daemon.wait_event("p", "protocol_error", 1);
+        assert!(details.is_object(), "{deed}: {details}");
+    }
+}
+
+#[test]
+fn no_answer_in_time_is_504_with_a_cancel_and_the_late_answer_goes_nowhere() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 300)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let mut client = daemon.client();
+    let answer = client.get("/api/plugins/p/late/900");
+    assert_problem(&answer, 504);
+    let cancel = wait_for("the cancel", || daemon.messages("p", "cancel").pop());
+    assert!(cancel["request_id"].is_string(), "{cancel}");
+    assert!(cancel["payload"].is_object(), "{cancel}");
+    daemon.wait_event("p", "request_timeout", 1);
+    // Each answer is its own while the late one arrives, and well after.
+    let end = Instant::now() + Duration::from_millis(1_500);
+    while Instant::now() < end {
+        let answer = client.get("/api/plugins/p/mine");
+        assert_eq!((answer.status, &answer.json()["path"]), (200, &json!("/mine")));
+    }
+    assert_eq!(daemon.starts("p").len(), 1, "the plugin lives on");
+}
+
+#[test]
+fn the_timeout_of_the_metadata_wins() {
+    let daemon = Stage::new().faulty("p", &json!({"metadata": {"timeout_ms": 200}})).start();
+    daemon.wait_ready("p");
+    let start = Instant::now();
+    assert_problem(&daemon.get("/api/plugins/p/never"), 504);
+    assert!(start.elapsed() < Duration::from_secs(15));
+    assert_eq!(daemon.get("/api/plugins/p/x").json()["timeout_ms"], 200);
+}
+
+#[test]
+fn a_1_0_plugin_that_does_not_answer_is_504_and_gets_no_cancel() {
+    let daemon =
+        Stage::new().set("http.request_timeout_ms", 300).faulty("p", &json!({"protocol": "1.0"})).start();
+    daemon.wait_ready("p");
+    assert_problem(&daemon.get("/api/plugins/p/never"), 504);
+    for _ in 0..20 {
+        works_again(&daemon);
+    }
+    let strange: Vec<_> = daemon
+        .trace("p")
+        .into_iter()
+        .filter(|line| line["event"] == "message" && line["message"]["type"] != "lifecycle")
+        .collect();
+    assert!(strange.is_empty(), "{strange:?}");
+}
+
+#[test]
+fn a_client_that_goes_away_cancels_its_request() {
+    let daemon = daemon();
+    let mut client = daemon.client();
+    client.send(&request_bytes("GET", "/api/plugins/p/never", &[], b"")).unwrap();
+    daemon.wait_status("p", "one in flight", |status| status["in_flight"] == 1);
+    // A reset: a closed sending side alone may be a client that still reads.
+    set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+    drop(client);
+    wait_for("the cancel", || daemon.messages("p", "cancel").pop());
+    daemon.wait_status("p", "none in flight", |status| status["in_flight"] == 0);
+    works_again(&daemon);
+}
+
+#[test]
+fn answers_for_nobody_are_dropped() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 300)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let mut client = daemon.client();
+    assert_problem(&client.get("/api/plugins/p/wrong-id"), 504);
+    for _ in 0..20 {
+        let answer = client.get("/api/plugins/p/answer-twice");
+        assert_eq!((answer.status, &answer.json()["path"]), (200, &json!("/answer-twice")));
+        let answer = client.get("/api/plugins/p/mine");
+        assert_eq!(answer.json()["path"], "/mine");
+    }
+    let answer = client.get("/api/plugins/p/unknown-type");
+    assert_eq!(answer.json()["path"], "/unknown-type", "unknown types are passed over");
+    assert_eq!(daemon.starts("p").len(), 1);
+}
+
+#[test]
+fn a_flood_of_answers_for_nobody_leaves_the_core_alive() {
+    let daemon = Stage::new()
+        .set("supervisor.max_restarts", 1_000)
+        .faulty("p", &json!({}))
+        .faulty("q", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    let before = daemon.memory_kib("VmRSS");
+    let answer = daemon.get("/api/plugins/p/flood/300000");
+    // Past a rate the connection is closed; short of it the request is answered.
+    assert!(matches!(answer.status, 200 | 502), "{answer:?}");
+    assert_eq!(daemon.get("/api/plugins/q/x").status, 200);
+    let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
+    assert!(grown < 64 * 1024, "{grown} KiB");
+    works_again(&daemon);
+}
+
+#[test]
+fn an_answer_that_is_no_http_is_502_and_nothing_of_it_reaches_the_client() {
+    let daemon = daemon();
+    let mut client = daemon.client();
+    let deeds = [
+        "status/99",
+        "status/100",
+        "status/101",
+        "status/150",
+        "status/600",
+        "status/999",
+        "status/-1",
+        "status/200.5",
+        "status/ok",
+        "no-status",
+        "bad-header",
+        "nul-header",
+        "bad-header-name",
+    ];
+    for deed in deeds {
+        let answer = client.get(&format!("/api/plugins/p/{deed}"));
+        assert_problem(&answer, 502);
+        assert_eq!(answer.field("set-cookie"), None, "{answer:?}");
+        assert_eq!(answer.field("x-note"), None, "{answer:?}");
+        // The connection of the client is good, and so is the plugin's.
+        assert_eq!(client.get("/api/plugins/p/x").status, 200, "{deed}");
+    }
+    daemon.wait_event("p", "protocol_error", 1);
+}
+
+#[test]
+fn a_plugin_that_is_not_ready_is_503_with_retry_after() {
+    let daemon = Stage::new().faulty("p", &json!({"do": "never-ready"})).faulty("q", &json!({})).start();
+    daemon.wait_ready("q");
+    let answer = daemon.get("/api/plugins/p/x");
+    assert_problem(&answer, 503);
+    let seconds = answer.field("retry-after").unwrap_or_default();
+    assert!(seconds.parse::<u32>().is_ok(), "{answer:?}");
+}
+
+#[test]
+fn a_plugin_that_stays_not_ready_is_restarted() {
+    for deed in ["never-ready", "never-binds", "exit-before-ready", "fail-init"] {
+        let daemon = Stage::new()
+            .set("supervisor.ready_timeout_ms", 500)
+            .set("supervisor.max_restarts", 1_000)
+            .faulty("p", &json!({"do": deed}))
+            .faulty("q", &json!({}))
+            .start();
+        wait_for(&format!("{deed}: a third start"), || (daemon.starts("p").len() >= 3).then_some(()));
+        assert_problem(&daemon.get("/api/plugins/p/x"), 503);
+        let crashed = daemon.wait_event("p", "crashed", 1).to_string();
+        if deed == "fail-init" {
+            assert!(crashed.contains("the licence has run out"), "{crashed}");
+        }
+        if deed == "exit-before-ready" {
+            assert!(crashed.contains('3'), "the exit code: {crashed}");
+        }
+    }
+}
+
+#[test]
+fn a_stopped_process_times_out_and_is_restarted() {
+    let daemon = Stage::new()
+        .set("supervisor.health_interval_ms", 100)
+        .set("http.request_timeout_ms", 300)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let pid = daemon.plugin_pid("p");
+    kill_process(pid, Signal::STOP).unwrap();
+    let answer = daemon.get("/api/plugins/p/x");
+    assert!(matches!(answer.status, 502..=504), "{answer:?}");
+    daemon.wait_event("p", "unresponsive", 1);
+    wait_for("a second start", || (daemon.starts("p").len() == 2).then_some(()));
+    works_again(&daemon);
+    assert_ne!(daemon.plugin_pid("p"), pid);
+}
+
+#[test]
+fn pings_that_nobody_answers_end_in_a_restart() {
+    let daemon =
+        Stage::new().set("supervisor.health_interval_ms", 50).faulty("p", &json!({"do": "no-pong"})).start();
+    daemon.wait_event("p", "unresponsive", 1);
+    wait_for("a second start", || (daemon.starts("p").len() >= 2).then_some(()));
+}
+
+#[test]
+fn a_plugin_of_1_0_owes_no_pong() {
+    let daemon = Stage::new()
+        .set("supervisor.health_interval_ms", 50)
+        .legacy_rust("rust")
+        .legacy_python("python")
+        .faulty("p", &json!({"protocol": "1.0"}))
+        .start();
+    for id in ["rust", "python"] {
+        daemon.wait_ready(id);
+    }
+    wait_for("twenty pings", || {
+        let pings = daemon
+            .messages("p", "lifecycle")
+            .iter()
+            .filter(|message| message["payload"]["action"] == "ping")
+            .count();
+        (pings >= 20).then_some(())
+    });
+    for id in ["rust", "python", "p"] {
+        assert_eq!(daemon.status(id).unwrap()["restarts"], 0, "{id}");
+        assert_eq!(daemon.get(&format!("/api/plugins/{id}/x")).status, 200);
+    }
+}
+
+#[test]
+fn a_socket_that_closes_under_a_living_plugin() {
+    let daemon = Stage::new()
+        .set("supervisor.health_interval_ms", 100)
+        .set("supervisor.max_restarts", 1_000)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let pid = daemon.plugin_pid("p");
+    assert_problem(&daemon.get("/api/plugins/p/close-socket"), 502);
+    let answer = daemon.get("/api/plugins/p/x");
+    assert!(matches!(answer.status, 200 | 502 | 503), "{answer:?}");
+    // If it goes on, it is a crash: the supervisor's own connection still stands, or does not.
+    wait_for("a second start", || {
+        let _ = daemon.get("/api/plugins/p/x");
+        (daemon.starts("p").len() == 2).then_some(())
+    });
+    works_again(&daemon);
+    assert_ne!(daemon.plugin_pid("p"), pid);
+}
+
+#[test]
+fn a_closed_connection_is_502_and_then_opened_again() {
+    let daemon = daemon();
+    for _ in 0..5 {
+        assert_problem(&daemon.get("/api/plugins/p/close-connection"), 502);
+        works_again(&daemon);
+    }
+    assert_eq!(daemon.starts("p").len(), 1);
+}
+
+#[test]
+fn a_plugin_that_never_reads_fills_no_memory() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 1_000)
+        .set("supervisor.max_restarts", 1_000)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let body = vec![b'x'; 500_000];
+    let before = daemon.memory_kib("VmRSS");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = daemon.client().try_request("GET", "/api/plugins/p/stop-reading", &[], b"");
+        });
+        daemon.wait_status("p", "one in flight", |status| status["in_flight"].as_u64() >= Some(1));
+        let threads: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut statuses = Vec::new();
+                    for _ in 0..20 {
+                        let answer = daemon.request("POST", "/api/plugins/p/mirror", &[], &body);
+                        statuses.push(answer.status);
+                        if answer.status == 200 {
+                            break;
+                        }
+                    }
+                    statuses
+                })
+            })
+            .collect();
+        for thread in threads {
+            for status in thread.join().unwrap() {
+                assert!(matches!(status, 200 | 502..=504), "{status}");
+            }
+        }
+    });
+    // 320 bodies of half a megabyte were sent; a queue without bound would hold 160 MB.
+    let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
+    assert!(grown < 100 * 1024, "{grown} KiB");
+}
+
+#[test]
+fn a_slow_reader_is_dropped() {
+    let daemon = Stage::new().set("http.write_timeout_ms", 1_000).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let before = daemon.memory_kib("VmRSS");
+    let descriptors = daemon.descriptors();
+    let slow: Vec<_> = (0..50)
+        .map(|_| {
+            let mut client = daemon.client();
+            let requests = request_bytes("GET", "/api/plugins/p/bytes/1000000", &[], b"").repeat(20);
+            client.send(&requests).unwrap();
+            client
+        })
+        .collect();
+    // Whoever reads is served meanwhile.
+    assert_eq!(daemon.get("/api/plugins/p/bytes/1000000").body.len(), 1_000_000);
+    // At most one buffered answer a connection: a fraction of the gigabyte asked for.
+    let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
+    assert!(grown < 400 * 1024, "{grown} KiB");
+    wait_for("the slow readers to be dropped", || (daemon.descriptors() <= descriptors + 5).then_some(()));
+    drop(slow);
+}
+
+#[test]
+fn stderr_without_end_never_blocks_the_plugin_and_never_fills_the_disk() {
+    let daemon = Stage::new()
+        .set("log.rotate_bytes", 1_000_000)
+        .set("log.rotate_keep", 2)
+        .faulty("p", &json!({"do": "flood-stderr"}))
+        .faulty("q", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut answered = 0;
+    while Instant::now() < end {
+        assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+        assert_eq!(daemon.get("/api/plugins/q/x").status, 200);
+        answered += 1;
+    }
+    assert!(answered > 5, "{answered} answers in two seconds");
+    let bytes: u64 = fs::read_dir(daemon.root().join("log/plugins"))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(bytes < 6_000_000, "{bytes} bytes of log");
+    wait_for("the count of dropped lines", || {
+        daemon
+            .plugin_log("p")
+            .iter()
+            .chain(&daemon.supervisor_log())
+            .any(|line| line.to_string().contains("dropped"))
+            .then_some(())
+    });
+}
+
+#[test]
+fn children_of_a_plugin_do_not_outlive_it() {
+    let mut daemon = Stage::new().faulty("p", &json!({"do": "fork-child"})).start();
+    daemon.wait_ready("p");
+    let children = wait_for("the children", || {
+        let found = daemon.processes();
+        (found.len() >= 4).then_some(found)
+    });
+    assert_eq!(daemon.manage("POST", "/api/plugins/p/disable", b"").status, 200);
+    wait_for("no process to be left", || daemon.processes().is_empty().then_some(()));
+    for pid in children {
+        assert!(test_kill_process(pid).is_err(), "{pid:?} is left");
+    }
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_killed_core_takes_its_plugins_with_it() {
+    let mut daemon = Stage::new()
+        .faulty("p", &json!({}))
+        .legacy_python("python")
+        .faulty("stubborn", &json!({"do": "ignore-term"}))
+        .start();
+    for id in ["p", "python", "stubborn"] {
+        daemon.wait_ready(id);
+    }
+    assert!(daemon.processes().len() >= 3);
+    daemon.kill();
+    toru_tests::wait_within(Duration::from_secs(10), "the plugins to go", || {
+        daemon.processes().is_empty().then_some(())
+    });
+    // The next start finds stale sockets and a lock of the dead, and works.
+    let daemon = daemon.start_again();
+    for id in ["p", "python", "stubborn"] {
+        daemon.wait_ready(id);
+    }
+}
+
+#[test]
+fn no_descriptors_left_does_not_end_or_spin_the_core() {
+    if !toru_tests::has_program("prlimit") {
+        println!("skipped: no prlimit here");
+        return;
+    }
+    let daemon = Stage::new()
+        .under(["prlimit", "--nofile=64"])
+        .set("supervisor.health_interval_ms", 100)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let mut crowd: Vec<_> = (0..100).filter_map(|_| daemon.try_client().ok()).collect();
+    // Some of them were taken and are served; the others wait or were refused.
+    let request = request_bytes("GET", "/api/plugins/p/x", &[], b"");
+    let mut served = 0;
+    for client in &mut crowd {
+        client.stream().set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        if client.send(&request).is_ok() && client.response("GET").is_ok_and(|answer| answer.status == 200) {
+            served += 1;
+        }
+    }
+    assert!(served >= 10, "{served} served");
+    let before = cpu_ticks(&daemon);
+    let watched = Instant::now();
+    // The thing observed is what it does while nothing happens, so there is nothing to wait for.
+    thread::sleep(Duration::from_millis(500));
+    let used = cpu_ticks(&daemon) - before;
+    let whole = watched.elapsed().as_millis() as u64 / 10;
+    assert!(used < whole / 2, "{used} of {whole} ticks: it spins");
+    drop(crowd);
+    wait_for("a new connection to be served", || {
+        daemon
+            .try_client()
+            .ok()?
+            .try_request("GET", "/api/plugins/p/x", &[], b"")
+            .is_ok_and(|answer| answer.status == 200)
+            .then_some(())
+    });
+    assert_eq!(daemon.starts("p").len(), 1, "health checks kept their descriptors");
+}
+
+/// Processor time of the daemon in hundredths of a second.
+fn cpu_ticks(daemon: &Daemon) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid().as_raw_nonzero())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_pipelined_flood_is_answered_in_order() {
+    const REQUESTS: usize = 5_000;
+    let daemon = daemon();
+    let mut client = daemon.client();
+    let writer = client.stream().try_clone().unwrap();
+    let before = daemon.memory_kib("VmRSS");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = toru_tests::Client::new(writer);
+            for number in 0..REQUESTS {
+                let target = format!("/api/plugins/p/{number}");
+                writer.send(&request_bytes("GET", &target, &[], b"")).unwrap();
+            }
+        });
+        for number in 0..REQUESTS {
+            let answer = client.response("GET").unwrap();
+            assert_eq!(answer.json()["path"], format!("/{number}"));
+        }
+    });
+    let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
+    assert!(grown < 64 * 1024, "{grown} KiB");
+}
+
+#[test]
+fn nothing_leaks_over_many_faults() {
+    let daemon = Stage::new()
+        .set("http.request_timeout_ms", 100)
+        .set("supervisor.max_restarts", 1_000)
+        .set("supervisor.backoff_ms", "[10]")
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let round = || {
+        for deed in ["x", "never", "garbage", "exit/1", "close-connection", "half-frame"] {
+            let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
+            assert!(matches!(answer.status, 200 | 502..=504), "{deed}: {answer:?}");
+        }
+        works_again(&daemon);
+    };
+    round();
+    let before = daemon.descriptors();
+    for _ in 0..15 {
+        round();
+    }
+    wait_for("the descriptors to be closed", || (daemon.descriptors() <= before + 2).then_some(()));
+    let zombies = daemon_children(&daemon).into_iter().filter(|stat| stat.contains(") Z ")).count();
+    assert_eq!(zombies, 0);
+}
+
+/// `/proc/<pid>/stat` of the daemon's children.
+fn daemon_children(daemon: &Daemon) -> Vec<String> {
+    let parent = format!(" {} ", daemon.pid().as_raw_nonzero());
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+        .filter(|stat| {
+            // After the name: state, then the parent.
+            stat.rsplit(')')
+                .next()
+                .and_then(|rest| rest.get(2..))
+                .is_some_and(|rest| rest.starts_with(&parent))
+        })
+        .collect()
+}
+
+#[test]
+fn a_client_that_stops_sending_holds_nothing() {
+    let daemon = Stage::new().set("http.idle_timeout_ms", 300).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let mut client = daemon.client();
+    client.stream().set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(client.get("/api/plugins/p/x").status, 200);
+    assert!(client.is_closed(), "an idle connection is closed");
+    match client.try_request("GET", "/api/plugins/p/x", &[], b"") {
+        Ok(answer) => panic!("{answer:?} on a closed connection"),
+        Err(error) => assert!(
+            matches!(
+                error.kind(),
+                ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+            ),
+            "{error}"
+        ),
+    }
+}

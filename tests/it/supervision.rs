@@ -1,0 +1,657 @@
+//! Who runs, since when, and what is said about it.
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use toru_tests::{Daemon, Stage, ending, has_program, wait_for, wait_within};
+
+use crate::http::assert_problem;
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .permissions()
+        .mode()
+        & 0o7777
+}
+
+/// Lines of the supervisor's log and of stderr that speak of `word`.
+fn complaints(daemon: &Daemon, word: &str) -> Vec<String> {
+    let mut lines: Vec<String> =
+        daemon.supervisor_log().iter().map(Value::to_string).chain(daemon.stderr.all()).collect();
+    lines.retain(|line| line.contains(word));
+    lines
+}
+
+#[test]
+fn a_plugin_that_cannot_be_described_is_skipped_with_file_and_reason() {
+    let stage = Stage::new()
+        .faulty("hangs", &json!({"do": "metadata-hangs"}))
+        .faulty("huge", &json!({"do": "metadata-huge"}))
+        .faulty("invalid", &json!({"do": "metadata-invalid"}))
+        .faulty("exits", &json!({"do": "metadata-exit"}))
+        .faulty("noroute", &json!({"metadata": {"route": "no-slash"}}))
+        .faulty("noversion", &json!({"metadata": {"version": null}}))
+        .faulty("badid", &json!({"id": "not an id"}))
+        .faulty("reserved", &json!({"id": "route"}))
+        .faulty("major", &json!({"protocol": "2.0"}))
+        .faulty("good", &json!({}));
+    let daemon = stage.start();
+    daemon.wait_ready("good");
+    for (name, reason) in [
+        ("hangs", "time"),
+        ("huge", "65536"),
+        ("invalid", ""),
+        ("exits", "4"),
+        ("noroute", "route"),
+        ("noversion", "version"),
+        ("badid", "id"),
+        ("reserved", "id"),
+        ("major", "protocol"),
+    ] {
+        let file = format!("{name}.binary");
+        let lines = wait_for(&format!("a complaint about {file}"), || {
+            Some(complaints(&daemon, &file)).filter(|lines| !lines.is_empty())
+        });
+        assert!(lines.iter().any(|line| line.contains(reason)), "{name}: {reason:?} in {lines:?}");
+        assert!(daemon.starts(name).is_empty(), "{name} was started");
+    }
+    assert_eq!(daemon.get("/api/plugins/good/x").status, 200);
+}
+
+#[test]
+fn of_duplicates_the_first_in_name_order_wins() {
+    let daemon = Stage::new()
+        .faulty("a", &json!({"id": "same", "metadata": {"route": "/one"}}))
+        .faulty("b", &json!({"id": "same", "metadata": {"route": "/two"}}))
+        .faulty("c", &json!({"metadata": {"route": "/one"}}))
+        .faulty("d", &json!({}))
+        .start();
+    daemon.wait_ready("same");
+    daemon.wait_ready("d");
+    for file in ["b.binary", "c.binary"] {
+        wait_for(&format!("a complaint about {file}"), || {
+            (!complaints(&daemon, file).is_empty()).then_some(())
+        });
+    }
+    assert_eq!(daemon.starts("a").len(), 1);
+    assert_eq!(daemon.starts("b").len() + daemon.starts("c").len(), 0);
+    assert_eq!(daemon.get("/api/plugins/route/one/x").status, 200);
+    assert_problem(&daemon.get("/api/plugins/route/two/x"), 404);
+}
+
+#[test]
+fn what_cannot_run_is_one_clear_error_and_no_loop() {
+    let stage = Stage::new()
+        .script("text", "this is no program\n")
+        .script("lost", "#!/no/such/interpreter\n")
+        .faulty("good", &json!({}));
+    let plain = stage.plugins().join("plain.binary");
+    fs::write(&plain, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::create_dir(stage.plugins().join("folder.binary")).unwrap();
+    symlink("/nowhere", stage.plugins().join("dangling.binary")).unwrap();
+    let daemon = stage.start();
+    daemon.wait_ready("good");
+    for name in ["text", "lost", "plain"] {
+        let file = format!("{name}.binary");
+        wait_for(&format!("a complaint about {file}"), || {
+            (!complaints(&daemon, &file).is_empty()).then_some(())
+        });
+    }
+    assert_eq!(daemon.get("/api/plugins/good/x").status, 200);
+}
+
+#[test]
+fn a_plugin_that_can_be_described_and_not_run_is_disabled_at_once() {
+    let metadata = json!({
+        "id": "p", "name": "P", "version": "1", "icon": "x", "route": "/p", "protocol": "1.1",
+    });
+    // It describes itself and then says what a shell says of a command it cannot execute.
+    let script = format!(
+        "#!/bin/sh\necho run >> \"$0.runs\"\n\
+         if [ \"$1\" = --metadata ]; then echo '{metadata}'; exit 0; fi\nexit 127\n"
+    );
+    let daemon = Stage::new().script("p", &script).start();
+    wait_for("p to be given up", || {
+        let answer = daemon.get("/api/plugins/p/x");
+        (answer.status == 404).then_some(())
+    });
+    let runs = fs::read_to_string(daemon.plugins().join("p.binary.runs")).unwrap();
+    assert_eq!(runs.lines().count(), 2, "--metadata, and one start");
+}
+
+#[test]
+fn a_plugin_gets_its_environment_and_its_init() {
+    let daemon = Stage::new()
+        .set("plugins.p.greeting", "\"hello\"")
+        .set("plugins.p.numbers", "[1, 2]")
+        .faulty("p", &json!({}))
+        .faulty("old", &json!({"protocol": "1.0"}))
+        .start();
+    daemon.wait_ready("p");
+    daemon.wait_running("old");
+    let socket = daemon.root().join("s/p.sock");
+    let start = &daemon.starts("p")[0];
+    let environment = &start["environment"];
+    assert_eq!(environment["TORU_PLUGIN_SOCKET"], json!(socket));
+    assert_eq!(environment["TORU_PLUGIN_ID"], "p");
+    let instance = environment["TORU_INSTANCE_ID"].as_str().unwrap().to_owned();
+    assert!(instance.len() >= 16, "{instance}");
+
+    let lifecycle = daemon.messages("p", "lifecycle");
+    let init = &lifecycle[0];
+    let payload = &init["payload"];
+    let timestamp = init["timestamp"].as_str().unwrap();
+    assert!(timestamp.len() == 24 && timestamp.ends_with('Z'), "{init}");
+    for (key, value) in [
+        ("type", json!("lifecycle")),
+        ("action", json!("init")),
+        ("instance_id", json!(instance)),
+        ("plugin_socket", json!(socket)),
+        ("log_path", json!(daemon.root().join("log/plugins/p.log"))),
+        ("protocol", json!("1.1")),
+        ("plugin_id", json!("p")),
+        ("max_message_bytes", json!(1_048_576)),
+        ("config", json!({"greeting": "hello", "numbers": [1, 2]})),
+    ] {
+        assert_eq!(payload[key], value, "{key} in {init}");
+    }
+    let data = payload["data_dir"].as_str().unwrap();
+    assert!(data.starts_with(daemon.root().to_str().unwrap()), "{data}");
+    assert!(Path::new(data).is_dir(), "{data}");
+
+    // A 1.0 plugin is told what 1.0 knows, and no more.
+    let init = wait_for("init of old", || daemon.messages("old", "lifecycle").into_iter().next());
+    let mut keys: Vec<&String> = init["payload"].as_object().unwrap().keys().collect();
+    keys.sort();
+    assert_eq!(keys, ["action", "instance_id", "log_path", "plugin_socket", "type"]);
+
+    let daemon = daemon.restart();
+    daemon.wait_ready("p");
+    let again = &daemon.starts("p")[1]["environment"]["TORU_INSTANCE_ID"];
+    assert_eq!(*again, instance, "stable for this installation");
+}
+
+#[test]
+fn sockets_are_for_their_owner_alone() {
+    let daemon = Stage::new().faulty("p", &json!({})).legacy_python("python").start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("python");
+    let sockets = daemon.root().join("s");
+    assert_eq!(mode(&sockets), 0o700);
+    for socket in [sockets.join("p.sock"), sockets.join("python.sock")] {
+        assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+        assert_eq!(mode(&socket), 0o600, "{}", socket.display());
+    }
+}
+
+#[test]
+fn a_socket_directory_that_is_a_link_is_refused() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let elsewhere = stage.root().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, stage.root().join("s")).unwrap();
+    let printed = stage.serve_output();
+    assert!(!printed.status.success());
+    let stderr = String::from_utf8_lossy(&printed.stderr);
+    assert!(stderr.contains("/s") && stderr.contains("link"), "{stderr}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+}
+
+#[test]
+fn a_socket_directory_open_to_others_is_closed_or_refused() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let sockets = stage.root().join("s");
+    fs::create_dir(&sockets).unwrap();
+    fs::set_permissions(&sockets, fs::Permissions::from_mode(0o777)).unwrap();
+    let daemon = stage.start();
+    daemon.wait_ready("p");
+    assert_eq!(mode(&sockets), 0o700);
+}
+
+#[test]
+fn a_socket_path_that_is_a_link_is_refused_and_its_target_untouched() {
+    let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
+    let precious = stage.root().join("precious");
+    fs::write(&precious, "do not touch").unwrap();
+    let sockets = stage.root().join("s");
+    fs::create_dir(&sockets).unwrap();
+    fs::set_permissions(&sockets, fs::Permissions::from_mode(0o700)).unwrap();
+    symlink(&precious, sockets.join("p.sock")).unwrap();
+    let daemon = stage.start();
+    daemon.wait_ready("q");
+    wait_for("a complaint about p.sock", || (!complaints(&daemon, "p.sock").is_empty()).then_some(()));
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "do not touch");
+    assert_ne!(daemon.get("/api/plugins/p/x").status, 200);
+    assert!(daemon.starts("p").is_empty());
+}
+
+#[test]
+fn a_stale_socket_is_no_obstacle() {
+    let stage = Stage::new().faulty("p", &json!({})).legacy_rust("old");
+    let sockets = stage.root().join("s");
+    fs::create_dir(&sockets).unwrap();
+    fs::set_permissions(&sockets, fs::Permissions::from_mode(0o700)).unwrap();
+    for id in ["p", "old"] {
+        drop(std::os::unix::net::UnixListener::bind(sockets.join(format!("{id}.sock"))).unwrap());
+    }
+    let daemon = stage.start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("old");
+}
+
+#[test]
+fn a_socket_path_too_long_is_a_clear_error_at_start() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let long = stage.root().join("x".repeat(100));
+    let printed = stage.socket_dir(long).serve_output();
+    assert!(!printed.status.success());
+    let stderr = String::from_utf8_lossy(&printed.stderr);
+    assert!(stderr.contains("107"), "{stderr}");
+}
+
+#[test]
+fn stopping_asks_first_and_answers_what_is_in_flight() {
+    let mut daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    thread::scope(|scope| {
+        let daemon = &daemon;
+        let waiting = scope.spawn(move || daemon.get("/api/plugins/p/late/700"));
+        daemon.wait_status("p", "one in flight", |status| status["in_flight"] == 1);
+        daemon.signal(Signal::TERM);
+        assert_eq!(waiting.join().unwrap().status, 200);
+    });
+    let status = daemon.wait();
+    assert_eq!(status.code(), Some(0), "{}", ending(status));
+    let shutdown = daemon
+        .messages("p", "lifecycle")
+        .into_iter()
+        .find(|message| message["payload"]["action"] == "shutdown")
+        .expect("it was asked");
+    assert!(shutdown["payload"]["deadline_ms"].is_u64(), "{shutdown}");
+    assert!(!daemon.root().join("s/p.sock").exists(), "no stray socket is left");
+    let events = daemon.events("p");
+    let kinds: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds.last(), Some(&"stopped"), "{kinds:?}");
+    assert!(!kinds.contains(&"crashed"), "{kinds:?}");
+}
+
+#[test]
+fn sigint_stops_as_sigterm_does() {
+    let mut daemon = Stage::new().legacy_python("python").start();
+    daemon.wait_ready("python");
+    daemon.signal(Signal::INT);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(daemon.stdout.all().len(), 1, "{:?}", daemon.stdout.all());
+}
+
+#[test]
+fn who_ignores_sigterm_is_killed_in_time() {
+    let mut daemon = Stage::new()
+        .set("supervisor.stop_grace_ms", 300)
+        .set("supervisor.term_grace_ms", 300)
+        .faulty("p", &json!({"do": "ignore-term"}))
+        .start();
+    daemon.wait_ready("p");
+    let start = Instant::now();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(550), "{took:?}: both graces are given");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(daemon.processes().is_empty());
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let mut daemon = Stage::new()
+        .set("supervisor.stop_grace_ms", 600_000)
+        .faulty("p", &json!({"do": "ignore-term"}))
+        .start();
+    daemon.wait_ready("p");
+    daemon.signal(Signal::TERM);
+    wait_for("the shutdown to be asked", || {
+        daemon
+            .messages("p", "lifecycle")
+            .iter()
+            .any(|message| message["payload"]["action"] == "shutdown")
+            .then_some(())
+    });
+    daemon.signal(Signal::TERM);
+    daemon.wait();
+    wait_within(Duration::from_secs(10), "the plugin to go too", || {
+        daemon.processes().is_empty().then_some(())
+    });
+}
+
+#[test]
+fn crashes_are_restarted_with_a_growing_pause() {
+    let daemon = Stage::new()
+        .set("supervisor.backoff_ms", "[100, 400, 1600]")
+        .set("supervisor.max_restarts", 3)
+        .faulty("p", &json!({"do": "exit-before-ready"}))
+        .start();
+    daemon.wait_event("p", "disabled_after_crashes", 1);
+    let starts = daemon.starts("p").len();
+    assert_eq!(starts, 4, "the first and three restarts");
+    let events = daemon.events("p");
+    let count = |kind: &str| events.iter().filter(|(found, _)| found == kind).count();
+    assert_eq!(count("started"), 4, "{events:?}");
+    assert_eq!(count("crashed"), 4, "{events:?}");
+    assert_eq!(count("restarting"), 3, "{events:?}");
+    // Only lower bounds: a busy machine may always take longer.
+    let times = event_times(&daemon, "started");
+    for (pair, pause) in times.windows(2).zip([100, 400, 1_600]) {
+        let between = pair[1] - pair[0];
+        assert!(between >= pause - 5, "{between} ms of {pause}");
+    }
+    assert_problem(&daemon.get("/api/plugins/p/x"), 404);
+    let lines = daemon.plugin_log("p");
+    assert!(
+        lines.iter().any(|line| line["message"] == "giving up before I began"),
+        "its last words are kept: {lines:?}"
+    );
+}
+
+/// When the events of a kind happened, in milliseconds of the day.
+fn event_times(daemon: &Daemon, kind: &str) -> Vec<i64> {
+    let database = rusqlite::Connection::open(daemon.root().join("data/toru.db")).unwrap();
+    let mut query =
+        database.prepare("SELECT timestamp FROM plugin_events WHERE event_type = ?1 ORDER BY id").unwrap();
+    let texts: Vec<rusqlite::types::Value> =
+        query.query_map([kind], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+    texts
+        .into_iter()
+        .map(|value| match value {
+            rusqlite::types::Value::Integer(milliseconds) => milliseconds,
+            rusqlite::types::Value::Text(text) => {
+                // 2026-01-01T12:34:56.789Z
+                let digits = |range: std::ops::Range<usize>| text[range].parse::<i64>().unwrap();
+                let day = digits(8..10);
+                (((day * 24 + digits(11..13)) * 60 + digits(14..16)) * 60 + digits(17..19)) * 1_000
+                    + digits(20..23)
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+#[test]
+fn exit_code_0_in_a_loop_is_a_crash_loop_too() {
+    let daemon = Stage::new()
+        .set("supervisor.backoff_ms", "[10]")
+        .set("supervisor.max_restarts", 2)
+        .faulty("p", &json!({"do": "exit-zero"}))
+        .start();
+    daemon.wait_event("p", "disabled_after_crashes", 1);
+    assert_eq!(daemon.starts("p").len(), 3);
+}
+
+#[test]
+fn the_count_of_crashes_resets_after_a_stable_time() {
+    let daemon = Stage::new()
+        .set("supervisor.backoff_ms", "[10]")
+        .set("supervisor.max_restarts", 1)
+        .set("supervisor.stable_after_ms", 200)
+        .faulty("p", &json!({}))
+        .start();
+    for crash in 1..=4 {
+        daemon.wait_ready("p");
+        daemon.wait_status("p", "stable", |status| status["uptime_ms"].as_u64() >= Some(400));
+        assert_problem(&daemon.get("/api/plugins/p/exit/1"), 502);
+        daemon.wait_event("p", "crashed", crash);
+    }
+    daemon.wait_ready("p");
+    let events = daemon.events("p");
+    assert!(events.iter().all(|(kind, _)| kind != "disabled_after_crashes"), "{events:?}");
+}
+
+#[test]
+fn what_a_plugin_prints_and_says_is_in_its_log() {
+    let daemon = Stage::new().set("log.access", "\"all\"").faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.get("/api/plugins/p/print?secret=1");
+    daemon.get("/api/plugins/p/log");
+    let find = |message: &str| {
+        wait_for(&format!("{message:?} in the log"), || {
+            daemon.plugin_log("p").into_iter().find(|line| line["message"] == message)
+        })
+    };
+    find("a plain line on stdout");
+    find("a plain line on stderr");
+    let line = find("a JSON line on stdout");
+    assert_eq!((&line["level"], &line["part"]), (&json!("error"), &json!(7)), "{line}");
+    let line = find("said over the socket");
+    assert_eq!(line["level"], "warn");
+    assert!(line.to_string().contains("42"), "{line}");
+
+    let line = wait_for("the access line", || {
+        daemon.plugin_log("p").into_iter().find(|line| {
+            line["message"] == "HTTP request handled"
+                && line["path"].as_str().is_some_and(|path| path.starts_with("/print"))
+        })
+    });
+    assert_eq!(line["method"], "GET");
+    assert_eq!(line["status"], 200);
+    assert!(line["duration_ms"].is_number(), "{line}");
+
+    // The keys stand in the order that scripts rely on.
+    let text = fs::read_to_string(daemon.root().join("log/plugins/p.log")).unwrap();
+    for line in text.lines() {
+        assert!(line.starts_with("{\"timestamp\":\"2"), "{line}");
+        let at = |key: &str| line.find(&format!("\"{key}\":")).unwrap_or_else(|| panic!("{line}"));
+        assert!(at("timestamp") < at("level") && at("level") < at("plugin_id"), "{line}");
+        assert!(at("plugin_id") < at("message"), "{line}");
+    }
+    let text = fs::read_to_string(daemon.root().join("log/plugin-supervisor.log")).unwrap();
+    assert!(text.lines().count() > 0);
+    for line in text.lines() {
+        let at = |key: &str| line.find(&format!("\"{key}\":")).unwrap_or_else(|| panic!("{line}"));
+        assert!(line.starts_with("{\"timestamp\":\"2"), "{line}");
+        assert!(at("level") < at("component") && at("component") < at("message"), "{line}");
+    }
+    let started = daemon
+        .supervisor_log()
+        .into_iter()
+        .find(|line| line["message"] == "Plugin started" && line["plugin_id"] == "p")
+        .expect("the line that log watchers look for");
+    assert!(started["pid"].is_u64(), "{started}");
+    for file in ["plugin-supervisor.log", "plugins/p.log"] {
+        assert_eq!(mode(&daemon.root().join("log").join(file)), 0o640, "{file}");
+    }
+}
+
+#[test]
+fn events_tell_a_plugins_life() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    assert_problem(&daemon.get("/api/plugins/p/exit/5"), 502);
+    daemon.wait_event("p", "ready", 2);
+    let kinds: Vec<String> = daemon.events("p").into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["discovered", "started", "ready", "crashed", "restarting", "started", "ready"]);
+    let crashed = daemon.wait_event("p", "crashed", 1);
+    assert!(crashed.is_object() && crashed.to_string().contains('5'), "{crashed}");
+    let last_exit = daemon.status("p").unwrap()["last_exit"].to_string();
+    assert!(last_exit.contains('5'), "{last_exit}");
+}
+
+#[test]
+fn disable_enable_and_restart_do_what_they_say() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let done = |daemon: &Daemon, word: &str| {
+        let answer = daemon.manage("POST", &format!("/api/plugins/p/{word}"), b"");
+        assert_eq!(answer.status, 200, "{word}: {answer:?}");
+        assert_eq!(answer.json(), json!({"success": true}), "{word}");
+    };
+    let first = daemon.plugin_pid("p");
+    done(&daemon, "restart");
+    // Done means done: no wait here.
+    assert_ne!(daemon.plugin_pid("p"), first);
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+
+    done(&daemon, "disable");
+    assert!(daemon.processes().is_empty());
+    assert_problem(&daemon.get("/api/plugins/p/x"), 404);
+    let status = daemon.status("p").unwrap();
+    assert_eq!((&status["enabled"], &status["running"]), (&json!(false), &json!(false)));
+
+    // Remembered over a restart of the core.
+    let daemon = daemon.restart();
+    assert_eq!(daemon.status("p").unwrap()["enabled"], false);
+    assert_problem(&daemon.get("/api/plugins/p/x"), 404);
+    done(&daemon, "enable");
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    let starts = daemon.starts("p").len();
+    done(&daemon, "enable");
+    assert_eq!(daemon.starts("p").len(), starts, "enabling twice starts once");
+    for kind in ["enabled", "disabled"] {
+        daemon.wait_event("p", kind, 1);
+    }
+    for word in ["enable", "disable", "restart"] {
+        assert_problem(&daemon.manage("POST", &format!("/api/plugins/nobody/{word}"), b""), 404);
+        let answer = daemon.manage("GET", &format!("/api/plugins/p/{word}"), b"");
+        assert_eq!(answer.status, 405, "{answer:?}");
+    }
+}
+
+#[test]
+fn hangup_reopens_the_logs() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let log = daemon.root().join("log/plugins/p.log");
+    daemon.get("/api/plugins/p/print");
+    wait_for("the first lines", || (daemon.plugin_log("p").len() > 1).then_some(()));
+    let moved = log.with_extension("moved");
+    fs::rename(&log, &moved).unwrap();
+    daemon.signal(Signal::HUP);
+    wait_for("the log to be there again", || {
+        daemon.get("/api/plugins/p/print");
+        (!daemon.plugin_log("p").is_empty()).then_some(())
+    });
+    assert_ne!(fs::metadata(&log).unwrap().ino(), fs::metadata(&moved).unwrap().ino());
+}
+
+#[test]
+fn hangup_under_load_drops_no_request() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = daemon.client();
+                    for _ in 0..500 {
+                        assert_eq!(client.get("/api/plugins/p/x").status, 200);
+                    }
+                })
+            })
+            .collect();
+        while !clients.iter().all(thread::ScopedJoinHandle::is_finished) {
+            daemon.signal(Signal::HUP);
+            // The next one when this one has been seen, by what a user sees of it.
+            assert_eq!(daemon.get("/healthz").status, 200);
+        }
+    });
+}
+
+#[test]
+fn logs_that_cannot_be_written_stop_nothing() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    // A file where the directory should be: nobody can write there, root neither.
+    fs::write(stage.root().join("log"), "").unwrap();
+    let daemon = stage.start();
+    daemon.wait_ready("p");
+    for _ in 0..50 {
+        assert_eq!(daemon.get("/api/plugins/p/print").status, 200);
+    }
+    let lines = daemon.stderr.containing("log");
+    assert!(!lines.is_empty(), "{:?}", daemon.stderr.all());
+}
+
+#[test]
+fn a_killed_plugin_comes_back_and_only_that_one() {
+    let daemon = Stage::new().faulty("p", &json!({})).legacy_rust("old").start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("old");
+    let (p, old) = (daemon.plugin_pid("p"), daemon.plugin_pid("old"));
+    kill_process(old, Signal::KILL).unwrap();
+    daemon.wait_event("old", "ready", 2);
+    daemon.wait_ready("old");
+    assert_ne!(daemon.plugin_pid("old"), old);
+    assert_eq!(daemon.plugin_pid("p"), p);
+}
+
+#[test]
+fn two_daemons_on_one_state_directory_do_not_fight() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let pid = daemon.plugin_pid("p");
+    let printed = daemon.second();
+    assert!(!printed.status.success());
+    assert_eq!(daemon.plugin_pid("p"), pid, "the first one's plugin was left alone");
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    assert!(daemon.root().join("s/p.sock").exists());
+}
+
+#[test]
+fn a_hundred_starts_and_stops_leave_nothing() {
+    let daemon = Stage::new().faulty("p", &json!({})).faulty("q", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    let round = || {
+        for word in ["restart", "disable", "enable"] {
+            let answer = daemon.manage("POST", &format!("/api/plugins/p/{word}"), b"");
+            assert_eq!(answer.status, 200, "{word}: {answer:?}");
+        }
+    };
+    round();
+    let before = daemon.descriptors();
+    for _ in 0..50 {
+        round();
+    }
+    wait_for("the descriptors to be closed", || (daemon.descriptors() <= before + 2).then_some(()));
+    assert_eq!(daemon.processes().len(), 2);
+    assert_eq!(daemon.starts("p").len(), 1 + 51 * 2);
+    assert_eq!(daemon.starts("q").len(), 1);
+    let sockets = fs::read_dir(daemon.root().join("s")).unwrap().count();
+    assert_eq!(sockets, 2);
+}
+
+#[test]
+fn a_plugin_framed_in_lines_is_a_shell_script() {
+    let script = toru_tests::repository().join("plugins/hello-shell/hello-shell.sh");
+    if !has_program("socat") {
+        println!("skipped: no socat here");
+        return;
+    }
+    let daemon = Stage::new().script("hello-shell", &fs::read_to_string(script).unwrap()).start();
+    daemon.wait_ready("hello-shell");
+    for _ in 0..10 {
+        let answer = daemon.get("/api/plugins/hello-shell/");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(!answer.body.is_empty());
+    }
+    assert_eq!(daemon.status("hello-shell").unwrap()["protocol"], "1.0");
+}
+
+#[test]
+fn a_1_1_plugin_may_be_framed_in_lines() {
+    let daemon = Stage::new().faulty("p", &json!({"framing": "lines"})).start();
+    daemon.wait_ready("p");
+    let mut client = daemon.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/api/plugins/p/x").json()["path"], "/x");
+    }
+    let body = "two\nlines, and \"more\"";
+    let answer = client.request("POST", "/api/plugins/p/mirror", &[], body.as_bytes());
+    assert_eq!(answer.text(), body);
+    assert_problem(&client.get("/api/plugins/p/garbage"), 502);
+}
