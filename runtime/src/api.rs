@@ -1,21 +1,25 @@
 //! What the core answers itself: whether it serves, what its plugins do, what an operator orders, values for 1.0 plugins.
 
+use std::ops::RangeInclusive;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use serde_json::{Value, json};
 use toru_http::RequestHead;
-use toru_supervisor::{Command, KvAnswer, KvQuestion, Order, OrderError, PluginStatus};
+use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
-use crate::answer::{Failure, LocalAnswer};
-use crate::histogram::Counts;
+use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
+use crate::logs::{self, Follower};
+use crate::metrics;
 use crate::route::Endpoint;
+use crate::status;
 use crate::worker::Worker;
 
 /// How long a 1.0 plugin's question may take.
 const KV_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a followed log is looked at.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A request to the core, free of its request's bytes.
 #[derive(Debug)]
@@ -26,18 +30,70 @@ pub enum Call {
     Plugin(String),
     Order(String, Order),
     Kv(String),
+    Logs { id: String, page: usize, page_size: usize, level: Option<Level>, follow: bool },
+    Stream { interval: Duration },
+    Metrics,
 }
 
-impl From<Endpoint<'_>> for Call {
-    fn from(endpoint: Endpoint<'_>) -> Self {
-        match endpoint {
+/// What a call gives.
+pub enum Answer {
+    Whole(LocalAnswer),
+    Stream(AnswerHead, Stream),
+}
+
+/// An answer without an end: a line whenever there is something to say.
+///
+/// A client that does not read is held up, and in the end cut, by its own connection; nobody else notices.
+pub enum Stream {
+    Snapshots { interval: Duration, first: bool },
+    Log(Follower),
+}
+
+impl Call {
+    /// Errors: the query has a value that cannot be used.
+    pub fn new(endpoint: Endpoint<'_>, query: Option<&str>) -> Result<Self, Failure> {
+        let query = Query(query.unwrap_or_default());
+        Ok(match endpoint {
             Endpoint::Health => Call::Health,
             Endpoint::Ready => Call::Ready,
             Endpoint::Plugins => Call::Plugins,
             Endpoint::Plugin(id) => Call::Plugin(id.into_owned()),
             Endpoint::Order(id, order) => Call::Order(id.into_owned(), order),
             Endpoint::Kv(id) => Call::Kv(id.into_owned()),
-        }
+            Endpoint::Logs(id) => Call::Logs {
+                id: id.into_owned(),
+                page: query.number("page", 1, 1..=1_000_000)?,
+                page_size: query.number("page_size", 100, 1..=1000)?,
+                level: query.get("level").map(Level::from_word),
+                follow: matches!(query.get("follow"), Some("1" | "true")),
+            },
+            Endpoint::Stream => {
+                let interval = query.number("interval_ms", 1000, 50..=3_600_000)?;
+                Call::Stream { interval: Duration::from_millis(interval as u64) }
+            }
+            Endpoint::Metrics => Call::Metrics,
+        })
+    }
+}
+
+/// A query string of plain names and values.
+struct Query<'a>(&'a str);
+
+impl<'a> Query<'a> {
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    }
+
+    fn number(&self, name: &str, default: usize, bounds: RangeInclusive<usize>) -> Result<usize, Failure> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        text.parse().ok().filter(|number| bounds.contains(number)).ok_or_else(|| Failure::Malformed {
+            status: 400,
+            detail: format!("`{name}` must be a number from {} to {}", bounds.start(), bounds.end()),
+        })
     }
 }
 
@@ -59,30 +115,27 @@ pub fn says_json(head: &RequestHead<'_>) -> bool {
 }
 
 impl Call {
-    pub async fn answer(self, worker: &Rc<Worker>, body: &[u8]) -> Result<LocalAnswer, Failure> {
-        match self {
-            Call::Health => Ok(LocalAnswer::json(200, &json!({ "status": "ok" }))),
+    pub async fn answer(self, worker: &Rc<Worker>, body: &[u8]) -> Result<Answer, Failure> {
+        let whole = match self {
+            Call::Health => LocalAnswer::json(200, &json!({ "status": "ok" })),
             Call::Ready => {
-                let waiting: Vec<String> = snapshot(worker)
+                let waiting: Vec<String> = supervised(worker)
                     .await?
                     .into_iter()
                     .filter(|plugin| plugin.enabled && plugin.state != "running")
                     .map(|plugin| plugin.metadata.id.clone())
                     .collect();
-                let status = if waiting.is_empty() { 200 } else { 503 };
-                let word = if waiting.is_empty() { "ready" } else { "waiting" };
-                Ok(LocalAnswer::json(status, &json!({ "status": word, "not_running": waiting })))
+                let (status, word) = if waiting.is_empty() { (200, "ready") } else { (503, "waiting") };
+                LocalAnswer::json(status, &json!({ "status": word, "not_running": waiting }))
             }
             Call::Plugins => {
-                let mut plugins = snapshot(worker).await?;
-                plugins.sort_by(|a, b| a.metadata.id.cmp(&b.metadata.id));
-                let plugins: Vec<Value> = plugins.iter().map(|plugin| describe(worker, plugin)).collect();
-                Ok(LocalAnswer::json(200, &Value::Array(plugins)))
+                let plugins = status::snapshot(worker, &supervised(worker).await?).plugins;
+                LocalAnswer::json(200, &json!(plugins))
             }
             Call::Plugin(id) => {
-                let plugins = snapshot(worker).await?;
+                let plugins = supervised(worker).await?;
                 let plugin = plugins.iter().find(|plugin| plugin.metadata.id == id).ok_or(UNKNOWN)?;
-                Ok(LocalAnswer::json(200, &describe(worker, plugin)))
+                LocalAnswer::json(200, &json!(status::describe(worker, plugin)))
             }
             Call::Order(id, order) => {
                 let (tell, told) = oneshot::channel();
@@ -91,75 +144,112 @@ impl Call {
                 });
                 worker.shared.supervisor.send(Command::Order { id, order, done });
                 match told.await {
-                    Ok(Ok(())) => Ok(LocalAnswer::json(200, &json!({ "success": true }))),
-                    Ok(Err(OrderError::Unknown(_))) => Err(UNKNOWN),
-                    Ok(Err(error @ OrderError::Failed(_))) => Err(Failure::Conflict(error.to_string())),
-                    Err(oneshot::Canceled) => Err(Failure::Stopping),
+                    Ok(Ok(())) => LocalAnswer::json(200, &json!({ "success": true })),
+                    Ok(Err(OrderError::Unknown(_))) => return Err(UNKNOWN),
+                    Ok(Err(error)) => return Err(Failure::Conflict(error.to_string())),
+                    Err(oneshot::Canceled) => return Err(Failure::Stopping),
                 }
             }
-            Call::Kv(id) => kv(worker, &id, body).await,
+            Call::Kv(id) => kv(worker, &id, body).await?,
+            Call::Logs { id, page, page_size, level, follow } => {
+                if worker.by_id(&id).is_none() {
+                    return Err(UNKNOWN);
+                }
+                let path = crate::log::plugin_log_path(&worker.shared.config.log_dir, &id);
+                if follow {
+                    let stream = Stream::Log(Follower::new(path, level, page_size));
+                    return Ok(Answer::Stream(ndjson(), stream));
+                }
+                let lines = off_the_worker(move || logs::read_page(&path, page, page_size, level)).await?;
+                let mut answer = LocalAnswer::json(200, &json!({ "page": page, "page_size": page_size }));
+                answer.body = logs::page_body(&lines, page, page_size);
+                answer
+            }
+            Call::Stream { interval } => {
+                return Ok(Answer::Stream(ndjson(), Stream::Snapshots { interval, first: true }));
+            }
+            Call::Metrics => {
+                let snapshot = status::snapshot(worker, &supervised(worker).await?);
+                let mut fields = Vec::new();
+                add_field(&mut fields, "content-type", "text/plain; version=0.0.4; charset=utf-8");
+                LocalAnswer { status: 200, fields, body: metrics::text(&snapshot).into_bytes() }
+            }
+        };
+        Ok(Answer::Whole(whole))
+    }
+}
+
+impl Stream {
+    /// The next lines; `None` at the end.
+    pub async fn next(&mut self, worker: &Rc<Worker>) -> Option<Vec<u8>> {
+        if worker.draining.get() {
+            return None;
+        }
+        match self {
+            Stream::Snapshots { interval, first } => {
+                if !std::mem::replace(first, false) {
+                    wait(worker, *interval).await;
+                }
+                let snapshot = status::snapshot(worker, &supervised(worker).await.ok()?);
+                let mut line = serde_json::to_vec(&snapshot).ok()?;
+                line.push(b'\n');
+                Some(line)
+            }
+            Stream::Log(follower) => loop {
+                let lines = follower.read();
+                if !lines.is_empty() {
+                    return Some(lines);
+                }
+                if worker.draining.get() {
+                    return None;
+                }
+                monoio::time::sleep(FOLLOW_INTERVAL).await;
+            },
         }
     }
 }
 
+/// Sleeps, but not over the beginning of the daemon's end.
+async fn wait(worker: &Worker, interval: Duration) {
+    let until = Instant::now() + interval;
+    while !worker.draining.get() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        monoio::time::sleep(left.min(FOLLOW_INTERVAL)).await;
+    }
+}
+
+fn ndjson() -> AnswerHead {
+    let mut fields = Vec::new();
+    add_field(&mut fields, "content-type", "application/x-ndjson");
+    add_field(&mut fields, "cache-control", "no-store");
+    AnswerHead { status: 200, fields }
+}
+
+/// Runs something that may wait for a disk on a thread of its own.
+async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("toru-files".into())
+        .spawn(move || {
+            let _ = tell.send(work());
+        })
+        .map_err(|error| Failure::Internal(format!("no thread can be started: {error}")))?;
+    told.await.map_err(|oneshot::Canceled| Failure::Internal("reading failed".into()))
+}
+
 const UNKNOWN: Failure = Failure::NotFound("no plugin has this id");
 
-async fn snapshot(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
+/// What the supervisor says of all plugins.
+async fn supervised(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
     let (tell, told) = oneshot::channel();
     let take = Box::new(move |plugins| {
         let _ = tell.send(plugins);
     });
     worker.shared.supervisor.send(Command::Snapshot(take));
     told.await.map_err(|oneshot::Canceled| Failure::Stopping)
-}
-
-fn describe(worker: &Worker, plugin: &PluginStatus) -> Value {
-    let metadata = &plugin.metadata;
-    let (mut requests, mut errors, mut strays, mut counts) = (0, 0, 0, Counts::default());
-    let (mut in_flight, mut queued) = (0, 0);
-    if let Some(target) = worker.by_index(plugin.index) {
-        in_flight = target.shared.gate.in_use();
-        queued = target.shared.gate.queued();
-        for stats in &target.shared.stats {
-            requests += stats.requests.load(Relaxed);
-            errors += stats.errors.load(Relaxed);
-            strays += stats.strays.load(Relaxed);
-            stats.latency.add_to(&mut counts);
-        }
-    }
-    let running = plugin.state == "running";
-    let health = match (running, plugin.unanswered_pings) {
-        (true, 0 | 1) => "healthy",
-        (true, _) => "unresponsive",
-        (false, _) => plugin.state,
-    };
-    json!({
-        "id": metadata.id,
-        "name": metadata.name,
-        "version": metadata.version,
-        "author": metadata.author,
-        "icon": metadata.icon,
-        "route": metadata.route,
-        "enabled": plugin.enabled,
-        "running": running,
-        "health": health,
-        "pid": plugin.pid,
-        "socket_path": plugin.socket.display().to_string(),
-        "state": plugin.state,
-        "restarts": plugin.restarts,
-        "last_exit": plugin.last_exit,
-        "uptime_ms": plugin.uptime.map(|uptime| uptime.as_millis() as u64),
-        "ping_us": plugin.ping.map(|ping| ping.as_micros() as u64),
-        "requests": requests,
-        "errors": errors,
-        "stray_answers": strays,
-        "in_flight": in_flight,
-        "queued": queued,
-        "p50_us": counts.quantile_us(0.5),
-        "p95_us": counts.quantile_us(0.95),
-        "p99_us": counts.quantile_us(0.99),
-        "protocol": metadata.protocol.as_str(),
-    })
 }
 
 /// Values over HTTP: what 1.0 plugins use, and an operator with `curl`.

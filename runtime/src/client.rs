@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -14,7 +13,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
-use monoio::net::TcpStream;
 use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Response, ResponseHead};
 use toru_plugin_api::from_core::{EncodeError, HttpRequestFrame, RequestStart};
 use toru_plugin_api::metadata::Protocol;
@@ -28,7 +26,7 @@ use crate::exchange::ExchangeId;
 use crate::gate::{Full, Permit};
 use crate::legacy;
 use crate::route::{Destination, Endpoint, route};
-use crate::worker::{ClientEntry, ClientSlot, Target, Worker};
+use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
 
 /// What an idle connection keeps for reading.
 const READ_BYTES: usize = 4 * 1024;
@@ -80,10 +78,12 @@ impl Drop for ExchangeGuard {
     }
 }
 
-/// What is left of a request once it has been sent.
-struct Flight {
-    exchange: ExchangeGuard,
-    _permit: Permit,
+/// What more of an answer comes from.
+enum Flight {
+    /// A plugin that has the request.
+    Plugin { exchange: ExchangeGuard, permit: Permit },
+    /// A stream of the core's own.
+    Core(api::Stream),
 }
 
 /// The next thing to do for an answer.
@@ -109,15 +109,14 @@ struct Account {
 }
 
 /// Serves a client until it or the server has had enough.
-pub async fn serve(
+pub async fn serve<S: ClientStream>(
     worker: Rc<Worker>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: S,
+    peer: Peer,
     slot: Rc<ClientSlot>,
     entry: ClientEntry,
     crowded: bool,
 ) {
-    let remote = peer.ip().to_string();
     let mut connection = Connection::new(worker.shared.http_limits.clone());
     let (half, mut writer) = stream.into_split();
     // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
@@ -137,7 +136,7 @@ pub async fn serve(
         let answer_due = loop {
             match connection.poll_event() {
                 Event::NeedInput => break false,
-                Event::Head(head) => match begin(&worker, &head, &remote) {
+                Event::Head(head) => match begin(&worker, &head, &peer) {
                     Ok(begun) => {
                         request = Some(begun);
                         connection.send_continue();
@@ -361,7 +360,7 @@ fn set_deadline(
 fn begin(
     worker: &Rc<Worker>,
     head: &RequestHead<'_>,
-    remote: &str,
+    peer: &Peer,
 ) -> Result<Request, (Failure, String, Option<Rc<Target>>)> {
     let exchange = ExchangeGuard::open(worker);
     let request_id = match head.fields.get("x-request-id").and_then(usable_id) {
@@ -373,13 +372,13 @@ fn begin(
         return refuse(Failure::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), None);
     }
     let path = head.target.path();
-    let destination = match route(path) {
+    let destination = match route(path, peer.trusted) {
         Ok(destination) => destination,
         Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
     };
     let (target, rest) = match destination {
         Destination::Core(endpoint) => {
-            return match admit(worker, head, endpoint) {
+            return match admit(worker, head, peer, endpoint) {
                 Ok(call) => Ok(Request {
                     exchange,
                     request_id,
@@ -403,7 +402,7 @@ fn begin(
         return refuse(failure, Some(target));
     }
     let config = &worker.shared.config;
-    if config.plugins_need_token && !api::authorized(worker, head) {
+    if config.plugins_need_token && !peer.trusted && !api::authorized(worker, head) {
         return refuse(Failure::Unauthorized, Some(target));
     }
     let mut path_and_query = rest.into_owned();
@@ -420,7 +419,7 @@ fn begin(
             timestamp: as_str(&stamp),
             method: head.method,
             path: &path_and_query,
-            remote_addr: Some(remote),
+            remote_addr: Some(&peer.address),
             timeout_ms: Some(time_limit(worker, &view).as_millis() as u64),
         };
         let own_id = std::iter::once(("x-request-id", request_id.as_bytes()));
@@ -454,17 +453,22 @@ fn begin(
 }
 
 /// Checks what can be checked of a request to the core itself before its content is there.
-fn admit(worker: &Worker, head: &RequestHead<'_>, endpoint: Endpoint<'_>) -> Result<api::Call, Failure> {
+fn admit(
+    worker: &Worker,
+    head: &RequestHead<'_>,
+    peer: &Peer,
+    endpoint: Endpoint<'_>,
+) -> Result<api::Call, Failure> {
     if !endpoint.takes(head.method) {
         return Err(Failure::MethodNotAllowed(endpoint.allow()));
     }
-    if endpoint.needs_token() && !api::authorized(worker, head) {
+    if endpoint.needs_token() && !peer.trusted && !api::authorized(worker, head) {
         return Err(Failure::Unauthorized);
     }
     if matches!(endpoint, Endpoint::Kv(_)) && !api::says_json(head) {
         return Err(Failure::UnsupportedMediaType("this resource takes application/json"));
     }
-    Ok(api::Call::from(endpoint))
+    api::Call::new(endpoint, head.target.query())
 }
 
 /// Whether a plugin takes requests now.
@@ -485,14 +489,24 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     let outcome = match work {
         Work::Launch(Request { to: Recipient::Core(call), body, .. }) => {
             return match call.answer(&worker, &body).await {
-                Ok(answer) => Progress::Local(answer),
+                Ok(api::Answer::Whole(answer)) => Progress::Local(answer),
+                Ok(api::Answer::Stream(head, stream)) => Progress::Pieces {
+                    flight: Some(Flight::Core(stream)),
+                    pieces: Pieces { head: Some(head), ..Pieces::default() },
+                },
                 Err(failure) => Progress::Failed(failure),
             };
         }
         Work::Launch(Request {
             exchange, to: Recipient::Plugin { target, frame }, body, started, ..
         }) => launch(&worker, exchange, &target, frame, body, started).await,
-        Work::Continue(flight) => next_pieces(&worker, flight).await,
+        Work::Continue(Flight::Plugin { exchange, permit }) => next_pieces(&worker, exchange, permit).await,
+        Work::Continue(Flight::Core(mut stream)) => {
+            let content = stream.next(&worker).await;
+            let complete = content.is_none();
+            let pieces = Pieces { head: None, content: content.unwrap_or_default(), complete };
+            Ok(((!complete).then_some(Flight::Core(stream)), pieces))
+        }
     };
     match outcome {
         Ok((flight, pieces)) => Progress::Pieces { flight, pieces },
@@ -544,7 +558,7 @@ async fn launch(
             target.link(worker).submit(worker, exchange.id, &frame, deadline)?;
             drop(frame);
             worker.expect_deadlines();
-            next_pieces(worker, Flight { exchange, _permit: permit }).await
+            next_pieces(worker, exchange, permit).await
         }
     }
 }
@@ -560,11 +574,14 @@ async fn enter(target: &Target, deadline: Instant) -> Result<Permit, Failure> {
     monoio::time::timeout(left, entering).await.map_err(|_| Failure::QueuedTooLong)
 }
 
-async fn next_pieces(worker: &Worker, flight: Flight) -> Result<(Option<Flight>, Pieces), Failure> {
-    let pieces =
-        std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(flight.exchange.id, cx)).await?;
+async fn next_pieces(
+    worker: &Worker,
+    exchange: ExchangeGuard,
+    permit: Permit,
+) -> Result<(Option<Flight>, Pieces), Failure> {
+    let pieces = std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(exchange.id, cx)).await?;
     let more = !pieces.complete;
-    Ok((more.then_some(flight), pieces))
+    Ok((more.then_some(Flight::Plugin { exchange, permit }), pieces))
 }
 
 /// Writes what has come of an answer; gives back the request if more follows.
@@ -644,6 +661,7 @@ impl Account {
         let took = self.started.elapsed();
         let stats = &target.shared.stats[worker.number as usize];
         let count = |counter: &AtomicU64| counter.store(counter.load(Relaxed) + 1, Relaxed);
+        count(&worker.stats().requests);
         count(&stats.requests);
         stats.latency.record(took);
         if self.status >= 500 {

@@ -401,8 +401,8 @@ impl File {
     }
 }
 
-/// More would need more request-id prefixes than two hexadecimal digits give.
-const WORKERS_MAX: usize = 255;
+/// A request id has two hexadecimal digits for its worker, and the control thread takes the last number.
+const WORKERS_MAX: usize = 254;
 
 fn pick(first: &Option<PathBuf>, second: Option<PathBuf>) -> Option<PathBuf> {
     first.clone().or(second)

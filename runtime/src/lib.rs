@@ -16,14 +16,18 @@ mod kv;
 mod legacy;
 mod link;
 mod log;
+mod logs;
+mod metrics;
 mod outlet;
 mod route;
+mod status;
 mod worker;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -34,13 +38,14 @@ use futures_channel::mpsc::unbounded;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::{Map, json};
 use toru_supervisor::{Command, Level, Settings, Supervisor};
 
 use config::{Config, DriverChoice, Pin};
-use worker::{Mailbox, Message, Shared};
+use driver::Driver;
+use worker::{Door, Mailbox, Message, Shared, WorkerStats};
 
 /// Connections that may wait in the kernel for a worker to accept them.
 const LISTEN_BACKLOG: i32 = 1024;
@@ -86,6 +91,8 @@ pub fn run(
 
     let start = |what: &str, error: io::Error| RunError::Start(format!("cannot start {what}: {error}"));
     let _sockets_lock = claim_sockets_dir(&config.sockets_dir)?;
+    let control = open_control_socket(&config.control_socket)?;
+    let control_socket = RemoveOnDrop(config.control_socket.clone());
     let (store, store_owner, known) = kv::start(&config.data_dir)?;
     let _data_lock = claim(&config.data_dir)?;
     let token = read_or_make_token(&config.token_file)?;
@@ -98,7 +105,8 @@ pub fn run(
     let (listeners, address) = listen(config.listen, config.workers)
         .map_err(|error| RunError::Listen { address: config.listen, error })?;
 
-    let (mailboxes, inboxes): (Vec<Mailbox>, Vec<_>) = (0..config.workers).map(|_| unbounded()).unzip();
+    // One more than workers: the control thread is a worker whose clients come through the control socket.
+    let (mailboxes, inboxes): (Vec<Mailbox>, Vec<_>) = (0..=config.workers).map(|_| unbounded()).unzip();
     let outlet = outlet::Outlet {
         workers: mailboxes.clone(),
         logger: logger.clone(),
@@ -123,6 +131,9 @@ pub fn run(
         supervisor: handle.clone(),
         token,
         connections: AtomicUsize::new(0),
+        workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),
+        driver,
+        started: Instant::now(),
         boot: random_hex::<4>()?,
         config,
     });
@@ -132,13 +143,16 @@ pub fn run(
         Pin::Never => false,
         Pin::Auto => cores >= PIN_CORES_MIN,
     };
-    let workers = listeners.into_iter().zip(mailboxes.iter().zip(inboxes)).enumerate();
-    for (number, (listener, (mailbox, inbox))) in workers {
+    let doors = listeners.into_iter().map(Door::Public).chain([Door::Control(control)]);
+    for (number, (door, (mailbox, inbox))) in doors.zip(mailboxes.iter().zip(inboxes)).enumerate() {
+        let public = matches!(door, Door::Public(_));
+        // Few, rare clients: the ring's memory would be for nothing.
+        let driver = if public { driver } else { Driver::Epoll };
         let (shared, mailbox, tell) = (shared.clone(), mailbox.clone(), tell.clone());
         std::thread::Builder::new()
-            .name(format!("toru-worker-{number}"))
+            .name(if public { format!("toru-worker-{number}") } else { "toru-control".into() })
             .spawn(move || {
-                if pinned {
+                if pinned && public {
                     pin_to(number % cores);
                 }
                 let may_fall_back = shared.config.driver == DriverChoice::Auto;
@@ -147,7 +161,7 @@ pub fn run(
                         let why = format!("worker {number} got no ring of its own; using epoll");
                         shared.logger.core(Level::Warn, "toru", &why, None, &Map::new());
                     }
-                    worker::run(number as u8, in_use, shared, listener, mailbox, inbox)
+                    worker::run(number as u8, in_use, shared, door, mailbox, inbox)
                 };
                 let run = || driver::block_on(driver, may_fall_back, life);
                 let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
@@ -193,7 +207,17 @@ pub fn run(
     store_owner.finish();
     logger.core(Level::Info, "toru", "Stopped", None, &Map::new());
     log_writer.finish();
+    drop(control_socket);
     Ok(())
+}
+
+/// Removes the control socket when the daemon ends, also when it could not start.
+struct RemoveOnDrop(std::path::PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// Sleeps until a signal asks for an end, then stops clients, and plugins after them.
@@ -401,6 +425,37 @@ fn listen(address: SocketAddr, workers: usize) -> io::Result<(Vec<TcpListener>, 
         listeners.push(listener);
     }
     Ok((listeners, address))
+}
+
+/// Binds the control socket, 0600 from its first moment.
+///
+/// Errors: another daemon answers there, or something else has the name.
+fn open_control_socket(path: &Path) -> Result<UnixListener, RunError> {
+    let shown = path.display();
+    let fail = |error: io::Error| RunError::Start(format!("cannot make the control socket {shown}: {error}"));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(fail)?;
+    }
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(RunError::Start(format!(
+                "{shown} is no socket; remove it or name another control socket"
+            )));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(RunError::Start(format!(
+                "another toru answers at the control socket {shown}; stop it or name another"
+            )));
+        }
+        Ok(_) => fs::remove_file(path).map_err(fail)?,
+    }
+    // The mask is the process's, so this comes before the first thread.
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    listener.map_err(fail)
 }
 
 fn pin_to(core: usize) {

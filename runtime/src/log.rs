@@ -85,7 +85,17 @@ pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> 
     ))
 }
 
+/// Where the log of a plugin is.
+pub fn plugin_log_path(folder: &Path, id: &str) -> PathBuf {
+    folder.join("plugins").join(format!("{id}.log"))
+}
+
 impl Logger {
+    /// Lines that were lost because the disk was too slow or full.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
     pub fn enabled(&self, level: Level) -> bool {
         level >= self.level
     }
@@ -262,7 +272,7 @@ impl Files {
         if name.is_empty() {
             self.folder.join("plugin-supervisor.log")
         } else {
-            self.folder.join("plugins").join(format!("{name}.log"))
+            plugin_log_path(&self.folder, name)
         }
     }
 

@@ -27,13 +27,24 @@ pub enum Endpoint<'a> {
     Plugin(Cow<'a, str>),
     Order(Cow<'a, str>, Order),
     Kv(Cow<'a, str>),
+    Logs(Cow<'a, str>),
+    /// On the control socket alone: a snapshot a line, as long as somebody reads.
+    Stream,
+    /// On the control socket alone: Prometheus text.
+    Metrics,
 }
 
 impl Endpoint<'_> {
     /// The methods it takes, as the `Allow` field wants them.
     pub fn allow(&self) -> &'static str {
         match self {
-            Endpoint::Health | Endpoint::Ready | Endpoint::Plugins | Endpoint::Plugin(_) => "GET, HEAD",
+            Endpoint::Health
+            | Endpoint::Ready
+            | Endpoint::Plugins
+            | Endpoint::Plugin(_)
+            | Endpoint::Logs(_)
+            | Endpoint::Metrics => "GET, HEAD",
+            Endpoint::Stream => "GET",
             Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
         }
     }
@@ -50,14 +61,23 @@ impl Endpoint<'_> {
 
 /// Finds the destination of `path`, the path part of a request target, as the client sent it.
 ///
+/// `trusted` clients, those of the control socket, see what others do not.
 /// Dot segments are resolved below the plugin and never climb out of it; all other encodings reach the plugin untouched.
 /// Errors: the path climbs out, holds NUL, or has a bad percent-encoding: 400.
-pub fn route(path: &str) -> Result<Destination<'_>, PathError> {
+pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
     match path {
+        "/v1/stream" if trusted => return Ok(Destination::Core(Endpoint::Stream)),
+        "/metrics" if trusted => return Ok(Destination::Core(Endpoint::Metrics)),
         "/healthz" => return Ok(Destination::Core(Endpoint::Health)),
         "/readyz" => return Ok(Destination::Core(Endpoint::Ready)),
         "/api/plugins" | "/api/plugins/" => return Ok(Destination::Core(Endpoint::Plugins)),
         _ => {}
+    }
+    if let Some(rest) = path.strip_prefix("/v1/plugins/").filter(|_| trusted) {
+        return Ok(match cut_segment(rest) {
+            (id, Some("/logs")) => Destination::Core(Endpoint::Logs(decode(id)?)),
+            _ => Destination::Elsewhere,
+        });
     }
     let Some(rest) = path.strip_prefix("/api/plugins/") else { return Ok(Destination::Elsewhere) };
     let (first, rest) = cut_segment(rest);
@@ -75,6 +95,7 @@ pub fn route(path: &str) -> Result<Destination<'_>, PathError> {
         "/disable" => Endpoint::Order(id, Order::Disable),
         "/restart" => Endpoint::Order(id, Order::Restart),
         "/kv" => Endpoint::Kv(id),
+        "/logs" => Endpoint::Logs(id),
         _ => return Ok(Destination::ById { id, path }),
     };
     Ok(Destination::Core(endpoint))
@@ -131,10 +152,26 @@ mod tests {
             ("/api/plugins/acme/restart/now", by_id("acme", "/restart/now")),
             ("/api/plugins", core(Endpoint::Plugins)),
             ("/healthz", core(Endpoint::Health)),
+            ("/api/plugins/acme/logs", core(Endpoint::Logs("acme".into()))),
+            ("/v1/stream", Some(Destination::Elsewhere)),
+            ("/metrics", Some(Destination::Elsewhere)),
             ("/", Some(Destination::Elsewhere)),
             ("/api/pluginsX", Some(Destination::Elsewhere)),
         ] {
-            assert_eq!(route(path).ok(), expect, "{path}");
+            assert_eq!(route(path, false).ok(), expect, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_control_socket_sees_more() {
+        for (path, expect) in [
+            ("/v1/stream", Destination::Core(Endpoint::Stream)),
+            ("/metrics", Destination::Core(Endpoint::Metrics)),
+            ("/v1/plugins/acme/logs", Destination::Core(Endpoint::Logs("acme".into()))),
+            ("/v1/plugins/acme", Destination::Elsewhere),
+            ("/api/plugins", Destination::Core(Endpoint::Plugins)),
+        ] {
+            assert_eq!(route(path, true).ok(), Some(expect), "{path}");
         }
     }
 }

@@ -5,7 +5,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -16,8 +15,8 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
-use monoio::io::Canceller;
-use monoio::net::{TcpListener, TcpStream};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelHandle, Canceller, Split};
+use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
 use slab::Slab;
@@ -56,7 +55,12 @@ pub struct Shared {
     /// The management token.
     pub token: String,
     pub http_limits: Arc<toru_http::Limits>,
+    /// Of all clients on the public address.
     pub connections: AtomicUsize,
+    /// By worker; the last is the control thread's.
+    pub workers: Box<[WorkerStats]>,
+    pub driver: Driver,
+    pub started: Instant,
     /// Distinguishes request ids of this run from those of the last.
     pub boot: String,
 }
@@ -80,6 +84,14 @@ pub struct Stats {
     pub latency: Histogram,
 }
 
+/// What one worker counts of itself; written by it alone.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerStats {
+    pub connections: AtomicU64,
+    pub requests: AtomicU64,
+}
+
 /// What a worker is told.
 pub enum Message {
     Plugin {
@@ -97,6 +109,28 @@ pub enum Message {
 }
 
 pub type Mailbox = UnboundedSender<Message>;
+
+/// What clients come on.
+pub trait ClientStream: AsyncReadRent + AsyncWriteRent + Split + AsRawFd + 'static {}
+
+impl ClientStream for TcpStream {}
+impl ClientStream for UnixStream {}
+
+/// Where a worker's clients come from.
+pub enum Door {
+    /// The worker's own listener on the public address.
+    Public(std::net::TcpListener),
+    /// The control socket, which only this user and root can open.
+    Control(std::os::unix::net::UnixListener),
+}
+
+/// Who a client is.
+pub struct Peer {
+    /// For plugins and their logs.
+    pub address: String,
+    /// Came through the control socket: needs no token, and sees more.
+    pub trusted: bool,
+}
 
 /// One plugin as this worker knows it.
 pub struct Target {
@@ -133,6 +167,8 @@ pub struct Worker {
     pub draining: Cell<bool>,
     /// Taken when draining begins.
     accepting: RefCell<Option<Canceller>>,
+    /// When each plugin's CPU time was looked at last, and what it was.
+    pub cpu_seen: RefCell<HashMap<u32, (Instant, Duration)>>,
     sweep_period: Cell<Duration>,
     sweeper: Cell<Option<Waker>>,
     /// Wakes the main task when the last client has gone.
@@ -151,11 +187,10 @@ pub async fn run(
     number: u8,
     driver: Driver,
     shared: Arc<Shared>,
-    listener: std::net::TcpListener,
+    door: Door,
     mailbox: Mailbox,
     inbox: UnboundedReceiver<Message>,
 ) -> std::io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
     let sweep_period = sweep_period(&shared.config);
     let worker = Rc::new(Worker {
         number,
@@ -169,13 +204,21 @@ pub async fn run(
         date: RefCell::default(),
         draining: Cell::new(false),
         accepting: RefCell::new(Some(Canceller::new())),
+        cpu_seen: RefCell::default(),
         sweep_period: Cell::new(sweep_period),
         sweeper: Cell::new(None),
         emptied: Cell::new(None),
     });
     monoio::spawn(read_mail(worker.clone(), inbox));
     monoio::spawn(sweep(worker.clone()));
-    accept(&worker, listener).await;
+    match door {
+        Door::Public(listener) => accept_public(&worker, TcpListener::from_std(listener)?).await,
+        Door::Control(listener) => {
+            // Made without monoio, whose own bind asks for SO_REUSEPORT, which current kernels refuse here.
+            listener.set_nonblocking(driver == Driver::Epoll)?;
+            accept_control(&worker, UnixListener::from_std(listener)?).await;
+        }
+    }
     std::future::poll_fn(|cx| {
         if worker.clients.borrow().is_empty() {
             return Poll::Ready(());
@@ -187,26 +230,55 @@ pub async fn run(
     Ok(())
 }
 
-async fn accept(worker: &Rc<Worker>, listener: TcpListener) {
-    let mut complained: Option<Instant> = None;
-    loop {
-        let Some(handle) = worker.accepting.borrow().as_ref().map(Canceller::handle) else { return };
+async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
+    let mut trouble = AcceptTrouble::default();
+    while let Some(handle) = worker.accept_handle() {
         // Never under a timeout or select: a lost race would leak the accepted descriptor.
         match listener.cancelable_accept(handle).await {
-            Ok((stream, peer)) => worker.admit(stream, peer),
-            Err(_) if worker.draining.get() => return,
-            Err(error) => {
-                // A client that went away before it was accepted is no trouble of ours; no descriptors is.
-                if matches!(error.raw_os_error(), Some(nix::libc::ECONNABORTED)) {
-                    continue;
-                }
-                if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
-                    complained = Some(Instant::now());
-                    worker.log(Level::Error, &format!("cannot accept connections: {error}; pausing"));
-                }
-                monoio::time::sleep(ACCEPT_PAUSE).await;
+            Ok((stream, peer)) => {
+                // Answers are written whole: waiting for more would only delay their last segment.
+                let _ = stream.set_nodelay(true);
+                worker.admit(stream, Peer { address: peer.ip().to_string(), trusted: false });
             }
+            Err(error) => trouble.wait(worker, &error).await,
         }
+    }
+}
+
+async fn accept_control(worker: &Rc<Worker>, listener: UnixListener) {
+    let mut trouble = AcceptTrouble::default();
+    while let Some(handle) = worker.accept_handle() {
+        match listener.cancelable_accept(handle).await {
+            // The socket's mode keeps others out; this holds even where somebody has changed it.
+            Ok((stream, _)) => match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => {
+                    worker.admit(stream, Peer { address: "control".into(), trusted: true });
+                }
+                Ok(peer) => worker.log(Level::Warn, &format!("user {} is not let in", peer.uid())),
+                Err(_) => {}
+            },
+            Err(error) => trouble.wait(worker, &error).await,
+        }
+    }
+}
+
+/// What to do when accepting fails.
+#[derive(Default)]
+struct AcceptTrouble {
+    told: Option<Instant>,
+}
+
+impl AcceptTrouble {
+    async fn wait(&mut self, worker: &Worker, error: &std::io::Error) {
+        // A client that went away before it was accepted is no trouble of ours; no descriptors is.
+        if worker.draining.get() || error.raw_os_error() == Some(nix::libc::ECONNABORTED) {
+            return;
+        }
+        if self.told.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+            self.told = Some(Instant::now());
+            worker.log(Level::Error, &format!("cannot accept connections: {error}; pausing"));
+        }
+        monoio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -269,8 +341,14 @@ fn sweep_period(config: &Config) -> Duration {
 }
 
 impl Worker {
-    fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// A handle that ends a pending accept; none once no more are wanted.
+    fn accept_handle(&self) -> Option<CancelHandle> {
+        self.accepting.borrow().as_ref().map(Canceller::handle)
+    }
+
+    fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
         let others = self.shared.connections.fetch_add(1, Relaxed);
+        self.count_clients(1);
         let slot = Rc::new(ClientSlot {
             fd: stream.as_raw_fd(),
             deadline: Cell::new(None),
@@ -284,9 +362,7 @@ impl Worker {
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }
-        // Answers are written whole: waiting for more would only delay their last segment.
-        let _ = stream.set_nodelay(true);
-        let crowded = others >= self.shared.config.http.connections_max;
+        let crowded = !peer.trusted && others >= self.shared.config.http.connections_max;
         let worker = self.clone();
         monoio::spawn(async move {
             let serving = client::serve(worker.clone(), stream, peer, slot, entry, crowded);
@@ -329,6 +405,15 @@ impl Worker {
             *target.link.borrow_mut() = None;
             link.fail(self, &Failure::PluginGone("the plugin ended before it answered"));
         }
+    }
+
+    pub fn stats(&self) -> &WorkerStats {
+        &self.shared.workers[self.number as usize]
+    }
+
+    fn count_clients(&self, change: i64) {
+        let connections = &self.stats().connections;
+        connections.store(connections.load(Relaxed).wrapping_add_signed(change), Relaxed);
     }
 
     pub fn by_id(&self, id: &str) -> Option<Rc<Target>> {
@@ -433,6 +518,7 @@ impl Drop for ClientEntry {
         let mut clients = self.worker.clients.borrow_mut();
         clients.remove(self.key);
         self.worker.shared.connections.fetch_sub(1, Relaxed);
+        self.worker.count_clients(-1);
         if clients.is_empty()
             && let Some(emptied) = self.worker.emptied.take()
         {
