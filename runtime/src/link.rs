@@ -178,6 +178,10 @@ impl Link {
         }
     }
 
+    pub fn has_deadline(&self) -> bool {
+        self.write_since.get().is_some() || self.frame_since.get().is_some()
+    }
+
     fn close(&self) {
         self.closed.set(true);
         if let Some(fd) = self.fd.get() {

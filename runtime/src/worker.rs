@@ -212,9 +212,12 @@ pub async fn run(
     monoio::spawn(read_mail(worker.clone(), inbox));
     monoio::spawn(sweep(worker.clone()));
     match door {
-        Door::Public(listener) => accept_public(&worker, TcpListener::from_std(listener)?).await,
+        // The ring wants blocking listeners (a non-blocking one fails instead of waiting), epoll the opposite.
+        Door::Public(listener) => {
+            listener.set_nonblocking(driver == Driver::Epoll)?;
+            accept_public(&worker, TcpListener::from_std(listener)?).await;
+        }
         Door::Control(listener) => {
-            // Made without monoio, whose own bind asks for SO_REUSEPORT, which current kernels refuse here.
             listener.set_nonblocking(driver == Driver::Epoll)?;
             accept_control(&worker, UnixListener::from_std(listener)?).await;
         }
@@ -305,7 +308,7 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
 async fn sweep(worker: Rc<Worker>) {
     loop {
         std::future::poll_fn(|cx| {
-            if !worker.clients.borrow().is_empty() || !worker.exchanges.borrow().is_empty() {
+            if worker.has_deadlines() {
                 return Poll::Ready(());
             }
             worker.sweeper.set(Some(cx.waker().clone()));
@@ -426,6 +429,14 @@ impl Worker {
 
     pub fn by_index(&self, index: usize) -> Option<Rc<Target>> {
         self.targets.borrow().by_index.get(&index).cloned()
+    }
+
+    fn has_deadlines(&self) -> bool {
+        let link_is_late =
+            |target: &Rc<Target>| target.link.borrow().as_ref().is_some_and(|link| link.has_deadline());
+        !self.clients.borrow().is_empty()
+            || !self.exchanges.borrow().is_empty()
+            || self.targets.borrow().by_index.values().any(link_is_late)
     }
 
     /// Wakes the sweep, which sleeps while nothing has a deadline.

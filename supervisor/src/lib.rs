@@ -254,6 +254,8 @@ struct PingTally {
     seq: u64,
     sent_at: Option<Instant>,
     unanswered: u32,
+    /// Checks in a row in which nothing listened at the socket.
+    unreachable: u32,
     round_trip: Option<Duration>,
 }
 
@@ -499,6 +501,17 @@ impl Supervisor {
     /// Metadata calls end in any order, but of two files with the same id or route the first in name order wins:
     /// a later file that was quicker has to leave again.
     fn admit(&mut self, file: PathBuf, metadata: Metadata) {
+        // One that waits for a name has its claim already.
+        let same = |other: &Metadata| other.id == metadata.id || other.route == metadata.route;
+        if let Some(position) = self.admissible.iter().position(|(_, waiting)| same(waiting)) {
+            let what = if self.admissible[position].1.id == metadata.id { "id" } else { "route" };
+            let taken = |by: &Path| format!("its field `{what}` is already taken by {}", by.display());
+            if self.admissible[position].0 <= file {
+                return self.skip(&file, &taken(&self.admissible[position].0));
+            }
+            let (late, _) = self.admissible.remove(position);
+            self.skip(&late, &taken(&file));
+        }
         let mut must_leave = vec![];
         for plugin in
             self.plugins.iter().filter(|p| p.metadata.id == metadata.id || p.metadata.route == metadata.route)
@@ -1063,6 +1076,22 @@ impl Supervisor {
         if plugin.ping.unanswered >= self.settings.unanswered_pings {
             plugin.reason = Some(format!("{} pings in a row were not answered", plugin.ping.unanswered));
             return self.drive(index, Event::Misbehaved);
+        }
+        // A plugin may answer pings on the connection that it has, and take no new ones from the workers.
+        if plugin.metadata.protocol == Protocol::V1_1 {
+            let listening = fs::symlink_metadata(&plugin.socket)
+                .is_ok_and(|found| check_socket(&plugin.socket, &found).is_ok())
+                && match lifeline::connect(&plugin.socket) {
+                    Ok(_) => true,
+                    // A full backlog has a listener behind it.
+                    Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                };
+            plugin.ping.unreachable = if listening { 0 } else { plugin.ping.unreachable + 1 };
+            if plugin.ping.unreachable >= self.settings.unanswered_pings {
+                let checks = plugin.ping.unreachable;
+                plugin.reason = Some(format!("nothing listened at its socket in {checks} checks in a row"));
+                return self.drive(index, Event::Misbehaved);
+            }
         }
         plugin.ping.seq += 1;
         plugin.ping.unanswered += 1;
