@@ -5,6 +5,7 @@
 
 mod answer;
 mod api;
+pub mod cli;
 mod client;
 pub mod config;
 pub mod demo;

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use toru_runtime::cli::{CliError, Daemon, kv_question};
 use toru_runtime::config::{Config, DriverChoice, Overrides};
 
 /// Exit codes, beside 2 for bad usage, which clap gives.
 mod exit {
     pub const STOPPED: u8 = 0;
     pub const FAILURE: u8 = 1;
+    /// `EX_UNAVAILABLE` of sysexits.h: the daemon cannot be reached.
+    pub const UNAVAILABLE: u8 = 69;
     /// `EX_CONFIG` of sysexits.h.
     pub const BAD_CONFIG: u8 = 78;
 }
@@ -33,6 +36,101 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Build the example plugins and serve them from a temporary folder.
     Demo,
+    /// Show one line for each plugin of the running daemon.
+    Status {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        /// JSON for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at plugins and steer them.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Read and change a plugin's stored values.
+    Kv {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        #[arg(value_enum)]
+        action: KvAction,
+        /// The plugin.
+        id: String,
+        /// The key; for `list` a prefix.
+        key: Option<String>,
+        value: Option<String>,
+    },
+}
+
+/// Where the running daemon is.
+#[derive(Args)]
+struct DaemonArgs {
+    /// Socket of the running daemon [default: as its configuration says].
+    #[arg(long, env = "TORU_CONTROL_SOCKET", value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Configuration file of the daemon.
+    #[arg(long, env = "TORU_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum PluginCommand {
+    /// Show one line for each plugin.
+    List {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show everything about one plugin.
+    Show {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        id: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run it now; forgotten at the daemon's next start.
+    Start(OrderArgs),
+    /// Stop it now; forgotten at the daemon's next start.
+    Stop(OrderArgs),
+    /// Replace its process by a new one.
+    Restart(OrderArgs),
+    /// Run it, now and at every start of the daemon.
+    Enable(OrderArgs),
+    /// Stop it, and leave it stopped at every start of the daemon.
+    Disable(OrderArgs),
+    /// Forget its crashes; one that was given up is started again.
+    ResetFailed(OrderArgs),
+    /// Show its log.
+    Logs {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        id: String,
+        /// Go on as new lines come.
+        #[arg(short, long)]
+        follow: bool,
+        /// Lines of the past.
+        #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        lines: u16,
+        /// Only this level and above.
+        #[arg(long, value_parser = ["debug", "info", "warn", "error"])]
+        level: Option<String>,
+    },
+}
+
+#[derive(Args)]
+struct OrderArgs {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    id: String,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum KvAction {
+    Get,
+    Set,
+    Delete,
+    List,
 }
 
 #[derive(Args)]
@@ -93,8 +191,60 @@ fn main() -> ExitCode {
             Ok(()) => exit::STOPPED,
             Err(error) => complain(&error, exit::FAILURE),
         },
+        Command::Status { daemon, json } => with_daemon(daemon, |daemon| daemon.status(json)),
+        Command::Plugin(command) => plugin(command),
+        Command::Kv { daemon, action, id, key, value } => {
+            let (word, needs_key, needs_value) = match action {
+                KvAction::Get => ("get", true, false),
+                KvAction::Set => ("set", true, true),
+                KvAction::Delete => ("delete", true, false),
+                KvAction::List => ("list", false, false),
+            };
+            if needs_key != key.is_some() && needs_key || needs_value != value.is_some() {
+                let error = clap::Error::raw(
+                    clap::error::ErrorKind::WrongNumberOfValues,
+                    "get and delete take ID KEY, set takes ID KEY VALUE, list takes ID [PREFIX]\n",
+                );
+                error.exit();
+            }
+            let question = kv_question(word, key.as_deref(), value.as_deref());
+            with_daemon(daemon, |daemon| daemon.kv(&id, &question))
+        }
     };
     ExitCode::from(code)
+}
+
+fn plugin(command: PluginCommand) -> u8 {
+    let (args, order) = match command {
+        PluginCommand::List { daemon, json } => return with_daemon(daemon, |daemon| daemon.status(json)),
+        PluginCommand::Show { daemon, id, json } => {
+            return with_daemon(daemon, |daemon| daemon.show(&id, json));
+        }
+        PluginCommand::Logs { daemon, id, follow, lines, level } => {
+            return with_daemon(daemon, |daemon| daemon.logs(&id, lines.into(), level.as_deref(), follow));
+        }
+        PluginCommand::Start(args) => (args, "start"),
+        PluginCommand::Stop(args) => (args, "stop"),
+        PluginCommand::Restart(args) => (args, "restart"),
+        PluginCommand::Enable(args) => (args, "enable"),
+        PluginCommand::Disable(args) => (args, "disable"),
+        PluginCommand::ResetFailed(args) => (args, "reset-failed"),
+    };
+    with_daemon(args.daemon, |daemon| daemon.order(&args.id, order))
+}
+
+fn with_daemon(args: DaemonArgs, ask: impl FnOnce(&Daemon) -> Result<(), CliError>) -> u8 {
+    let overrides =
+        Overrides { config: args.config, control_socket: args.control_socket, ..Overrides::default() };
+    let config = match Config::load(&overrides) {
+        Ok(config) => config,
+        Err(error) => return complain(&error, exit::BAD_CONFIG),
+    };
+    match ask(&Daemon::new(config.control_socket)) {
+        Ok(()) => exit::STOPPED,
+        Err(error @ CliError::Unreachable { .. }) => complain(&error, exit::UNAVAILABLE),
+        Err(error) => complain(&error, exit::FAILURE),
+    }
 }
 
 fn serve(args: ServeArgs) -> u8 {

@@ -74,8 +74,10 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         _ => {}
     }
     if let Some(rest) = path.strip_prefix("/v1/plugins/").filter(|_| trusted) {
-        return Ok(match cut_segment(rest) {
-            (id, Some("/logs")) => Destination::Core(Endpoint::Logs(decode(id)?)),
+        let (id, Some(verb)) = cut_segment(rest) else { return Ok(Destination::Elsewhere) };
+        return Ok(match (verb, order(verb)) {
+            ("/logs", _) => Destination::Core(Endpoint::Logs(decode(id)?)),
+            (_, Some(order)) => Destination::Core(Endpoint::Order(decode(id)?, order)),
             _ => Destination::Elsewhere,
         });
     }
@@ -91,14 +93,25 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
     let Some(rest) = rest else { return Ok(Destination::Core(Endpoint::Plugin(id))) };
     let path = normalize_path(rest)?;
     let endpoint = match &*path {
-        "/enable" => Endpoint::Order(id, Order::Enable),
-        "/disable" => Endpoint::Order(id, Order::Disable),
-        "/restart" => Endpoint::Order(id, Order::Restart),
+        "/enable" | "/disable" | "/restart" => match order(&path) {
+            Some(order) => Endpoint::Order(id, order),
+            None => return Ok(Destination::ById { id, path }),
+        },
         "/kv" => Endpoint::Kv(id),
         "/logs" => Endpoint::Logs(id),
         _ => return Ok(Destination::ById { id, path }),
     };
     Ok(Destination::Core(endpoint))
+}
+
+/// The order that a path names.
+fn order(path: &str) -> Option<Order> {
+    match path {
+        "/enable" => Some(Order::Enable),
+        "/disable" => Some(Order::Disable),
+        "/restart" => Some(Order::Restart),
+        _ => None,
+    }
 }
 
 /// The first segment, and what follows from its slash on.
@@ -168,6 +181,8 @@ mod tests {
             ("/v1/stream", Destination::Core(Endpoint::Stream)),
             ("/metrics", Destination::Core(Endpoint::Metrics)),
             ("/v1/plugins/acme/logs", Destination::Core(Endpoint::Logs("acme".into()))),
+            ("/v1/plugins/acme/restart", Destination::Core(Endpoint::Order("acme".into(), Order::Restart))),
+            ("/v1/plugins/acme/dance", Destination::Elsewhere),
             ("/v1/plugins/acme", Destination::Elsewhere),
             ("/api/plugins", Destination::Core(Endpoint::Plugins)),
         ] {

@@ -1,0 +1,366 @@
+//! `toru status`, `toru plugin …`, `toru kv …`: what a shell asks of the running daemon, over its control socket.
+//!
+//! Tables for people on a terminal, JSON for programs; colours only where somebody can see them.
+
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use toru_plugin_api::status::PluginStatus;
+
+/// How long the daemon may take over the head of an answer. Orders wait for plugins to start and stop.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why a command failed; says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("no daemon answers at {}: {error}; start it with `toru serve`, or name its socket with --control-socket", path.display())]
+    Unreachable { path: PathBuf, error: io::Error },
+    #[error("{0}")]
+    Refused(String),
+    #[error("the daemon's answer cannot be understood: {0}")]
+    Garbled(String),
+    #[error("cannot write: {0}")]
+    Output(io::Error),
+}
+
+/// A connection to the daemon for one question.
+struct Answer {
+    status: u16,
+    body: Box<dyn BufRead>,
+}
+
+/// The daemon, as a shell command sees it.
+pub struct Daemon {
+    control_socket: PathBuf,
+}
+
+impl Daemon {
+    pub fn new(control_socket: PathBuf) -> Self {
+        Self { control_socket }
+    }
+
+    /// `toru status` and `toru plugin list`.
+    pub fn status(&self, as_json: bool) -> Result<(), CliError> {
+        let text = self.get("/api/plugins")?;
+        if as_json {
+            return print(&text);
+        }
+        let plugins: Vec<PluginStatus> = parse(&text)?;
+        print(&table(&plugins, colours()))
+    }
+
+    /// `toru plugin show ID`.
+    pub fn show(&self, id: &str, as_json: bool) -> Result<(), CliError> {
+        let text = self.get(&format!("/api/plugins/{}", segment(id)))?;
+        if as_json {
+            return print(&text);
+        }
+        let Value::Object(fields) = parse::<Value>(&text)? else {
+            return Err(CliError::Garbled("no object".into()));
+        };
+        let width = fields.keys().map(String::len).max().unwrap_or(0);
+        let mut out = String::new();
+        for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), printable);
+            out.push_str(&format!("{key:>width$}  {value}\n"));
+        }
+        print(&out)
+    }
+
+    /// `toru plugin enable ID` and its like; returns when it is done.
+    pub fn order(&self, id: &str, order: &str) -> Result<(), CliError> {
+        let answer = self.ask("POST", &format!("/v1/plugins/{}/{order}", segment(id)), None)?;
+        read_success(answer).map(drop)
+    }
+
+    /// `toru plugin logs ID`.
+    pub fn logs(&self, id: &str, lines: usize, level: Option<&str>, follow: bool) -> Result<(), CliError> {
+        let mut path = format!("/v1/plugins/{}/logs?page_size={lines}", segment(id));
+        if let Some(level) = level {
+            path.push_str(&format!("&level={}", segment(level)));
+        }
+        if !follow {
+            let page: Value = parse(&self.get(&path)?)?;
+            let lines = page["logs"].as_array().map(Vec::as_slice).unwrap_or_default();
+            return lines.iter().try_for_each(|line| print(&format!("{}\n", human_line(line))));
+        }
+        let answer = self.ask("GET", &format!("{path}&follow=1"), None)?;
+        if answer.status != 200 {
+            return read_success(answer).map(drop);
+        }
+        for line in answer.body.lines() {
+            let line = line.map_err(|error| self.lost(error))?;
+            match serde_json::from_str(&line) {
+                Ok(line) => print(&format!("{}\n", human_line(&line)))?,
+                Err(_) => print(&format!("{}\n", printable(&line)))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// `toru kv …`: the answer's value, or its keys a line each.
+    pub fn kv(&self, id: &str, question: &Value) -> Result<(), CliError> {
+        let path = format!("/api/plugins/{}/kv", segment(id));
+        let answer = self.ask("POST", &path, Some(&question.to_string()))?;
+        let answer: Value = parse(&read_success(answer)?)?;
+        if let Some(keys) = answer["keys"].as_array() {
+            return keys.iter().filter_map(Value::as_str).try_for_each(|key| print(&format!("{key}\n")));
+        }
+        match (question["action"].as_str(), &answer["value"]) {
+            (Some("get"), Value::String(value)) => print(&format!("{value}\n")),
+            (Some("get"), _) => Err(CliError::Refused(format!("{id} has no value for {}", question["key"]))),
+            _ => Ok(()),
+        }
+    }
+
+    fn get(&self, path: &str) -> Result<String, CliError> {
+        read_success(self.ask("GET", path, None)?)
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer, CliError> {
+        let mut stream = UnixStream::connect(&self.control_socket).map_err(|error| self.lost(error))?;
+        let request = match body {
+            Some(body) => format!(
+                "{method} {path} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            ),
+            None => format!("{method} {path} HTTP/1.0\r\n\r\n"),
+        };
+        let outcome = stream
+            .set_read_timeout(Some(ANSWER_TIMEOUT))
+            .and_then(|()| stream.write_all(request.as_bytes()))
+            .and_then(|()| stream.try_clone());
+        let mut reader = BufReader::new(outcome.map_err(|error| self.lost(error))?);
+        // HTTP/1.0: no chunks, and the content ends with the connection, which is all that a stream needs.
+        let mut line = String::new();
+        reader.read_line(&mut line).map_err(|error| self.lost(error))?;
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .ok_or_else(|| CliError::Garbled(format!("it begins with {line:?}")))?;
+        loop {
+            line.clear();
+            let count = reader.read_line(&mut line).map_err(|error| self.lost(error))?;
+            if count == 0 || line == "\r\n" {
+                break;
+            }
+        }
+        // Whoever follows a log waits as long as it takes.
+        stream.set_read_timeout(None).map_err(|error| self.lost(error))?;
+        Ok(Answer { status, body: Box::new(reader) })
+    }
+
+    fn lost(&self, error: io::Error) -> CliError {
+        CliError::Unreachable { path: self.control_socket.clone(), error }
+    }
+}
+
+/// The question for `toru kv` as the daemon takes it.
+pub fn kv_question(action: &str, key: Option<&str>, value: Option<&str>) -> Value {
+    match action {
+        "list" => json!({ "action": action, "prefix": key }),
+        _ => json!({ "action": action, "key": key, "value": value }),
+    }
+}
+
+/// Whether a terminal shows it and nobody minds (no-color.org).
+fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn read_success(mut answer: Answer) -> Result<String, CliError> {
+    let mut text = String::new();
+    answer.body.read_to_string(&mut text).map_err(|error| CliError::Garbled(error.to_string()))?;
+    if answer.status < 300 {
+        return Ok(text);
+    }
+    let problem: Value = serde_json::from_str(&text).unwrap_or_default();
+    let detail = problem["detail"].as_str().or(problem["error"]["message"].as_str());
+    Err(CliError::Refused(match detail {
+        Some(detail) => printable(detail),
+        None => format!("the daemon answered with status {}", answer.status),
+    }))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, CliError> {
+    serde_json::from_str(text).map_err(|error| CliError::Garbled(error.to_string()))
+}
+
+fn print(text: &str) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // `toru status | head -1` has what it wants.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        outcome => outcome.map_err(CliError::Output),
+    }
+}
+
+/// A path segment or query value with everything but letters, digits and `-._` encoded.
+fn segment(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// Text of a plugin without what a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A log line for people: time, level, message, then the rest as it is.
+fn human_line(line: &Value) -> String {
+    let Value::Object(fields) = line else { return printable(&line.to_string()) };
+    let text = |key: &str| fields.get(key).and_then(Value::as_str).unwrap_or_default();
+    let mut out = format!("{} {:5} {}", text("timestamp"), text("level"), text("message"));
+    for (key, value) in fields {
+        if !["timestamp", "level", "message", "plugin_id"].contains(&key.as_str()) {
+            out.push_str(&format!(" {key}={value}"));
+        }
+    }
+    printable(&out)
+}
+
+/// One line for each plugin under a head; columns as wide as they need to be.
+fn table(plugins: &[PluginStatus], colours: bool) -> String {
+    if plugins.is_empty() {
+        return "no plugins\n".into();
+    }
+    let head =
+        ["ID", "STATE", "PID", "UPTIME", "RESTARTS", "REQUESTS", "ERRORS", "P50", "P99", "MEMORY", "VERSION"];
+    let rows: Vec<[String; 11]> = plugins
+        .iter()
+        .map(|plugin| {
+            let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+            let state =
+                if plugin.enabled { plugin.state.clone() } else { format!("{} (disabled)", plugin.state) };
+            [
+                plugin.id.clone(),
+                state,
+                or_dash(plugin.pid.map(|pid| pid.to_string())),
+                or_dash(plugin.uptime_ms.map(duration)),
+                plugin.restarts.to_string(),
+                plugin.requests.to_string(),
+                plugin.errors.to_string(),
+                or_dash(plugin.p50_us.map(latency)),
+                or_dash(plugin.p99_us.map(latency)),
+                or_dash(plugin.rss_bytes.map(bytes)),
+                printable(&plugin.version),
+            ]
+        })
+        .collect();
+    let width = |column: usize| {
+        rows.iter().map(|row| row[column].chars().count()).chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let left = [0, 1, 10];
+    let mut out = String::new();
+    let mut line = |cells: &[&str], paint: Option<(usize, &str)>| {
+        let mut text = String::new();
+        for (column, cell) in cells.iter().enumerate() {
+            let (before, after) = match paint {
+                Some((painted, code)) if painted == column => (code, "\x1b[0m"),
+                _ => ("", ""),
+            };
+            let pad = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+            let (lead, trail) = if left.contains(&column) { ("", pad.as_str()) } else { (pad.as_str(), "") };
+            text.push_str(&format!("{lead}{before}{cell}{after}{trail}  "));
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    };
+    line(&head, None);
+    for (plugin, row) in plugins.iter().zip(&rows) {
+        let code = match plugin.state.as_str() {
+            "running" if plugin.health == "healthy" => "\x1b[32m",
+            "crashed" | "failed" => "\x1b[31m",
+            "stopped" => "\x1b[2m",
+            _ => "\x1b[33m",
+        };
+        let cells: Vec<&str> = row.iter().map(String::as_str).collect();
+        line(&cells, colours.then_some((1, code)));
+    }
+    out
+}
+
+fn duration(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+fn latency(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us}us"),
+        1000..1_000_000 => format!("{}.{}ms", us / 1000, us % 1000 / 100),
+        _ => format!("{}.{}s", us / 1_000_000, us % 1_000_000 / 100_000),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..1_048_576 => format!("{}K", count / 1024),
+        1_048_576..1_073_741_824 => format!("{}.{}M", count >> 20, ((count & 0xf_ffff) * 10) >> 20),
+        _ => format!("{}.{}G", count >> 30, ((count & 0x3fff_ffff) * 10) >> 30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_says_what_lives_and_what_does_not() {
+        let plugins = [
+            PluginStatus {
+                id: "acme".into(),
+                state: "running".into(),
+                health: "healthy".into(),
+                enabled: true,
+                pid: Some(42),
+                uptime_ms: Some(3_725_000),
+                p99_us: Some(15_300),
+                rss_bytes: Some(5 << 20),
+                version: "1.2.3".into(),
+                ..PluginStatus::default()
+            },
+            PluginStatus {
+                id: "weather-station".into(),
+                state: "failed".into(),
+                version: "1\x1b[2J".into(),
+                ..PluginStatus::default()
+            },
+        ];
+        let text = table(&plugins, false);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].starts_with("acme             running"), "{text}");
+        assert!(
+            lines[1].contains("1h02m") && lines[1].contains("15.3ms") && lines[1].contains("5.0M"),
+            "{text}"
+        );
+        assert!(lines[2].contains("failed (disabled)") && !text.contains('\x1b'), "{text}");
+        let painted = table(&plugins, true);
+        assert!(
+            painted.contains("\x1b[32mrunning\x1b[0m") && painted.contains("\x1b[31mfailed"),
+            "{painted}"
+        );
+    }
+
+    #[test]
+    fn ids_cannot_leave_their_segment() {
+        assert_eq!(segment("a/../b?c"), "a%2F..%2Fb%3Fc");
+    }
+}
