@@ -1,14 +1,30 @@
 //! The command line: what it prints and what it exits with.
 
-use std::process::Command;
+use std::{fs, path::PathBuf, process::Command};
 
-use toru_tests::{Stage, binary, output};
+use serde_json::{Value, json};
+
+use toru_tests::{Daemon, Stage, binary, output, wait_for};
 
 const USAGE: i32 = 2;
+const UNREACHABLE: i32 = 69;
 const BAD_CONFIGURATION: i32 = 78;
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+fn toru(daemon: &Daemon, command: &str, arguments: &[&str]) -> String {
+    let printed = daemon.toru(command, arguments);
+    assert_eq!(printed.status.code(), Some(0), "toru {command} {arguments:?}: {}", text(&printed.stderr));
+    text(&printed.stdout).to_owned()
+}
+
+#[track_caller]
+fn toru_json(daemon: &Daemon, command: &str, arguments: &[&str]) -> Value {
+    let stdout = toru(daemon, command, arguments);
+    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error} in {stdout}"))
 }
 
 #[test]
@@ -18,7 +34,7 @@ fn version_and_help() {
     assert!(text(&printed.stdout).starts_with("toru "), "{printed:?}");
     let printed = output(Command::new(binary("toru")).arg("--help"));
     assert_eq!(printed.status.code(), Some(0));
-    for word in ["serve", "demo"] {
+    for word in ["serve", "demo", "status", "plugin", "kv"] {
         assert!(text(&printed.stdout).contains(word), "{word}");
     }
 }
@@ -31,6 +47,11 @@ fn usage_errors_exit_2_and_say_why_on_stderr() {
         &["serve", "--no-such-flag"],
         &["serve", "--driver", "kqueue"],
         &["serve", "--listen", "not an address"],
+        &["plugin"],
+        &["plugin", "show"],
+        &["plugin", "fly", "p"],
+        &["kv", "get", "p"],
+        &["kv", "set", "p", "k"],
     ] {
         let printed = output(Command::new(binary("toru")).args(arguments));
         assert_eq!(printed.status.code(), Some(USAGE), "{arguments:?}: {printed:?}");
@@ -85,5 +106,113 @@ fn an_address_in_use_is_a_failure_that_names_it() {
     let printed = Stage::new().listen(&address).serve_output();
     assert_eq!(printed.status.code(), Some(1), "{printed:?}");
     assert!(text(&printed.stderr).contains(&address), "{printed:?}");
+    assert!(printed.stdout.is_empty());
+}
+
+#[test]
+fn no_daemon_is_69() {
+    let stage = Stage::new();
+    let socket = stage.root().join("control.sock");
+    for arguments in
+        [&["status"][..], &["plugin", "list"], &["plugin", "restart", "p"], &["kv", "get", "p", "k"]]
+    {
+        let printed = output(
+            Command::new(binary("toru"))
+                .args(arguments)
+                .env("TORU_CONTROL_SOCKET", &socket)
+                .env("TORU_CONFIG", write_empty_config(&stage)),
+        );
+        assert_eq!(printed.status.code(), Some(UNREACHABLE), "{arguments:?}: {printed:?}");
+        assert!(text(&printed.stderr).contains("control.sock"), "{printed:?}");
+    }
+}
+
+fn write_empty_config(stage: &Stage) -> PathBuf {
+    let path = stage.root().join("empty.toml");
+    fs::write(&path, "").unwrap();
+    path
+}
+
+#[test]
+fn status_prints_a_line_a_plugin() {
+    let daemon = Stage::new().faulty("p", &json!({})).legacy_rust("old").start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("old");
+    let status = toru(&daemon, "status", &[]);
+    for id in ["p", "old"] {
+        let lines: Vec<&str> =
+            status.lines().filter(|line| line.split_whitespace().any(|word| word == id)).collect();
+        assert_eq!(lines.len(), 1, "{id} in {status}");
+    }
+    for (command, arguments) in [("status", &["--json"][..]), ("plugin", &["list", "--json"])] {
+        let listed = toru_json(&daemon, command, arguments);
+        let listed = listed
+            .as_array()
+            .or_else(|| listed["plugins"].as_array())
+            .unwrap_or_else(|| panic!("{listed}"))
+            .clone();
+        let mut ids: Vec<&str> = listed.iter().filter_map(|plugin| plugin["id"].as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["old", "p"]);
+    }
+    let shown = toru_json(&daemon, "plugin", &["show", "p", "--json"]);
+    assert_eq!((&shown["id"], &shown["running"]), (&json!("p"), &json!(true)));
+    assert!(toru(&daemon, "plugin", &["show", "p"]).contains("Faulty p"));
+    let printed = daemon.toru("plugin", &["show", "nobody"]);
+    assert_eq!(printed.status.code(), Some(1));
+    assert!(text(&printed.stderr).contains("no plugin"), "{printed:?}");
+}
+
+#[test]
+fn plugin_commands_do_it() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let pid = daemon.plugin_pid("p");
+    toru(&daemon, "plugin", &["restart", "p"]);
+    assert_ne!(daemon.plugin_pid("p"), pid);
+    toru(&daemon, "plugin", &["stop", "p"]);
+    assert!(daemon.processes().is_empty());
+    assert_eq!(daemon.status("p").unwrap()["enabled"], true, "stopped, not disabled");
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 503);
+    toru(&daemon, "plugin", &["start", "p"]);
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    toru(&daemon, "plugin", &["disable", "p"]);
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 404);
+    toru(&daemon, "plugin", &["enable", "p"]);
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    toru(&daemon, "plugin", &["reset-failed", "p"]);
+    let printed = daemon.toru("plugin", &["restart", "nobody"]);
+    assert_eq!(printed.status.code(), Some(1));
+}
+
+#[test]
+fn logs_are_printed() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.get("/api/plugins/p/print");
+    wait_for("the line", || {
+        toru(&daemon, "plugin", &["logs", "p"]).contains("a plain line on stdout").then_some(())
+    });
+    for line in toru(&daemon, "plugin", &["logs", "p", "--json"]).lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["plugin_id"], "p");
+    }
+}
+
+#[test]
+fn values_are_read_and_written() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    toru(&daemon, "kv", &["set", "p", "colour", "red"]);
+    toru(&daemon, "kv", &["set", "p", "count", "7"]);
+    assert_eq!(toru(&daemon, "kv", &["get", "p", "colour"]).trim(), "red");
+    let keys = toru(&daemon, "kv", &["list", "p"]);
+    assert_eq!(keys.lines().collect::<Vec<_>>(), ["colour", "count"]);
+    // What the operator set is what the plugin reads.
+    let asked = daemon.get("/api/plugins/route/p/kv/get/colour");
+    assert_eq!(asked.json(), json!({"value": "red"}));
+    toru(&daemon, "kv", &["delete", "p", "colour"]);
+    let printed = daemon.toru("kv", &["get", "p", "colour"]);
+    assert_eq!(printed.status.code(), Some(1), "no such key: {printed:?}");
     assert!(printed.stdout.is_empty());
 }

@@ -324,6 +324,53 @@ fn a_plugin_that_is_not_ready_is_503_with_retry_after() {
 }
 
 #[test]
+fn a_plugin_in_back_off_is_503_until_it_is_back() {
+    let daemon = Stage::new().set("supervisor.backoff_ms", "[3000]").faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    assert_problem(&daemon.get("/api/plugins/p/exit/1"), 502);
+    daemon.wait_event("p", "restarting", 1);
+    let answer = daemon.get("/api/plugins/p/x");
+    assert_problem(&answer, 503);
+    let seconds: u32 = answer.field("retry-after").unwrap_or_default().parse().unwrap();
+    assert!((1..=3).contains(&seconds), "{answer:?}");
+    works_again(&daemon);
+}
+
+#[test]
+fn connections_past_the_limit_are_refused_and_those_within_served() {
+    let daemon =
+        Stage::new().set("server.workers", 1).set("http.connections_max", 10).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let mut within: Vec<_> = wait_for("ten connections that are served", || {
+        let mut clients: Vec<_> = (0..10).map(|_| daemon.client()).collect();
+        clients
+            .iter_mut()
+            .all(|client| {
+                client
+                    .try_request("GET", "/api/plugins/p/x", &[], b"")
+                    .is_ok_and(|answer| answer.status == 200)
+            })
+            .then_some(clients)
+    });
+    let mut past = daemon.client();
+    match past.try_request("GET", "/api/plugins/p/x", &[], b"") {
+        Ok(answer) => assert_eq!(answer.status, 503, "{answer:?}"),
+        Err(error) => panic!("refused without a word: {error}"),
+    }
+    for client in &mut within {
+        assert_eq!(client.get("/api/plugins/p/x").status, 200);
+    }
+    drop(within.pop());
+    wait_for("the free place to be given", || {
+        daemon
+            .client()
+            .try_request("GET", "/api/plugins/p/x", &[], b"")
+            .is_ok_and(|answer| answer.status == 200)
+            .then_some(())
+    });
+}
+
+#[test]
 fn a_plugin_that_stays_not_ready_is_restarted() {
     for deed in ["never-ready", "never-binds", "exit-before-ready", "fail-init"] {
         let daemon = Stage::new()

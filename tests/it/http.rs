@@ -59,6 +59,40 @@ fn a_path_reaches_the_plugin_as_it_was_sent() {
 }
 
 #[test]
+fn no_path_climbs_from_one_plugin_into_another() {
+    let daemon = Stage::new().faulty("p", &json!({})).faulty("q", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    let count = |id: &str| daemon.get(&format!("/api/plugins/{id}/count")).text().parse::<u64>().unwrap();
+    let before = (count("p"), count("q"));
+    for target in [
+        "/api/plugins/p/../q/x",
+        "/api/plugins/p/%2e%2e/q/x",
+        "/api/plugins/p/a/../../q/x",
+        "/api/plugins/route/p/.%2E/q/x",
+        "/api/plugins/p/%00",
+        "/api/plugins/p/%zz",
+        "/api/plugins/p/%",
+    ] {
+        assert_problem(&daemon.get(target), 400);
+    }
+    assert_eq!((count("p"), count("q")), (before.0 + 1, before.1 + 1), "only the counts were asked");
+}
+
+#[test]
+fn a_target_may_be_absolute() {
+    let daemon = daemon();
+    let answer = daemon.get("http://toru.test/api/plugins/p/x?y=1");
+    assert_eq!(seen(&answer)["path"], "/x?y=1");
+    let mut client = daemon.client();
+    let answer = client.request("OPTIONS", "*", &[], b"");
+    assert!(answer.status < 500, "{answer:?}");
+    let answer = daemon.request("CONNECT", "example.org:443", &[], b"");
+    assert!((400..=501).contains(&answer.status), "{answer:?}");
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+}
+
+#[test]
 fn an_id_and_a_route_may_differ() {
     let daemon =
         Stage::new().faulty("a", &json!({"metadata": {"route": "/front"}})).faulty("b", &json!({})).start();

@@ -215,6 +215,18 @@ fn a_locked_database_delays_values_and_no_request() {
 }
 
 #[test]
+fn a_plugin_hears_of_a_locked_database_too() {
+    let daemon = daemon();
+    ask(&daemon, "p", "set/k/v");
+    let database = rusqlite::Connection::open(daemon.root().join("data/toru.db")).unwrap();
+    database.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let refused = ask(&daemon, "p", "set/k/w");
+    assert!(refused["error"]["code"].is_string(), "{refused}");
+    database.execute_batch("COMMIT").unwrap();
+    assert_eq!(ask(&daemon, "p", "get/k"), json!({"value": "v"}));
+}
+
+#[test]
 fn a_corrupt_database_is_refused_at_start_and_left_as_it_is() {
     let mut daemon = daemon();
     ask(&daemon, "p", "set/k/v");

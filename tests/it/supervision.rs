@@ -120,10 +120,8 @@ fn a_plugin_that_can_be_described_and_not_run_is_disabled_at_once() {
          if [ \"$1\" = --metadata ]; then echo '{metadata}'; exit 0; fi\nexit 127\n"
     );
     let daemon = Stage::new().script("p", &script).start();
-    wait_for("p to be given up", || {
-        let answer = daemon.get("/api/plugins/p/x");
-        (answer.status == 404).then_some(())
-    });
+    daemon.wait_event("p", "crashed", 1);
+    wait_for("p to be given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
     let runs = fs::read_to_string(daemon.plugins().join("p.binary.runs")).unwrap();
     assert_eq!(runs.lines().count(), 2, "--metadata, and one start");
 }
@@ -574,6 +572,47 @@ fn logs_that_cannot_be_written_stop_nothing() {
     }
     let lines = daemon.stderr.containing("log");
     assert!(!lines.is_empty(), "{:?}", daemon.stderr.all());
+}
+
+#[test]
+fn a_full_disk_under_the_logs_stops_nothing() {
+    let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
+    let logs = stage.root().join("log/plugins");
+    fs::create_dir_all(&logs).unwrap();
+    symlink("/dev/full", logs.join("p.log")).unwrap();
+    let daemon = stage.start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    for _ in 0..50 {
+        assert_eq!(daemon.get("/api/plugins/p/print").status, 200);
+        assert_eq!(daemon.get("/api/plugins/q/print").status, 200);
+    }
+    wait_for("the log of the other plugin", || {
+        daemon.plugin_log("q").iter().any(|line| line["message"] == "a plain line on stdout").then_some(())
+    });
+    assert_eq!(daemon.status("p").unwrap()["restarts"], 0);
+}
+
+#[test]
+fn a_socket_of_another_user_is_refused() {
+    let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
+    let sockets = stage.root().join("s");
+    fs::create_dir(&sockets).unwrap();
+    fs::set_permissions(&sockets, fs::Permissions::from_mode(0o700)).unwrap();
+    let theirs = sockets.join("p.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&theirs).unwrap();
+    // Nobody, by tradition.
+    if std::os::unix::fs::chown(&theirs, Some(65_534), None).is_err() {
+        println!("skipped: only root can give a file away");
+        return;
+    }
+    let inode = fs::symlink_metadata(&theirs).unwrap().ino();
+    let daemon = stage.start();
+    daemon.wait_ready("q");
+    wait_for("a complaint about p.sock", || (!complaints(&daemon, "p.sock").is_empty()).then_some(()));
+    assert_eq!(fs::symlink_metadata(&theirs).unwrap().ino(), inode, "untouched");
+    assert_ne!(daemon.get("/api/plugins/p/x").status, 200);
+    drop(listener);
 }
 
 #[test]

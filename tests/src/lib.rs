@@ -17,7 +17,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, OnceLock},
@@ -555,6 +555,15 @@ impl Daemon {
         Ok(Client::new(stream))
     }
 
+    /// A new connection to the control socket.
+    pub fn control(&self) -> Client<UnixStream> {
+        let path = self.root().join("control.sock");
+        let stream = UnixStream::connect(&path)
+            .unwrap_or_else(|error| panic!("connect to {}: {error}", path.display()));
+        stream.set_read_timeout(Some(DEADLINE)).expect("not zero");
+        Client::new(stream)
+    }
+
     /// GET on a connection of its own.
     pub fn get(&self, target: &str) -> Response {
         self.client().get(target)
@@ -722,6 +731,17 @@ impl Daemon {
             .find_map(|found| found.strip_prefix(line)?.strip_prefix(':'))
             .and_then(|value| value.split_whitespace().next()?.parse().ok())
             .unwrap_or_else(|| panic!("no {line} in {status}"))
+    }
+
+    /// Output of `toru COMMAND ARGUMENTS…` that talks to this daemon.
+    pub fn toru(&self, command: &str, arguments: &[&str]) -> Output {
+        let mut line = Command::new(binary("toru"));
+        line.arg(command)
+            .args(arguments)
+            .current_dir(self.root())
+            .env("HOME", self.root().join("home"))
+            .env("TORU_CONTROL_SOCKET", self.root().join("control.sock"));
+        output(&mut line)
     }
 
     fn show(&self) {

@@ -1,0 +1,175 @@
+//! The control socket: the same management without a token, and what the console reads.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
+    process::Command,
+};
+
+use serde_json::{Value, json};
+use toru_tests::{Client, Daemon, Stage, has_program, output, wait_for};
+
+use crate::http::assert_problem;
+
+fn daemon() -> Daemon {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon
+}
+
+/// Lines of an answer that does not end, past its head.
+fn follow(daemon: &Daemon, target: &str) -> Client<UnixStream> {
+    let mut control = daemon.control();
+    control.send(format!("GET {target} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes()).unwrap();
+    let first = control.line().unwrap();
+    assert!(first.contains(" 200 "), "{target}: {first}");
+    while !control.line().unwrap().is_empty() {}
+    control
+}
+
+/// The next line that is a JSON object; what frames the chunks stands between.
+fn next_object(control: &mut Client<UnixStream>) -> Value {
+    loop {
+        let line = control.line().unwrap();
+        if let Ok(object @ Value::Object(_)) = serde_json::from_str(&line) {
+            return object;
+        }
+    }
+}
+
+#[test]
+fn it_is_for_its_owner_alone_and_goes_with_the_daemon() {
+    let mut daemon = daemon();
+    let path = daemon.root().join("control.sock");
+    let found = fs::symlink_metadata(&path).unwrap();
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+    // Without a token, and with what else the listener offers.
+    assert_eq!(daemon.control().get("/api/plugins/p").json()["id"], "p");
+    assert_eq!(daemon.control().get("/healthz").status, 200);
+    let answer = daemon.control().request("POST", "/api/plugins/p/restart", &[], b"");
+    assert_eq!(answer.json(), json!({"success": true}));
+    // Over TCP none of it is there.
+    for target in ["/metrics", "/v1/stream", "/v1/events", "/v1/plugins/p/logs"] {
+        assert_problem(&daemon.manage("GET", target, b""), 404);
+    }
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stale_control_socket_is_replaced_and_a_living_one_is_not() {
+    let mut daemon = daemon();
+    daemon.kill();
+    assert!(daemon.root().join("control.sock").exists(), "nobody was left to remove it");
+    let daemon = daemon.start_again();
+    assert_eq!(daemon.control().get("/healthz").status, 200);
+    assert!(!daemon.second().status.success());
+    assert_eq!(daemon.control().get("/healthz").status, 200);
+}
+
+#[test]
+fn the_control_socket_speaks_http_to_curl() {
+    let daemon = daemon();
+    if !has_program("curl") {
+        println!("skipped: no curl here");
+        return;
+    }
+    let socket = daemon.root().join("control.sock");
+    let curl = |target: &str| {
+        let printed = output(
+            Command::new("curl")
+                .args(["-sS", "--fail", "--max-time", "20", "--unix-socket"])
+                .arg(&socket)
+                .arg(format!("http://toru{target}")),
+        );
+        assert!(printed.status.success(), "{target}: {printed:?}");
+        String::from_utf8(printed.stdout).unwrap()
+    };
+    let status: Value = serde_json::from_str(&curl("/api/plugins/p")).unwrap();
+    assert_eq!(status["id"], "p");
+    assert!(curl("/api/plugins").contains("\"p\""));
+    let metrics = curl("/metrics");
+    assert!(metrics.contains("# TYPE "), "{metrics}");
+    for line in metrics.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let value = line.rsplit(' ').next().unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn a_control_client_is_any_http_client() {
+    let daemon = daemon();
+    let mut control = daemon.control();
+    for _ in 0..20 {
+        assert_eq!(control.get("/api/plugins/p").json()["id"], "p");
+    }
+    assert_problem(&control.get("/v1/nothing"), 404);
+    let mut control = daemon.control();
+    control.send(b"NONSENSE\r\n\r\n").unwrap();
+    assert_eq!(control.response("GET").unwrap().status, 400);
+}
+
+#[test]
+fn logs_are_served_in_pages_and_by_level() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    for _ in 0..3 {
+        daemon.get("/api/plugins/p/print");
+        daemon.get("/api/plugins/p/log");
+    }
+    wait_for("the lines", || {
+        let said =
+            daemon.plugin_log("p").iter().filter(|line| line["message"] == "said over the socket").count();
+        (said == 3).then_some(())
+    });
+    let page = daemon.manage("GET", "/api/plugins/p/logs?page=1&page_size=2", b"").json();
+    assert_eq!((&page["page"], &page["page_size"]), (&json!(1), &json!(2)), "{page}");
+    assert_eq!(page["logs"].as_array().unwrap().len(), 2, "{page}");
+    let next = daemon.manage("GET", "/api/plugins/p/logs?page=2&page_size=2", b"").json();
+    assert_ne!(page["logs"], next["logs"]);
+    let warnings = daemon.manage("GET", "/api/plugins/p/logs?level=warn", b"").json();
+    let warnings = warnings["logs"].as_array().unwrap().clone();
+    assert!(!warnings.is_empty());
+    for line in warnings {
+        assert!(line["level"] == "warn" || line["level"] == "error", "{line}");
+    }
+}
+
+#[test]
+fn the_stream_gives_a_full_snapshot_a_line() {
+    let daemon = daemon();
+    let mut control = follow(&daemon, "/v1/stream?interval_ms=100");
+    for _ in 0..3 {
+        let snapshot = next_object(&mut control);
+        assert_eq!(snapshot["plugins"][0]["id"], "p", "{snapshot}");
+        assert!(snapshot["plugins"][0]["rss_bytes"].as_u64() > Some(0), "{snapshot}");
+        assert!(snapshot["plugins"][0]["cpu_percent"].is_number(), "{snapshot}");
+        assert_eq!(snapshot["workers"].as_array().map(Vec::len), Some(2), "{snapshot}");
+    }
+    // A watcher that goes away and one that never reads harm nobody.
+    drop(control);
+    let idle: Vec<_> = (0..20).map(|_| follow(&daemon, "/v1/stream?interval_ms=50")).collect();
+    for _ in 0..50 {
+        assert_eq!(daemon.control().get("/api/plugins/p").status, 200);
+        assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    }
+    drop(idle);
+}
+
+#[test]
+fn logs_are_followed() {
+    let daemon = daemon();
+    let mut control = follow(&daemon, "/v1/plugins/p/logs?follow=1");
+    daemon.get("/api/plugins/p/print");
+    loop {
+        let line = next_object(&mut control);
+        assert_eq!(line["plugin_id"], "p");
+        if line["message"] == "a plain line on stderr" {
+            break;
+        }
+    }
+}
