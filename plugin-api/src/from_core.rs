@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::frame::{FrameError, FrameMark, Framing, begin_frame, end_frame};
+use crate::from_plugin::BadKvRequest;
 use crate::headers::{Repeats, write_headers};
 use crate::json::{write_base64, write_string, write_u64};
 use crate::message::MessageError;
@@ -269,7 +270,7 @@ pub enum KvReply<'a> {
     Error { code: &'a str, message: &'a str },
 }
 
-/// Appends the answer to a kv request. 1.1 only.
+/// Appends the answer to a kv request: of the core in 1.1, of a plugin where a core of 1.0 asked.
 ///
 /// Errors: longer than `frame_bytes_max`; `out` is as before, answer with an error instead.
 pub fn encode_kv_reply(
@@ -374,9 +375,16 @@ pub enum CoreMessage<'a> {
     Cancel {
         request_id: Cow<'a, str>,
     },
+    /// The answer to a question of the plugin.
     KvReply {
         request_id: Cow<'a, str>,
         reply: KvReplyMessage<'a>,
+    },
+    /// A question to the plugin, told from an answer by its `action`. A core of 1.1 asks none.
+    KvRequest {
+        request_id: Cow<'a, str>,
+        /// On `Err` the core gets a kv error and the connection lives on.
+        request: Result<KvRequestMessage<'a>, BadKvRequest>,
     },
     /// A type or a lifecycle action that is not known here: ignore it.
     Unknown,
@@ -421,6 +429,16 @@ pub struct KvReplyMessage<'a> {
     pub error: Option<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
+/// A kv request as the core asks it; see [`crate::from_plugin::KvRequest`] for the fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvRequestMessage<'a> {
+    Get { key: Cow<'a, str> },
+    Set { key: Cow<'a, str>, value: Cow<'a, str> },
+    Delete { key: Cow<'a, str> },
+    List { prefix: Cow<'a, str>, limit: Option<u64> },
+}
+
 impl<'a> CoreMessage<'a> {
     /// Reads one frame of the core.
     ///
@@ -439,7 +457,7 @@ impl<'a> CoreMessage<'a> {
         let payload = envelope.payload;
         let request_id = envelope.request_id.text().or(payload.request_id.text());
         match &*kind {
-            "lifecycle" => Ok(match payload.action.text().as_deref() {
+            "lifecycle" => Ok(match payload.kv.unwrap_or_default().action.text().as_deref() {
                 Some("init") => Self::Init(InitMessage {
                     protocol: payload.protocol.text(),
                     instance_id: payload.instance_id.text(),
@@ -457,19 +475,30 @@ impl<'a> CoreMessage<'a> {
             "http" => Ok(Self::Http {
                 request_id: request_id.ok_or(MessageError::NoRequestId)?,
                 request: match payload.inner {
-                    Some(inner) => inner.into_request()?,
+                    Some(inner) => inner.http.into_request()?,
                     None => payload.http.into_request()?,
                 },
             }),
             "cancel" => Ok(Self::Cancel { request_id: request_id.ok_or(MessageError::NoRequestId)? }),
-            "kv" => Ok(Self::KvReply {
-                request_id: request_id.ok_or(MessageError::NoRequestId)?,
-                reply: KvReplyMessage {
-                    value: payload.value.text(),
-                    keys: payload.keys,
-                    error: payload.error,
-                },
-            }),
+            "kv" => {
+                let request_id = request_id.ok_or(MessageError::NoRequestId)?;
+                let fields = payload.kv.unwrap_or_default();
+                let inner = payload.inner.and_then(|inner| inner.kv).unwrap_or_default();
+                // Answers have no `action`; in questions of 1.0 it may stand one level deeper, as in `http`.
+                let is_question = |fields: &KvFields<'_>| !matches!(fields.action, Scalar::Absent);
+                Ok(if is_question(&fields) {
+                    Self::KvRequest { request_id, request: fields.into_request() }
+                } else if is_question(&inner) {
+                    Self::KvRequest { request_id, request: inner.into_request() }
+                } else {
+                    let reply = KvReplyMessage {
+                        value: fields.value.text(),
+                        keys: payload.keys,
+                        error: payload.error,
+                    };
+                    Self::KvReply { request_id, reply }
+                })
+            }
             _ => Ok(Self::Unknown),
         }
     }
@@ -650,7 +679,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
 #[derive(Default)]
 struct Payload<'a> {
     request_id: Scalar<'a>,
-    action: Scalar<'a>,
     protocol: Scalar<'a>,
     instance_id: Scalar<'a>,
     plugin_socket: Scalar<'a>,
@@ -661,10 +689,11 @@ struct Payload<'a> {
     config: Option<&'a RawValue>,
     deadline_ms: Scalar<'a>,
     seq: Scalar<'a>,
-    value: Scalar<'a>,
+    /// Boxed because requests, which are most messages, have none.
+    kv: Option<Box<KvFields<'a>>>,
     keys: Option<Vec<Cow<'a, str>>>,
     error: Option<(Cow<'a, str>, Cow<'a, str>)>,
-    inner: Option<HttpFields<'a>>,
+    inner: Option<InnerFields<'a>>,
     http: HttpFields<'a>,
 }
 
@@ -682,7 +711,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Payload<'a> {
                         match &*key {
                             "payload" => payload.inner = map.next_value::<Inner<'de>>()?.0,
                             "request_id" => payload.request_id = map.next_value()?,
-                            "action" => payload.action = map.next_value()?,
                             "protocol" => payload.protocol = map.next_value()?,
                             "instance_id" => payload.instance_id = map.next_value()?,
                             "plugin_socket" => payload.plugin_socket = map.next_value()?,
@@ -693,9 +721,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Payload<'a> {
                             "config" => payload.config = map.next_value()?,
                             "deadline_ms" => payload.deadline_ms = map.next_value()?,
                             "seq" => payload.seq = map.next_value()?,
-                            "value" => payload.value = map.next_value()?,
                             "keys" => payload.keys = map.next_value::<Keys<'de>>()?.0,
                             "error" => payload.error = map.next_value::<Failure<'de>>()?.0,
+                            key if KvFields::has(key) => {
+                                payload.kv.get_or_insert_default().read_field(key, &mut map)?;
+                            }
                             key => payload.http.read_field(key, &mut map)?,
                         }
                     }
@@ -764,8 +794,71 @@ impl<'a> HttpFields<'a> {
     }
 }
 
+/// The fields of a kv question, and of those `value` is an answer's and `action` a lifecycle message's too.
 #[derive(Default)]
-struct Inner<'a>(Option<HttpFields<'a>>);
+struct KvFields<'a> {
+    action: Scalar<'a>,
+    key: Scalar<'a>,
+    value: Scalar<'a>,
+    prefix: Scalar<'a>,
+    limit: Scalar<'a>,
+}
+
+impl<'a> KvFields<'a> {
+    fn has(key: &str) -> bool {
+        matches!(key, "action" | "key" | "value" | "prefix" | "limit")
+    }
+
+    fn read_field<'de: 'a, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        let field = match key {
+            "action" => &mut self.action,
+            "key" => &mut self.key,
+            "value" => &mut self.value,
+            "prefix" => &mut self.prefix,
+            _ => &mut self.limit,
+        };
+        *field = map.next_value()?;
+        Ok(())
+    }
+
+    fn into_request(self) -> Result<KvRequestMessage<'a>, BadKvRequest> {
+        let action = self.action.text().unwrap_or_default();
+        let is = |word: &str| action.eq_ignore_ascii_case(word);
+        let key = self.key.text().ok_or(BadKvRequest::BadKey);
+        if is("get") {
+            Ok(KvRequestMessage::Get { key: key? })
+        } else if is("set") {
+            let (key, value) = (key?, self.value.text().ok_or(BadKvRequest::BadValue)?);
+            Ok(KvRequestMessage::Set { key, value })
+        } else if is("delete") {
+            Ok(KvRequestMessage::Delete { key: key? })
+        } else if is("list") {
+            let prefix = match self.prefix {
+                Scalar::Absent => Cow::Borrowed(""),
+                Scalar::Text(prefix) => prefix,
+                Scalar::Number(_) | Scalar::Other => return Err(BadKvRequest::BadPrefix),
+            };
+            let limit = match self.limit {
+                Scalar::Absent => None,
+                Scalar::Number(limit) => Some(limit),
+                Scalar::Text(_) | Scalar::Other => return Err(BadKvRequest::BadLimit),
+            };
+            Ok(KvRequestMessage::List { prefix, limit })
+        } else {
+            Err(BadKvRequest::BadAction)
+        }
+    }
+}
+
+/// What stands in `payload.payload`.
+#[derive(Default)]
+struct InnerFields<'a> {
+    http: HttpFields<'a>,
+    kv: Option<Box<KvFields<'a>>>,
+}
+
+#[derive(Default)]
+struct Inner<'a>(Option<InnerFields<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Inner<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -776,9 +869,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Inner<'a> {
                 scalars_are_nothing!();
                 seq_is_nothing!();
                 fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                    let mut fields = HttpFields::default();
+                    let mut fields = InnerFields::default();
                     while let Some(Key(key)) = map.next_key()? {
-                        fields.read_field(&key, &mut map)?;
+                        if KvFields::has(&key) {
+                            fields.kv.get_or_insert_default().read_field(&key, &mut map)?;
+                        } else {
+                            fields.http.read_field(&key, &mut map)?;
+                        }
                     }
                     Ok(Inner(Some(fields)))
                 }

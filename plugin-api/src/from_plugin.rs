@@ -2,6 +2,8 @@
 //!
 //! Source: PROTOCOL.md, "Messages".
 
+use thiserror::Error;
+
 use crate::frame::{FrameError, Framing, end_frame};
 use crate::from_core::{begin_lifecycle, begin_message, end_small};
 use crate::headers::{Repeats, write_headers};
@@ -31,6 +33,22 @@ pub enum KvRequest<'a> {
         prefix: &'a str,
         limit: Option<u64>,
     },
+}
+
+/// Why a kv request cannot be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BadKvRequest {
+    #[error("action must be get, set, delete or list")]
+    BadAction,
+    #[error("key must be a string")]
+    BadKey,
+    #[error("value must be a string")]
+    BadValue,
+    #[error("prefix must be a string")]
+    BadPrefix,
+    #[error("limit must be a number of keys")]
+    BadLimit,
 }
 
 /// What stands before the headers of a response.
@@ -131,8 +149,9 @@ pub fn encode_log(
     end_frame(out, mark, frame_bytes_max)
 }
 
-/// Appends a kv request.
+/// Appends a kv request, in the words of 1.1: `action` in lower case.
 ///
+/// A 1.0 core may send the same message the other way, see [`crate::from_core::CoreMessage::KvRequest`].
 /// Errors: longer than `frame_bytes_max`; `out` is as before.
 pub fn encode_kv_request(
     out: &mut Vec<u8>,

@@ -35,6 +35,6 @@ pub use async_trait::async_trait;
 pub use metadata::Metadata as PluginMetadata;
 #[cfg(feature = "sdk")]
 pub use sdk::{
-    HttpRequest, HttpResponse, Kv, KvError, Options, PluginContext, PluginError, PluginResult, ToruPlugin,
-    run, run_with,
+    HttpRequest, HttpResponse, Kv, KvError, KvRequest, KvResponse, Options, PluginContext, PluginError,
+    PluginResult, ToruPlugin, run, run_with,
 };

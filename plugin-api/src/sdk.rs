@@ -66,7 +66,7 @@ mod serve;
 mod socket;
 
 pub use context::{Kv, KvError, Log, LogWith, PluginContext};
-pub use http::{Headers, HttpRequest, HttpResponse, PluginError, PluginResult};
+pub use http::{Headers, HttpRequest, HttpResponse, KvRequest, KvResponse, PluginError, PluginResult};
 
 /// A plugin: what it is, and what it does with a request.
 ///
@@ -88,6 +88,15 @@ pub trait ToruPlugin: Send + Sync + 'static {
     /// It is dropped at an `await` when the client has gone or the time is up.
     /// Errors: become a response, see [`PluginError`]; a panic becomes a 500 and ends nothing else.
     async fn handle_http(&self, request: HttpRequest, ctx: &PluginContext) -> PluginResult<HttpResponse>;
+
+    /// Answers one kv request to the plugin itself: cores of 1.0 may send them, and people who try a plugin by hand.
+    ///
+    /// It is not the way to the core's storage, which is [`PluginContext::kv`]. A 1.1 core sends none.
+    /// Without a method of its own a plugin answers with the error `unsupported`, so that nobody waits.
+    /// Errors: become an error answer with a code, see [`PluginError`].
+    async fn handle_kv(&self, _request: KvRequest, _ctx: &PluginContext) -> PluginResult<KvResponse> {
+        Err(PluginError::status(501, "the plugin takes no kv requests"))
+    }
 
     /// Puts things away; called once, after the last answer, within the core's deadline.
     async fn shutdown(&self, _ctx: &PluginContext) {}

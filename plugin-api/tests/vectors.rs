@@ -6,11 +6,11 @@
 use serde_json::{Value, json};
 use toru_plugin_api::frame::{Decoder, FrameError, Framing, begin_frame, end_frame};
 use toru_plugin_api::from_core::{
-    CoreMessage, Init, KvReply, RequestStart, encode_cancel, encode_http_request, encode_init,
-    encode_kv_reply, encode_ping, encode_shutdown,
+    CoreMessage, Init, KvReply, KvRequestMessage, RequestStart, encode_cancel, encode_http_request,
+    encode_init, encode_kv_reply, encode_ping, encode_shutdown,
 };
 use toru_plugin_api::from_plugin::{
-    BadKvRequest, BadResponse, KvRequest, PluginMessage, PluginMessageReader,
+    BadKvRequest, BadResponse, KvRequest, PluginMessage, PluginMessageReader, encode_kv_request,
 };
 use toru_plugin_api::message::MessageError;
 use toru_plugin_api::metadata::{Metadata, MetadataError, Protocol};
@@ -214,6 +214,16 @@ fn core_meaning(expect: &Value, message: CoreMessage<'_>) -> Value {
             })
         }
         CoreMessage::Cancel { request_id } => json!({"kind": "cancel", "request_id": request_id}),
+        CoreMessage::KvRequest { request_id, request } => {
+            let request = request.as_ref().map_err(|bad| *bad).map(|request| match request {
+                KvRequestMessage::Get { key } => KvRequest::Get { key },
+                KvRequestMessage::Set { key, value } => KvRequest::Set { key, value },
+                KvRequestMessage::Delete { key } => KvRequest::Delete { key },
+                KvRequestMessage::List { prefix, limit } => KvRequest::List { prefix, limit: *limit },
+                _ => panic!("{request:?} is new here"),
+            });
+            kv_meaning("kv_request", &request_id, request)
+        }
         CoreMessage::KvReply { request_id, reply } => json!({
             "kind": "kv_reply",
             "request_id": request_id,
@@ -223,6 +233,31 @@ fn core_meaning(expect: &Value, message: CoreMessage<'_>) -> Value {
         }),
         _ => json!({"kind": "unknown"}),
     }
+}
+
+/// A question, whichever side asks.
+fn kv_meaning(kind: &str, request_id: &str, request: Result<KvRequest<'_>, BadKvRequest>) -> Value {
+    let request = match request {
+        Ok(KvRequest::Get { key }) => json!({"action": "get", "key": key}),
+        Ok(KvRequest::Set { key, value }) => json!({"action": "set", "key": key, "value": value}),
+        Ok(KvRequest::Delete { key }) => json!({"action": "delete", "key": key}),
+        Ok(KvRequest::List { prefix, limit }) => {
+            json!({"action": "list", "prefix": prefix, "limit": limit})
+        }
+        Ok(_) => Value::Null,
+        Err(reason) => {
+            let reason = match reason {
+                BadKvRequest::BadAction => "bad_action",
+                BadKvRequest::BadKey => "bad_key",
+                BadKvRequest::BadValue => "bad_value",
+                BadKvRequest::BadPrefix => "bad_prefix",
+                BadKvRequest::BadLimit => "bad_limit",
+                _ => "?",
+            };
+            return json!({"kind": "bad_kv", "request_id": request_id, "reason": reason});
+        }
+    };
+    json!({"kind": kind, "request_id": request_id, "request": request})
 }
 
 #[test]
@@ -295,6 +330,18 @@ fn encode_core(means: &Value, protocol: Protocol) -> Vec<u8> {
             encode_http_request(&mut out, framing, protocol, &start, headers, &body, 1 << 20).expect("fits");
         }
         "cancel" => encode_cancel(&mut out, framing, TIMESTAMP, text("request_id")),
+        "kv_request" => {
+            let request = &means["request"];
+            let text = |key: &str| request[key].as_str().expect("text");
+            let request = match text("action") {
+                "get" => KvRequest::Get { key: text("key") },
+                "set" => KvRequest::Set { key: text("key"), value: text("value") },
+                "delete" => KvRequest::Delete { key: text("key") },
+                _ => KvRequest::List { prefix: text("prefix"), limit: request["limit"].as_u64() },
+            };
+            let id = means["request_id"].as_str().expect("text");
+            encode_kv_request(&mut out, framing, TIMESTAMP, id, &request, 1 << 20).expect("fits");
+        }
         "kv_reply" => {
             let keys: Option<Vec<String>> =
                 serde_json::from_value(means["keys"].clone()).expect("a list or null");
@@ -382,30 +429,7 @@ fn plugin_meaning(expect: &Value, message: PluginMessage<'_>) -> Value {
                 serde_json::from_str(&json).expect("JSON text")
             }),
         }),
-        PluginMessage::Kv { request_id, request: Ok(request) } => {
-            let request = match request {
-                KvRequest::Get { key } => json!({"action": "get", "key": key}),
-                KvRequest::Set { key, value } => {
-                    json!({"action": "set", "key": key, "value": value})
-                }
-                KvRequest::Delete { key } => json!({"action": "delete", "key": key}),
-                KvRequest::List { prefix, limit } => {
-                    json!({"action": "list", "prefix": prefix, "limit": limit})
-                }
-                _ => Value::Null,
-            };
-            json!({"kind": "kv", "request_id": request_id, "request": request})
-        }
-        PluginMessage::Kv { request_id, request: Err(reason) } => {
-            let reason = match reason {
-                BadKvRequest::BadAction => "bad_action",
-                BadKvRequest::BadKey => "bad_key",
-                BadKvRequest::BadValue => "bad_value",
-                BadKvRequest::BadLimit => "bad_limit",
-                _ => "?",
-            };
-            json!({"kind": "bad_kv", "request_id": request_id, "reason": reason})
-        }
+        PluginMessage::Kv { request_id, request } => kv_meaning("kv", request_id, request),
         _ => json!({"kind": "unknown"}),
     }
 }

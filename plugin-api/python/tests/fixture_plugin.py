@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import threading
 
-from toru_plugin import Context, HttpError, KvError, Plugin, Request, Response
+from toru_plugin import Context, HttpError, KvError, KvRequest, Plugin, Request, Response
 
 plugin = Plugin(id="fixture", name="Fixture", version="1.0.0", icon="🔧", threads=8)
 
@@ -233,6 +233,24 @@ async def kv_delete(request: Request, ctx: Context, key: str) -> None:
 @plugin.get("/kv-wrongly")
 async def kv_wrongly(request: Request, ctx: Context) -> object:
     return ctx.kv.blocking.get("a")
+
+
+@plugin.kv
+async def kv(request: KvRequest, ctx: Context) -> object:
+    if request.action == "list":
+        return [f"{request.prefix}{request.limit}"]
+    if request.action == "set" and request.key != request.value:
+        raise KvError("invalid", "differ")
+    if request.action == "get":
+        await asyncio.sleep(0)
+    if request.key == "fail":
+        raise RuntimeError("secret cause")
+    if request.key == "hold":
+        await asyncio.Event().wait()
+    if request.key == "core":
+        return await ctx.kv.get("from-kv")
+    answers: dict[str, object] = {"none": None, "large": "x" * 1_048_576, "type": 3, "keys": [1], "surrogate": "\ud800"}
+    return answers.get(request.key, request.key) if request.action == "get" else None
 
 
 if __name__ == "__main__":

@@ -150,8 +150,10 @@ def _read_kv(fields: Json) -> Json:
         raise Bad("bad_action")
     if action == "list":
         limit = fields.get("limit")
-        if limit is not None and type(limit) is not int:
+        if limit is not None and (type(limit) is not int or limit < 0):
             raise Bad("bad_limit")
+        if not isinstance(fields.get("prefix", ""), str):
+            raise Bad("bad_prefix")
         return {"action": action, "prefix": fields.get("prefix", ""), "limit": limit}
     if not isinstance(fields.get("key"), str):
         raise Bad("bad_key")

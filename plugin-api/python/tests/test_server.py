@@ -28,6 +28,11 @@ def kv_question(core: Core) -> tuple[str, Json]:
     return means["request_id"], means["request"]
 
 
+def kv_request(request_id: str, **payload: object) -> Json:
+    more = {"type": "kv", "request_id": request_id}
+    return {"type": "kv", "timestamp": "t", "request_id": request_id, "payload": {**more, **payload}}
+
+
 def kv_reply(request_id: str, **payload: object) -> Json:
     return {"type": "kv", "timestamp": "t", "request_id": request_id, "payload": payload}
 
@@ -414,6 +419,58 @@ class Served(unittest.TestCase):
         self.assertEqual(500, self.core.ask("GET", "/kv-wrongly")["status"])
         self.assertIn("kv.blocking", self.supervisor.receive_kind("log")["fields"]["error"])
 
+    def kv_answer(self, core: Core, request_id: str, **payload: object) -> Any:
+        core.send(kv_request(request_id, **payload))
+        message = core.receive()
+        self.assertEqual(("kv", request_id), (message["type"], message["request_id"]))
+        return message["payload"]
+
+    def test_a_kv_request_that_arrives_is_the_plugins_to_answer(self) -> None:
+        large = {"code": "too_large", "message": "the answer does not fit into a message"}
+        for framing in FRAMINGS:
+            with self.plugin.connect(framing) as core:
+                for request_, expected in (
+                    ({"action": "Get", "key": "é\n", "value": None}, {"value": "é\n"}),
+                    ({"payload": {"action": "get", "key": "a"}}, {"value": "a"}),
+                    ({"action": "get", "key": "none"}, {"value": None}),
+                    ({"action": "SET", "key": "a", "value": "a"}, {"value": None}),
+                    ({"action": "delete", "key": "a"}, {"value": None}),
+                    ({"action": "list"}, {"keys": ["None"]}),
+                    ({"action": "list", "prefix": "p", "limit": 2}, {"keys": ["p2"]}),
+                    ({"action": "set", "key": "a", "value": "b"}, {"error": {"code": "invalid", "message": "differ"}}),
+                    ({"action": "get", "key": "large"}, {"error": large}),
+                ):
+                    self.assertEqual(expected, self.kv_answer(core, "ü", **request_), request_)
+                for bad in ({"action": "add", "key": "a"}, {"action": "get"}, {"action": "list", "limit": -1}):
+                    self.assertEqual("invalid", self.kv_answer(core, "k1", **bad)["error"]["code"])
+                for key in ("fail", "type", "keys", "surrogate"):
+                    error = {"code": "failed", "message": "the plugin failed to handle the request"}
+                    self.assertEqual({"error": error}, self.kv_answer(core, "k1", action="get", key=key))
+                    line = self.supervisor.receive_kind("log")
+                    self.assertEqual("kv handler failed", line["message"])
+
+    def test_kv_in_both_directions_is_kept_apart(self) -> None:
+        # A question of ours under an id that the plugin uses too, answered with what the plugin asks for meanwhile.
+        self.core.send(kv_request("k1", action="get", key="core"), request("GET", "/wait/k1", "k1"))
+        request_id, question = kv_question(self.supervisor)
+        self.assertEqual({"action": "get", "key": "from-kv"}, question)
+        self.supervisor.send(kv_reply(request_id, value="7"))
+        message = self.core.receive()
+        self.assertEqual(
+            ("kv", "k1", {"value": "7"}), tuple(message[name] for name in ("type", "request_id", "payload"))
+        )
+        # `cancel` is for requests of http.
+        self.core.send({"type": "cancel", "timestamp": "t", "request_id": "k1", "payload": {}})
+        self.assertEqual(200, self.core.ask("GET", "/release/k1", "r2")["status"])
+
+    def test_a_core_that_reads_its_kv_answer_and_closes(self) -> None:
+        for framing in FRAMINGS:
+            with self.plugin.connect(framing) as core:
+                core.send(kv_request("k1", action="get", key="a"))
+                core.socket.shutdown(socket.SHUT_WR)
+                self.assertEqual({"value": "a"}, core.receive()["payload"])
+                self.assertTrue(core.at_end())
+
     def test_unknown_messages_are_ignored(self) -> None:
         self.core.send({"type": "websocket", "request_id": "w", "payload": {}}, lifecycle("hibernate"))
         self.assertEqual(200, self.core.ask("GET", "/")["status"])
@@ -449,6 +506,47 @@ class Served(unittest.TestCase):
 
 
 class Lifecycle(unittest.TestCase):
+    def test_kv_requests_wait_for_init(self) -> None:
+        with PluginProcess() as plugin, plugin.connect() as core, plugin.connect() as worker:
+            core.send(lifecycle("init", protocol="1.1", instance_id="i", config={"store": "x"}))
+            request_id, _ = kv_question(core)
+            worker.send(kv_request("k9", action="get", key="a"))
+            core.send(kv_reply(request_id, value=None))
+            self.assertEqual({"value": "a"}, worker.receive()["payload"])
+        with PluginProcess() as plugin, plugin.connect() as core:
+            core.init(config={"fail": "no licence"})
+            core.receive_kind("failed")
+            core.send(kv_request("k9", action="get", key="a"))
+            self.assertEqual("unavailable", core.receive()["payload"]["error"]["code"])
+
+    def test_a_kv_request_does_not_outlive_its_connection(self) -> None:
+        with PluginProcess() as plugin, plugin.started() as core:
+            with plugin.connect() as worker:
+                worker.send(kv_request("k1", action="get", key="hold"))
+                worker.ask("GET", "/timeout")
+            core.send(lifecycle("shutdown", deadline_ms=60_000))
+            self.assertTrue(core.at_end())
+            self.assertEqual(0, plugin.wait())
+
+    def test_a_kv_handler_may_be_sync_or_missing(self) -> None:
+        source = "from toru_plugin import Plugin\nplugin = Plugin(id='p', name='P', version='1')\n{}\nplugin.run()\n"
+        exits = (
+            "import sys\n@plugin.kv\ndef kv(request):\n    if request.key == 'x': sys.exit(3)\n    return request.key"
+        )
+        unsupported = {"error": {"code": "unsupported", "message": "the plugin takes no kv requests"}}
+        failed = {"error": {"code": "failed", "message": "the plugin failed to handle the request"}}
+        for handler, key, expected in (("", "a", unsupported), (exits, "a", {"value": "a"}), (exits, "x", failed)):
+            with tempfile.TemporaryDirectory() as directory:
+                program = Path(directory) / "plain.py"
+                program.write_text(source.format(handler))
+                with PluginProcess(program) as plugin:
+                    for framing in FRAMINGS:
+                        with plugin.connect(framing) as core:
+                            core.send(kv_request("k1", action="get", key=key))
+                            self.assertEqual(expected, core.receive()["payload"])
+                    plugin.process.send_signal(signal.SIGTERM)
+                    self.assertEqual(0, plugin.wait())
+
     def test_init_with_kv_then_ready(self) -> None:
         with PluginProcess() as plugin, plugin.connect() as core, plugin.connect() as worker:
             worker.send(request("GET", "/context"))

@@ -12,7 +12,18 @@ from support import FRAMINGS, TRAILING, Json, frame_ways, pieces, read_plugin_me
 
 from toru_plugin import MetadataError, Request, messages
 from toru_plugin.frames import Decoder, encode_frame
-from toru_plugin.messages import Cancel, Init, KvReply, MessageError, Ping, Shutdown, Unknown, read_message
+from toru_plugin.messages import (
+    BadKv,
+    Cancel,
+    Init,
+    KvReply,
+    KvRequest,
+    MessageError,
+    Ping,
+    Shutdown,
+    Unknown,
+    read_message,
+)
 from toru_plugin.metadata import parse_metadata, read_metadata
 
 
@@ -115,6 +126,16 @@ def core_means(message: messages.CoreMessage) -> Json:
     if isinstance(message, KvReply):
         error = None if message.error is None else {"code": message.error[0], "message": message.error[1]}
         return {"kind": "kv_reply", **vars(message), "error": error}
+    if isinstance(message, KvRequest):
+        named = {"list": ("prefix", "limit"), "set": ("key", "value")}.get(message.action, ("key",))
+        fields = {name: getattr(message, name) for name in named}
+        return {
+            "kind": "kv_request",
+            "request_id": message.request_id,
+            "request": {"action": message.action, **fields},
+        }
+    if isinstance(message, BadKv):
+        return {"kind": "bad_kv", "request_id": message.request_id, "reason": message.reason}
     if isinstance(message, Unknown):
         return {"kind": "unknown"}
     names: dict[type, str] = {Shutdown: "shutdown", Ping: "ping", Cancel: "cancel"}

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use simd_json::{Buffers, ErrorType, Node, StaticNode, Tape};
 use thiserror::Error;
 
-use super::KvRequest;
+use super::{BadKvRequest, KvRequest};
 use crate::headers::{is_field_value, is_token};
 use crate::json::{write_string, write_u64};
 use crate::message::MessageError;
@@ -174,22 +174,6 @@ pub enum BadResponse {
     BadEncoding,
     #[error("body is not base64")]
     BadBase64,
-}
-
-/// Why a kv request cannot be carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum BadKvRequest {
-    #[error("action must be get, set, delete or list")]
-    BadAction,
-    #[error("key must be a string")]
-    BadKey,
-    #[error("value must be a string")]
-    BadValue,
-    #[error("prefix must be a string")]
-    BadPrefix,
-    #[error("limit must be a number of keys")]
-    BadLimit,
 }
 
 /// The headers of a response, in order; arrays are flattened.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::from_core::HttpRequestMessage;
+use crate::from_core::{HttpRequestMessage, KvReply, KvRequestMessage};
 use crate::json::{write_string, write_u64};
 
 /// What a handler returns.
@@ -243,11 +243,88 @@ impl HttpResponse {
     }
 }
 
+/// A kv request to the plugin itself; see [`ToruPlugin::handle_kv`](super::ToruPlugin::handle_kv).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvRequest {
+    /// Asks for the value of `key`.
+    Get {
+        /// Of any length that fits in a message.
+        key: String,
+    },
+    /// Asks to store `value` under `key`.
+    Set {
+        /// As in `Get`.
+        key: String,
+        /// Any text.
+        value: String,
+    },
+    /// Asks to forget `key`; that there is none is no error.
+    Delete {
+        /// As in `Get`.
+        key: String,
+    },
+    /// Asks for the keys that start with `prefix`, in order.
+    List {
+        /// Empty for all keys.
+        prefix: String,
+        /// At most so many keys; `None` leaves it to the plugin.
+        limit: Option<u64>,
+    },
+}
+
+impl KvRequest {
+    pub(crate) fn from_message(message: KvRequestMessage<'_>) -> Self {
+        match message {
+            KvRequestMessage::Get { key } => Self::Get { key: key.into_owned() },
+            KvRequestMessage::Set { key, value } => {
+                Self::Set { key: key.into_owned(), value: value.into_owned() }
+            }
+            KvRequestMessage::Delete { key } => Self::Delete { key: key.into_owned() },
+            KvRequestMessage::List { prefix, limit } => Self::List { prefix: prefix.into_owned(), limit },
+        }
+    }
+}
+
+/// The answer to a [`KvRequest`]; an `Option<String>` or a `Vec<String>` becomes one with `into`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvResponse {
+    /// To `Get`, where `None` says that there is none; `None` also to `Set` and `Delete`.
+    Value(Option<String>),
+    /// To `List`.
+    Keys(Vec<String>),
+}
+
+impl KvResponse {
+    pub(crate) fn as_reply(&self) -> KvReply<'_> {
+        match self {
+            Self::Value(value) => KvReply::Value(value.as_deref()),
+            Self::Keys(keys) => KvReply::Keys(keys),
+        }
+    }
+}
+
+impl From<Option<String>> for KvResponse {
+    fn from(value: Option<String>) -> Self {
+        Self::Value(value)
+    }
+}
+
+impl From<Vec<String>> for KvResponse {
+    fn from(keys: Vec<String>) -> Self {
+        Self::Keys(keys)
+    }
+}
+
 /// Why a handler has no answer.
 ///
 /// Made with [`PluginError::status`] it is meant for the client, who gets the status and the text
 /// (as `application/problem+json`). Made from any other error with `?` it is a 500:
 /// the client gets fixed words, the plugin's log gets the cause.
+///
+/// In answer to a kv request the status becomes a code: 400 `invalid`, 413 `too_large`, 501 `unsupported`,
+/// 503 `unavailable`, 507 `disk_full`, others from 400 on `refused`, all else `failed`.
 #[derive(Debug)]
 pub struct PluginError {
     status: u16,
@@ -274,6 +351,21 @@ impl PluginError {
                 Some(self.message),
             ),
         }
+    }
+
+    /// What the one who asked for kv gets, code and message, and what the log gets.
+    pub(crate) fn into_kv_error(self) -> (&'static str, Cow<'static, str>, Option<String>) {
+        let code = match self.status {
+            400 | 422 => "invalid",
+            413 => "too_large",
+            501 => "unsupported",
+            503 => "unavailable",
+            507 => "disk_full",
+            400..=499 => "refused",
+            500..=599 => "failed",
+            _ => return ("failed", "the plugin failed to handle the request".into(), Some(self.message)),
+        };
+        (code, self.message.into(), None)
     }
 }
 

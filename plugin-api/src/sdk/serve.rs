@@ -22,13 +22,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::ToruPlugin;
 use super::context::{KvAnswer, KvError, PluginContext, Start};
-use super::http::{HttpRequest, HttpResponse, PluginResult};
+use super::http::{HttpRequest, HttpResponse, KvRequest, KvResponse, PluginResult};
+use super::{PluginError, ToruPlugin};
 use crate::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, FrameError, Framing};
-use crate::from_core::{CoreMessage, InitMessage, KvReplyMessage};
+use crate::from_core::{
+    CoreMessage, InitMessage, KvReply, KvReplyMessage, KvRequestMessage, encode_kv_reply,
+};
 use crate::from_plugin::{
-    ResponseStart, encode_failed, encode_http_response, encode_log, encode_pong, encode_ready,
+    BadKvRequest, ResponseStart, encode_failed, encode_http_response, encode_log, encode_pong, encode_ready,
 };
 use crate::headers::{is_field_value, is_token};
 use crate::metadata::Metadata;
@@ -338,6 +340,8 @@ struct State {
     written: usize,
     /// Handlers with tasks of their own, which `cancel` can find.
     tasks: HashMap<String, AbortHandle>,
+    /// Those that answer kv requests, whose ids are apart from the others'.
+    kv_tasks: HashMap<String, AbortHandle>,
     in_flight: usize,
     logs_lost: u64,
     /// The last timestamp and the millisecond that it is of: requests come faster than milliseconds pass.
@@ -465,6 +469,45 @@ impl Connection {
                 .error(format!("a request handler {complaint}"));
         }
     }
+
+    /// Appends the answer to a kv request, whatever came of it.
+    fn respond_kv(
+        &self,
+        ctx: &PluginContext,
+        request_id: &str,
+        outcome: Result<PluginResult<KvResponse>, Panic>,
+        frame_bytes_max: usize,
+    ) {
+        let (answer, complaint) = match outcome {
+            Ok(Ok(response)) => (Ok(response), None),
+            Ok(Err(error)) => {
+                let (code, message, complaint) = error.into_kv_error();
+                (Err((code, message)), complaint)
+            }
+            Err(panic) => (
+                Err(("failed", "the plugin failed to handle the request".into())),
+                Some(format!("panicked: {}", panic_text(&*panic))),
+            ),
+        };
+        let reply = match &answer {
+            Ok(response) => response.as_reply(),
+            Err((code, message)) => KvReply::Error { code, message },
+        };
+        let encoded = self.send(|out, framing, timestamp| {
+            encode_kv_reply(out, framing, timestamp, request_id, &reply, frame_bytes_max).or_else(|_| {
+                let message = "the answer does not fit into a message";
+                let reply = KvReply::Error { code: "too_large", message };
+                encode_kv_reply(out, framing, timestamp, request_id, &reply, frame_bytes_max)
+            })
+        });
+        // Only an id as long as a frame leaves no room for the error.
+        let complaint = complaint.or_else(|| encoded.err().map(|error| format!("has no answer: {error}")));
+        if let Some(complaint) = complaint {
+            ctx.log
+                .with(serde_json::json!({ "request_id": request_id }))
+                .error(format!("the kv handler {complaint}"));
+        }
+    }
 }
 
 /// Why the core would refuse to pass this on.
@@ -560,6 +603,7 @@ impl Driver {
                 out: Vec::new(),
                 written: 0,
                 tasks: HashMap::new(),
+                kv_tasks: HashMap::new(),
                 in_flight: 0,
                 logs_lost: 0,
                 timestamp: (0, rfc3339_millis(0)),
@@ -584,13 +628,13 @@ impl Driver {
             eprintln!("closing a connection to the core: {reason}");
         }
         self.set_drained(false);
-        let tasks = {
+        let (tasks, kv_tasks) = {
             let mut state = lock(&self.connection.state);
             state.open = false;
-            std::mem::take(&mut state.tasks)
+            (std::mem::take(&mut state.tasks), std::mem::take(&mut state.kv_tasks))
         };
         // Nobody is left to hear their answers.
-        for task in tasks.into_values() {
+        for task in tasks.into_values().chain(kv_tasks.into_values()) {
             task.abort();
         }
         self.shared.fail_kv(self.connection.id);
@@ -727,6 +771,9 @@ impl Driver {
                     .append(|out, framing, timestamp| encode_pong(out, framing, timestamp, seq));
             }
             CoreMessage::KvReply { request_id, reply } => self.shared.answer_kv(&request_id, reply),
+            CoreMessage::KvRequest { request_id, request } => {
+                self.handle_kv_request(request_id.into_owned(), request);
+            }
             CoreMessage::Cancel { request_id } => {
                 let task = lock(&connection.state).tasks.remove(&*request_id);
                 if let Some(task) = task {
@@ -843,21 +890,58 @@ impl Driver {
         });
         state.tasks.insert(key, task.abort_handle());
     }
+
+    fn handle_kv_request(&mut self, request_id: String, request: Result<KvRequestMessage<'_>, BadKvRequest>) {
+        let frame_bytes_max = self.shared.frame_bytes_max();
+        let request = match request {
+            Ok(request) => KvRequest::from_message(request),
+            Err(bad) => {
+                let outcome = Ok(Err(PluginError::status(400, bad.to_string())));
+                return self.connection.respond_kv(&self.ctx, &request_id, outcome, frame_bytes_max);
+            }
+        };
+        let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
+        let init = self.shared.init.subscribe();
+        let in_flight = self.in_flight();
+        let key = request_id.clone();
+        // Held over the spawn, for the reason given in `handle_request`.
+        let mut state = lock(&self.connection.state);
+        let task = tokio::spawn(async move {
+            let ctx_of_handler = Arc::clone(&ctx);
+            let mut future: Pin<Box<dyn Future<Output = PluginResult<KvResponse>> + Send>> =
+                Box::pin(async move {
+                    wait_for_init(init).await?;
+                    plugin.handle_kv(request, &ctx_of_handler).await
+                });
+            let outcome = guarded(future.as_mut()).await;
+            let connection = &in_flight.0;
+            lock(&connection.state).kv_tasks.remove(&request_id);
+            connection.respond_kv(&ctx, &request_id, outcome, frame_bytes_max);
+        });
+        state.kv_tasks.insert(key, task.abort_handle());
+    }
 }
 
-/// A 1.0 core does not wait for `ready`, so its first requests wait here.
 async fn handle_after_init(
     plugin: Arc<dyn ToruPlugin>,
     ctx: Arc<PluginContext>,
-    mut init: watch::Receiver<InitState>,
+    init: watch::Receiver<InitState>,
     request: HttpRequest,
 ) -> PluginResult<HttpResponse> {
+    wait_for_init(init).await?;
+    plugin.handle_http(request, &ctx).await
+}
+
+/// A 1.0 core does not wait for `ready`, so its first requests wait here.
+///
+/// Errors: 503, `init` has failed.
+async fn wait_for_init(mut init: watch::Receiver<InitState>) -> PluginResult<()> {
     let has_failed = match init.wait_for(|state| !matches!(state, InitState::Running)).await {
         Ok(state) => matches!(&*state, InitState::Failed(_)),
         Err(_) => true,
     };
     if has_failed {
-        return Err(super::PluginError::status(503, "the plugin failed to start"));
+        return Err(PluginError::status(503, "the plugin failed to start"));
     }
-    plugin.handle_http(request, &ctx).await
+    Ok(())
 }

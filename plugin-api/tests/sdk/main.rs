@@ -491,6 +491,138 @@ fn kv_goes_to_the_core_on_the_requests_own_connection() {
     assert_eq!(core.get_json("/kv/large")["code"], "too_large");
 }
 
+fn kv(request_id: &str, request: Value) -> Value {
+    json!({"type": "kv", "timestamp": "t", "request_id": request_id, "payload": request})
+}
+
+#[test]
+fn a_kv_request_that_arrives_is_the_plugins_to_answer() {
+    let probe = Probe::start();
+    for framing in [Framing::Length, Framing::Lines] {
+        let mut core = probe.connect(framing);
+        // One of a 1.0 core, which reads its answer and closes, comes without any `init`.
+        core.send(&json!({"type": "kv", "request_id": "k1", "payload": {
+            "type": "kv", "request_id": "k1", "action": "Get", "key": "none", "value": null,
+        }}));
+        core.stream.shutdown(Shutdown::Write).expect("open");
+        let answer = core.next();
+        assert_eq!(answer["type"], "kv");
+        assert_eq!(answer["request_id"], "k1");
+        assert_eq!(answer["payload"], json!({"value": null}));
+        assert_eq!(core.receive(), None);
+    }
+    for framing in [Framing::Length, Framing::Lines] {
+        let mut core = probe.connect(framing);
+        core.init(json!({}));
+        for (request, expect) in [
+            (json!({"action": "GET", "key": "a\n"}), json!({"value": "a\n=true"})),
+            (json!({"payload": {"action": "get", "key": "a"}}), json!({"value": "a=true"})),
+            (json!({"action": "Set", "key": "a", "value": "a"}), json!({"value": null})),
+            (json!({"action": "delete", "key": "a"}), json!({"value": null})),
+            (json!({"action": "list"}), json!({"keys": ["None"]})),
+            (json!({"action": "list", "prefix": "p", "limit": 2}), json!({"keys": ["pSome(2)"]})),
+            (
+                json!({"action": "set", "key": "a", "value": "b"}),
+                json!({"error": {"code": "invalid", "message": "differ"}}),
+            ),
+            (
+                json!({"action": "set", "key": "a"}),
+                json!({"error": {"code": "invalid", "message": "value must be a string"}}),
+            ),
+            (
+                json!({"action": "add", "key": "a"}),
+                json!({"error": {"code": "invalid", "message": "action must be get, set, delete or list"}}),
+            ),
+            (
+                json!({"action": "get", "key": "refuse"}),
+                json!({"error": {"code": "refused", "message": "not for you"}}),
+            ),
+            (
+                json!({"action": "get", "key": "large"}),
+                json!({"error": {"code": "too_large", "message": "the answer does not fit into a message"}}),
+            ),
+        ] {
+            let answer = core.ask(&kv("ü", request.clone()));
+            assert_eq!(answer["type"], "kv");
+            assert_eq!(answer["request_id"], "ü");
+            assert_eq!(answer["payload"], expect, "{request}");
+        }
+        for (key, complaint) in [("fail", "the secret cause"), ("panic", "panicked: in the kv handler")] {
+            core.send(&kv("k", json!({"action": "get", "key": key})));
+            let (first, second) = (core.next(), core.next());
+            let (answer, log) = if first["type"] == "log" { (second, first) } else { (first, second) };
+            let error = json!({"code": "failed", "message": "the plugin failed to handle the request"});
+            assert_eq!(answer["payload"]["error"], error);
+            assert!(log["payload"]["message"].as_str().expect("text").contains(complaint), "{log}");
+        }
+        assert_eq!(core.get("/").0, 200);
+    }
+}
+
+#[test]
+fn kv_in_both_directions_is_kept_apart() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    // Its answer takes a question of the plugin's own, under whatever id the plugin likes.
+    core.send(&kv("k1", json!({"action": "get", "key": "core"})));
+    core.send(&http("k1", "/hold", None));
+    let asked = core.next();
+    assert_eq!(asked["payload"]["key"], "from-kv");
+    core.send(&kv(asked["request_id"].as_str().expect("text"), json!({"value": "7"})));
+    let answer = core.next();
+    assert_eq!((&answer["type"], &answer["request_id"]), (&json!("kv"), &json!("k1")));
+    assert_eq!(answer["payload"], json!({"value": "7"}));
+    // `cancel` is for requests of http, and one that waits for ever ends with its connection.
+    core.send(&kv("k2", json!({"action": "get", "key": "hold"})));
+    core.send(&json!({"type": "cancel", "request_id": "k1", "payload": {}}));
+    assert_eq!(core.get("/dropped/1").0, 204);
+    drop(core);
+    let began = Instant::now();
+    probe.connect(Framing::Length).send(&json!({"type": "lifecycle", "payload": {
+        "action": "shutdown", "deadline_ms": 60_000,
+    }}));
+    assert_eq!(probe.wait().status.code(), Some(0));
+    assert!(began.elapsed() < PATIENCE, "it waited for the handler");
+}
+
+#[test]
+fn a_plugin_without_a_kv_handler_says_so_at_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let child = probe_command(&dir.path().join("p.sock"))
+        .env("PROBE_PLAIN", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the probe runs");
+    let plain = Probe { child: Some(child), dir };
+    for framing in [Framing::Length, Framing::Lines] {
+        let mut core = plain.connect(framing);
+        let answer = core.ask(&kv("k1", json!({"action": "get", "key": "a"})));
+        assert_eq!(answer["request_id"], "k1");
+        let error = json!({"code": "unsupported", "message": "the plugin takes no kv requests"});
+        assert_eq!(answer["payload"], json!({"error": error}));
+    }
+}
+
+#[test]
+fn kv_requests_wait_for_init() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    let asked = core.init(json!({"init": "ask"}));
+    let mut worker = probe.connect(Framing::Length);
+    worker.send(&kv("k9", json!({"action": "get", "key": "a"})));
+    assert_eq!(worker.ask(&lifecycle("ping"))["payload"]["action"], "pong");
+    core.send(&kv(asked["request_id"].as_str().expect("text"), json!({"value": null})));
+    assert_eq!(worker.next()["payload"], json!({"value": "a=true"}));
+
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    assert_eq!(core.init(json!({"init": "fail"}))["payload"]["action"], "failed");
+    let answer = core.ask(&kv("k9", json!({"action": "get", "key": "a"})));
+    assert_eq!(answer["payload"]["error"]["code"], "unavailable");
+}
+
 #[test]
 fn kv_without_a_core_that_stores_fails_at_once() {
     let probe = Probe::start();

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use toru_plugin_api::{
-    HttpRequest, HttpResponse, Options, PluginContext, PluginError, PluginMetadata, PluginResult, ToruPlugin,
-    async_trait, run_with,
+    HttpRequest, HttpResponse, KvRequest, KvResponse, Options, PluginContext, PluginError, PluginMetadata,
+    PluginResult, ToruPlugin, async_trait, run_with,
 };
 
 pub struct Probe {
@@ -141,10 +141,46 @@ impl ToruPlugin for Probe {
         }
     }
 
+    async fn handle_kv(&self, request: KvRequest, ctx: &PluginContext) -> PluginResult<KvResponse> {
+        // Half of them answer at once, the others in a later turn.
+        if matches!(request, KvRequest::Get { .. } | KvRequest::Delete { .. }) {
+            tokio::task::yield_now().await;
+        }
+        match request {
+            KvRequest::Get { key } => match &*key {
+                "none" => Ok(None.into()),
+                "panic" => panic!("in the kv handler"),
+                "fail" => Err(PluginError::internal("the secret cause")),
+                "refuse" => Err(PluginError::status(403, "not for you")),
+                "large" => Ok(Some("x".repeat(2 << 20)).into()),
+                "hold" => std::future::pending().await,
+                "core" => Ok(ctx.kv.get("from-kv").await?.into()),
+                key => Ok(Some(format!("{key}={}", self.is_initialized.load(Ordering::Relaxed))).into()),
+            },
+            KvRequest::List { prefix, limit } => Ok(vec![format!("{prefix}{limit:?}")].into()),
+            KvRequest::Set { key, value } if key != value => Err(PluginError::status(400, "differ")),
+            _ => Ok(KvResponse::Value(None)),
+        }
+    }
+
     async fn shutdown(&self, ctx: &PluginContext) {
         // Succeeds only while the connection to the core is still there.
         let stored = ctx.kv.set("goodbye", "1").await;
         eprintln!("shutdown: {stored:?}");
+    }
+}
+
+/// Has only what a plugin must have.
+struct Plain;
+
+#[async_trait]
+impl ToruPlugin for Plain {
+    fn metadata(&self) -> PluginMetadata {
+        PluginMetadata::new("plain", "Plain", "1.0.0")
+    }
+
+    async fn handle_http(&self, _request: HttpRequest, _ctx: &PluginContext) -> PluginResult<HttpResponse> {
+        Ok(HttpResponse::status(204))
     }
 }
 
@@ -153,7 +189,10 @@ pub fn run_if_asked() {
     let Ok(threads) = std::env::var("PROBE_THREADS") else {
         return;
     };
-    let threads = threads.parse().expect("a number");
-    let code = run_with(Probe::new(), Options::default().threads(threads));
+    let options = Options::default().threads(threads.parse().expect("a number"));
+    let code = match std::env::var_os("PROBE_PLAIN") {
+        None => run_with(Probe::new(), options),
+        Some(_) => run_with(Plain, options),
+    };
     std::process::exit(i32::from(code != ExitCode::SUCCESS));
 }

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 from .context import Context, Kv, KvError, Log
 from .http import Headers, HttpError, Request, Response
+from .messages import KvRequest
 from .metadata import Metadata, MetadataError
 from .plugin import Plugin
 
@@ -25,6 +26,7 @@ __all__ = [
     "HttpError",
     "Kv",
     "KvError",
+    "KvRequest",
     "Log",
     "Metadata",
     "MetadataError",

@@ -33,11 +33,13 @@ class KvError(Exception):
     """The core could not do it, or did not answer.
 
     `code` is the core's own word, or `unavailable` (no core, or one that speaks 1.0) or `timeout` (5 s).
+    Raised in a `@plugin.kv` handler it is the answer.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str = "") -> None:
         super().__init__(f"{code}: {message}" if message else code)
         self.code = code
+        self.message = message
 
 
 class Kv:

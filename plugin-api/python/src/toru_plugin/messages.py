@@ -68,13 +68,38 @@ class KvReply:
 
 
 @dataclass(frozen=True)
+class KvRequest:
+    """A kv request to the plugin itself, which a core of 1.0 may send, or a person.
+
+    `action` is `get`, `set`, `delete` or `list`, in lower case. `key` is for the first three, `value` for `set`,
+    `prefix` ("" where absent) and `limit` (None where absent) for `list`.
+    """
+
+    request_id: str
+    action: str
+    key: str = ""
+    value: str = ""
+    prefix: str = ""
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class BadKv:
+    """A kv request that cannot be carried out: answered with an error. `reason` is a fixed word, `message` says it."""
+
+    request_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Unknown:
     """A type or lifecycle action of a later version: to be ignored."""
 
     kind: str
 
 
-CoreMessage = Request | Init | Shutdown | Ping | Cancel | KvReply | Unknown
+CoreMessage = Request | Init | Shutdown | Ping | Cancel | KvReply | KvRequest | BadKv | Unknown
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +199,7 @@ def read_message(frame: bytes) -> CoreMessage:
     if kind == "cancel":
         return Cancel(_request_id(message, payload))
     if kind == "kv":
-        return _read_kv_reply(message, payload)
+        return _read_kv(message, payload)
     return Unknown(kind)
 
 
@@ -250,6 +275,37 @@ def _read_lifecycle(payload: dict[str, Any]) -> CoreMessage:
             config if isinstance(config, dict) else None,
         )
     return Unknown("lifecycle")
+
+
+def _read_kv(message: dict[str, Any], payload: dict[str, Any]) -> KvReply | KvRequest | BadKv:
+    # An answer has no `action`; in a question of 1.0 it may stand one level deeper, as in `http`.
+    inner = payload.get("payload")
+    for fields in (payload, inner if type(inner) is dict else {}):
+        if fields.get("action") is not None:
+            return _read_kv_request(_request_id(message, payload), fields)
+    return _read_kv_reply(message, payload)
+
+
+def _read_kv_request(request_id: str, fields: dict[str, Any]) -> KvRequest | BadKv:
+    action = fields["action"]
+    action = action.lower() if type(action) is str else ""
+    if action not in ("get", "set", "delete", "list"):
+        return BadKv(request_id, "bad_action", "action must be get, set, delete or list")
+    if action == "list":
+        prefix, limit = fields.get("prefix"), fields.get("limit")
+        if prefix is not None and type(prefix) is not str:
+            return BadKv(request_id, "bad_prefix", "prefix must be a string")
+        if limit is not None and (type(limit) is not int or limit < 0):
+            return BadKv(request_id, "bad_limit", "limit must be a number of keys")
+        return KvRequest(request_id, action, prefix=prefix or "", limit=limit)
+    key, value = fields.get("key"), fields.get("value")
+    if type(key) is not str:
+        return BadKv(request_id, "bad_key", "key must be a string")
+    if action != "set":
+        return KvRequest(request_id, action, key)
+    if type(value) is not str:
+        return BadKv(request_id, "bad_value", "value must be a string")
+    return KvRequest(request_id, action, key, value)
 
 
 def _read_kv_reply(message: dict[str, Any], payload: dict[str, Any]) -> KvReply:
@@ -402,6 +458,16 @@ def encode_log(level: str, message: str, fields: Mapping[str, object]) -> bytes:
     if fields:
         payload["fields"] = fields
     return _encode("log", payload)
+
+
+def encode_kv_reply(request_id: str, answer: str | list[str] | None) -> bytes:
+    """The answer to a kv request: the value, the keys of `list`, or None."""
+    return _encode("kv", {"keys": answer} if isinstance(answer, list) else {"value": answer}, request_id)
+
+
+def encode_kv_error(request_id: str, code: str, message: str) -> bytes:
+    """The answer to a kv request that was not carried out; `code` is a fixed word."""
+    return _encode("kv", {"error": {"code": code, "message": message}}, request_id)
 
 
 def encode_kv(request_id: str, action: str, fields: Mapping[str, object]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from .context import Context
 from .frames import Framing
-from .http import Request, Router, path_parameters
+from .http import Router, path_parameters
 from .metadata import MAX_IN_FLIGHT_DEFAULT, read_metadata
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,7 +36,7 @@ class Handler:
     def __init__(self, function: Callable[..., Any], parameters: Sequence[str] = ()) -> None:
         self.name: str = getattr(function, "__qualname__", repr(function))
         self.kind: Kind = _kind(function)
-        self.call: Callable[[Request, Context], Any] = _call(function, parameters)
+        self.call: Callable[[Any, Context], Any] = _call(function, parameters)
 
 
 def _kind(function: Callable[..., Any]) -> Kind:
@@ -50,7 +50,7 @@ def _kind(function: Callable[..., Any]) -> Kind:
     return "thread"
 
 
-def _call(function: Callable[..., Any], parameters: Sequence[str]) -> Callable[[Request, Context], Any]:
+def _call(function: Callable[..., Any], parameters: Sequence[str]) -> Callable[[Any, Context], Any]:
     """Handlers take (request, ctx), (request) or nothing, and path parameters by their name."""
     signature = inspect.signature(function)
     named: list[str] = []
@@ -72,7 +72,7 @@ def _call(function: Callable[..., Any], parameters: Sequence[str]) -> Callable[[
     if not named:
         return lambda request, ctx: function()
 
-    def call(request: Request, ctx: Context) -> Any:
+    def call(request: Any, ctx: Context) -> Any:
         values = {name: request.params[name] for name in named}
         return function(*(request, ctx)[:positional], **values)
 
@@ -122,6 +122,7 @@ class Plugin:
         )
         self.threads = threads
         self.router: Router[Handler] = Router()
+        self.kv_handler: Handler | None = None
         self.init_hooks: list[Callable[[Context], Any]] = []
         self.shutdown_hooks: list[Callable[[Context], Any]] = []
 
@@ -161,6 +162,19 @@ class Plugin:
         if self.router.catch_all is not None:
             raise ValueError("the plugin has a catch-all already")
         self.router.catch_all = Handler(function)
+        return function
+
+    def kv(self, function: F) -> F:
+        """Answers kv requests to the plugin itself: cores of 1.0 may send them, and people who try a plugin by hand.
+
+        It is not the way to the core's storage, which is `ctx.kv`. The function takes (request, ctx), (request) or
+        nothing, where `request` is a `KvRequest`, and may be `async def` or `def`. It returns a str (the value),
+        None (there is none; done), or a list of str (the keys, for `list`). `raise KvError(code, message)` answers
+        with that error. Without it a plugin answers `unsupported`.
+        """
+        if self.kv_handler is not None:
+            raise ValueError("the plugin has a kv handler already")
+        self.kv_handler = Handler(function)
         return function
 
     def on_init(self, function: F) -> F:

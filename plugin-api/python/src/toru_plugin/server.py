@@ -28,7 +28,7 @@ from . import messages
 from .context import Context, KvError
 from .frames import FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, Decoder, FrameError
 from .http import HttpError, Request, Response, check_response, problem
-from .messages import Cancel, CoreMessage, Init, KvReply, MessageError, Ping, Shutdown
+from .messages import BadKv, Cancel, CoreMessage, Init, KvReply, KvRequest, MessageError, Ping, Shutdown
 
 if TYPE_CHECKING:
     from .plugin import Handler, Plugin
@@ -147,11 +147,12 @@ def _make_private_directory(path: str) -> None:
 class _Call:
     """One request that is not answered yet. `over` once it is answered or cancelled: what comes later is dropped."""
 
-    __slots__ = ("connection", "future", "over", "request", "task")
+    __slots__ = ("connection", "future", "key", "over", "task")
 
-    def __init__(self, connection: _Connection, request: Request) -> None:
+    def __init__(self, connection: _Connection, key: str | tuple[str, str]) -> None:
         self.connection = connection
-        self.request = request
+        # In `calls`: the id of an HTTP request, or ("kv", id), since ids of kv are apart.
+        self.key = key
         self.task: asyncio.Task[None] | None = None
         self.future: Future[None] | None = None
         self.over = False
@@ -164,7 +165,7 @@ class _Connection(asyncio.Protocol):
         self.server = server
         self.decoder = Decoder(None, server.frame_bytes_max)
         self.transport: asyncio.Transport
-        self.calls: dict[str, _Call] = {}
+        self.calls: dict[str | tuple[str, str], _Call] = {}
         # Answers that are still to come here: requests and `ready`. A half-closed connection stays open for them.
         self.pending = 0
         self.protocol = "1.0"
@@ -289,7 +290,7 @@ class _Server:
         self._init_error: str | None = None
         self._init_task: asyncio.Task[None] | None = None
         self._init_replies: list[_Connection] = []
-        self._init_requests: list[tuple[_Connection, Request]] = []
+        self._init_requests: list[tuple[_Connection, Request | KvRequest]] = []
         self._in_flight = 0
         self._idle: asyncio.Future[None] | None = None
         self._all_closed: asyncio.Future[None] | None = None
@@ -332,17 +333,24 @@ class _Server:
                 message = self._failure(request, error, handler)
             connection.send(message)
             return
-        call = _Call(connection, request)
-        connection.calls[request.request_id] = call
+        call = self._open_call(connection, request.request_id)
+        if handler.kind == "task":
+            call.task = self._start(self._run_task(call, request, handler))
+        else:
+            self.threads_busy += 1
+            call.future = self._threads().submit(self._run_in_thread, call, request, handler)
+
+    def _open_call(self, connection: _Connection, key: str | tuple[str, str]) -> _Call:
+        call = _Call(connection, key)
+        connection.calls[key] = call
         connection.pending += 1
         self._in_flight += 1
-        if handler.kind == "task":
-            call.task = self._start(self._run_task(call, handler))
-        else:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._plugin.threads, "toru-plugin")
-            self.threads_busy += 1
-            call.future = self._pool.submit(self._run_in_thread, call, handler)
+        return call
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._plugin.threads, "toru-plugin")
+        return self._pool
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if _EAGER:
@@ -350,8 +358,7 @@ class _Server:
             return eager(coroutine, loop=self.event_loop, eager_start=True)
         return self.event_loop.create_task(coroutine)
 
-    async def _run_task(self, call: _Call, handler: Handler) -> None:
-        request = call.request
+    async def _run_task(self, call: _Call, request: Request, handler: Handler) -> None:
         try:
             message = self._encode(request, await handler.call(request, self._context), handler)
         except asyncio.CancelledError:
@@ -363,8 +370,7 @@ class _Server:
             message = self._failure(request, error, handler)
         self._finish(call, message)
 
-    def _run_in_thread(self, call: _Call, handler: Handler) -> None:
-        request = call.request
+    def _run_in_thread(self, call: _Call, request: Request, handler: Handler) -> None:
         message: bytes | None = None
         try:
             if not call.over:
@@ -390,9 +396,8 @@ class _Server:
             return
         call.over = True
         connection = call.connection
-        request_id = call.request.request_id
-        if connection.calls.get(request_id) is call:
-            del connection.calls[request_id]
+        if connection.calls.get(call.key) is call:
+            del connection.calls[call.key]
         if message is not None:
             connection.send(message)
         connection.settled()
@@ -446,6 +451,88 @@ class _Server:
         self.log("error", "handler failed", fields)
 
     # -----------------------------------------------------------------------------------------------------------------
+    # Questions of kv to the plugin itself
+
+    def handle_kv(self, connection: _Connection, request: KvRequest | BadKv) -> None:
+        """Answers a kv request, so that nobody waits. They are rare: each is a task."""
+        if isinstance(request, BadKv):
+            connection.send(messages.encode_kv_error(request.request_id, "invalid", request.message))
+            return
+        handler = self._plugin.kv_handler
+        if handler is None:
+            error = messages.encode_kv_error(request.request_id, "unsupported", "the plugin takes no kv requests")
+            connection.send(error)
+        elif not self._initialized:
+            self._wait_for_init(connection, request)
+        else:
+            call = self._open_call(connection, ("kv", request.request_id))
+            call.task = self._start(self._run_kv(call, request, handler))
+
+    async def _run_kv(self, call: _Call, request: KvRequest, handler: Handler) -> None:
+        request_id = request.request_id
+        try:
+            if handler.kind == "thread":
+                result = await self._call_in_thread(handler, request)
+            else:
+                result = await handler.call(request, self._context)
+            message = self._encode_kv(request_id, result)
+        except asyncio.CancelledError:
+            if call.over:
+                raise
+            message = self._kv_failure(request, RuntimeError("the handler was cancelled"), handler)
+        except Exception as error:
+            message = self._kv_failure(request, error, handler)
+        self._finish(call, message)
+
+    async def _call_in_thread(self, handler: Handler, request: KvRequest) -> object:
+        def call() -> object:
+            try:
+                return handler.call(request, self._context)
+            except (SystemExit, KeyboardInterrupt) as error:  # Out of the loop it would end the plugin.
+                raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+        def done(future: asyncio.Future[object]) -> None:
+            self.threads_busy -= 1
+            if not future.cancelled():
+                future.exception()  # Where nobody waits for it any more, it is no news.
+
+        self.threads_busy += 1
+        future = self.event_loop.run_in_executor(self._threads(), call)
+        future.add_done_callback(done)
+        # A thread cannot be stopped: the task goes, the count of busy threads stays true.
+        return await asyncio.shield(future)
+
+    def _encode_kv(self, request_id: str, result: object) -> bytes:
+        if isinstance(result, (list, tuple)):
+            if not all(isinstance(key, str) for key in result):
+                raise TypeError("the keys that a kv handler returns are str")
+            message = messages.encode_kv_reply(request_id, list(result))
+        elif result is None or isinstance(result, str):
+            message = messages.encode_kv_reply(request_id, result)
+        else:
+            raise TypeError(f"a kv handler returns str, None or a list of str, not {type(result).__name__}")
+        if len(message) > self.frame_bytes_max:
+            return messages.encode_kv_error(request_id, "too_large", "the answer does not fit into a message")
+        return message
+
+    def _kv_failure(self, request: KvRequest, error: Exception, handler: Handler) -> bytes:
+        if isinstance(error, KvError):
+            try:
+                return messages.encode_kv_error(request.request_id, error.code, error.message)
+            except Exception as second:  # Half a surrogate pair in the words.
+                error = second
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        fields = {
+            "error": f"{type(error).__name__}: {error}",
+            "action": request.action,
+            "request_id": request.request_id,
+            "handler": handler.name,
+            "traceback": trace,
+        }
+        self.log("error", "kv handler failed", fields)
+        return messages.encode_kv_error(request.request_id, "failed", "the plugin failed to handle the request")
+
+    # -----------------------------------------------------------------------------------------------------------------
     # Everything that is no request
 
     def take(self, connection: _Connection, message: CoreMessage) -> None:
@@ -465,6 +552,8 @@ class _Server:
             waiting = self._kv_waiting.pop(message.request_id, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
+        elif isinstance(message, (KvRequest, BadKv)):
+            self.handle_kv(connection, message)
         elif isinstance(message, Init):
             self._init(connection, message)
         elif isinstance(message, Shutdown):
@@ -506,10 +595,13 @@ class _Server:
             self._init_replies.append(connection)
         self._start_init()
 
-    def _wait_for_init(self, connection: _Connection, request: Request) -> None:
+    def _wait_for_init(self, connection: _Connection, request: Request | KvRequest) -> None:
         if self._init_error is not None:
-            error = HttpError(503, "the plugin failed to start")
-            connection.send(self._encode(request, problem(error, request)))
+            words = "the plugin failed to start"
+            if isinstance(request, KvRequest):
+                connection.send(messages.encode_kv_error(request.request_id, "unavailable", words))
+            else:
+                connection.send(self._encode(request, problem(HttpError(503, words), request)))
             return
         connection.pending += 1
         self._in_flight += 1
@@ -542,7 +634,10 @@ class _Server:
         requests, self._init_requests = self._init_requests, []
         for connection, request in requests:
             if not connection.lost:
-                self.handle(connection, request)
+                if isinstance(request, KvRequest):
+                    self.handle_kv(connection, request)
+                else:
+                    self.handle(connection, request)
             connection.settled()
             self._less_in_flight()
 
