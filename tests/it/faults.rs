@@ -610,6 +610,23 @@ fn a_killed_core_takes_its_plugins_with_it() {
 }
 
 #[test]
+fn what_a_killed_core_left_behind_is_swept_at_the_next_start() {
+    let mut daemon = Stage::new().faulty("p", &json!({"do": "fork-child"})).start();
+    daemon.wait_ready("p");
+    let left = wait_for("the children", || {
+        let found = daemon.processes();
+        (found.len() >= 4).then_some(found)
+    });
+    daemon.kill();
+    let daemon = daemon.start_again();
+    daemon.wait_ready("p");
+    for pid in left {
+        wait_for(&format!("{pid:?} to be gone"), || (!daemon.processes().contains(&pid)).then_some(()));
+    }
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+}
+
+#[test]
 fn no_descriptors_left_does_not_end_or_spin_the_core() {
     if !toru_tests::has_program("prlimit") {
         println!("skipped: no prlimit here");

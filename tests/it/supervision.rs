@@ -503,7 +503,7 @@ fn disable_enable_and_restart_do_what_they_say() {
 
     // Remembered over a restart of the core.
     let daemon = daemon.restart();
-    assert_eq!(daemon.status("p").unwrap()["enabled"], false);
+    daemon.wait_status("p", "known and still disabled", |status| status["enabled"] == false);
     assert_problem(&daemon.get("/api/plugins/p/x"), 404);
     done(&daemon, "enable");
     assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
