@@ -27,7 +27,7 @@ use toru_plugin_api::from_plugin::{HttpResponse, PluginMessage};
 use toru_plugin_api::time::as_str;
 use toru_supervisor::{Command, KvAnswer, Level};
 
-use crate::answer::{AnswerHead, Failure, Pieces};
+use crate::answer::{AnswerHead, Failure, Pieces, add_field};
 use crate::driver::Driver;
 use crate::exchange::{Delivery, ExchangeId};
 use crate::worker::{Message, Target, Worker};
@@ -389,13 +389,19 @@ fn take(
 /// A whole answer as the pieces that a client's task takes.
 pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
     let mut fields = Vec::with_capacity(128);
+    let mut has_content_type = false;
     for (name, value) in response.headers.clone() {
+        has_content_type |= name.eq_ignore_ascii_case("content-type");
         // The core frames the answer; what the plugin says about that would only contradict it.
         if !is_reserved_in_response(name) {
             // The reader has refused whatever this could refuse.
             let encoded = encode_field(&mut fields, name, value);
             debug_assert!(encoded.is_ok(), "{name}: {value:?}");
         }
+    }
+    // Of a string nobody but the plugin knows what it is; a JSON value is one.
+    if response.body_is_json && !has_content_type {
+        add_field(&mut fields, "content-type", "application/json");
     }
     let head = AnswerHead { status: response.status, fields };
     Pieces { head: Some(head), content: response.body.to_vec(), complete: true }
@@ -405,5 +411,37 @@ impl Worker {
     /// Tells the supervisor that a plugin broke the protocol.
     pub fn report_broken(&self, index: usize, generation: u64, reason: String, fatal: bool) {
         self.shared.supervisor.send(Command::ProtocolError { index, generation, reason, fatal });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toru_plugin_api::from_plugin::PluginMessageReader;
+
+    use super::*;
+
+    fn fields_of(payload: &str) -> String {
+        let mut frame = format!(r#"{{"type":"http","request_id":"r","payload":{payload}}}"#).into_bytes();
+        let fields = PluginMessageReader::new().read(&mut frame, |message| match message {
+            PluginMessage::HttpResponse { response: Ok(response), .. } => {
+                pieces(&response).head.expect("a whole answer has one").fields
+            }
+            other => panic!("{other:?}"),
+        });
+        String::from_utf8(fields.expect("a message")).expect("ASCII")
+    }
+
+    #[test]
+    fn a_json_value_without_a_content_type_gets_one() {
+        let json = "content-type: application/json\r\n";
+        for body in [r#"{"a":1}"#, "[]", "7", "true"] {
+            assert_eq!(fields_of(&format!(r#"{{"status":200,"body":{body}}}"#)), json, "{body}");
+        }
+        let own = r#"{"status":200,"headers":{"Content-Type":"application/ld+json"},"body":{}}"#;
+        assert_eq!(fields_of(own).to_ascii_lowercase(), "content-type: application/ld+json\r\n");
+        // Text may be anything, and no content is of no type.
+        for body in [r#""{}""#, r#""""#, "null"] {
+            assert_eq!(fields_of(&format!(r#"{{"status":200,"body":{body}}}"#)), "", "{body}");
+        }
     }
 }
