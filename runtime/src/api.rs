@@ -16,8 +16,9 @@ use crate::route::Endpoint;
 use crate::status;
 use crate::worker::Worker;
 
-/// How long a 1.0 plugin's question may take.
-const KV_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the store may be silent. It answers within [`crate::kv::PATIENCE`] unless the disk hangs in mid write: past
+/// this, nobody knows whether the value will be there.
+const KV_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -266,7 +267,8 @@ async fn kv(worker: &Worker, id: &str, body: &[u8]) -> Result<LocalAnswer, Failu
     let answer = match monoio::time::timeout(KV_TIMEOUT, told).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(oneshot::Canceled)) | Err(_) => {
-            KvAnswer::Error { code: "unavailable", message: "the store did not answer in time".into() }
+            let message = "the disk did not answer in time; a value may still be stored or removed".into();
+            KvAnswer::Error { code: "unavailable", message }
         }
     };
     Ok(match answer {

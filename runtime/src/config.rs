@@ -50,6 +50,16 @@ pub enum Access {
     All,
 }
 
+/// When a stored value is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Synchronous {
+    /// Before it is acknowledged: it survives a power failure.
+    Full,
+    /// Soon after: it survives the end of the process, and the last ones may be lost to a power failure.
+    Normal,
+}
+
 /// Everything `toru serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -71,6 +81,7 @@ pub struct Config {
     /// Connections open to one 1.0 plugin at once.
     pub legacy_connections: u32,
     pub log: LogConfig,
+    pub store: StoreConfig,
     pub token_file: PathBuf,
     pub plugins_need_token: bool,
     pub notify_command: Vec<String>,
@@ -107,6 +118,16 @@ pub struct LogConfig {
     pub summary_interval: Duration,
     pub rotate_bytes: u64,
     pub rotate_keep: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct StoreConfig {
+    pub synchronous: Synchronous,
+    /// Keys and values of one plugin together.
+    pub quota_bytes: u64,
+    pub value_bytes_max: usize,
+    pub events_kept: Duration,
+    pub event_rows_max: u64,
 }
 
 /// What the command line or the environment said.
@@ -200,6 +221,8 @@ struct File {
     http: HttpTable,
     protocol: ProtocolTable,
     log: LogTable,
+    kv: KvTable,
+    events: EventsTable,
     auth: AuthTable,
     notify: NotifyTable,
     plugins: HashMap<Spanned<String>, toml::Table>,
@@ -276,6 +299,20 @@ enum LevelWord {
     Info,
     Warn,
     Error,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct KvTable {
+    synchronous: Option<Synchronous>,
+    quota_bytes: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct EventsTable {
+    keep_days: Option<Spanned<u64>>,
+    keep_rows: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -382,6 +419,7 @@ impl File {
                 1..=1024,
             )?,
             log: self.log.resolve(source)?,
+            store: store_config(&self.kv, &self.events, source, message_bytes_max)?,
             token_file: self.auth.token_file.unwrap_or_else(|| data_dir.join("token")),
             plugins_need_token: self.auth.plugins_need_token.unwrap_or(false),
             notify_command: self.notify.command.map(Spanned::into_inner).unwrap_or_default(),
@@ -462,6 +500,25 @@ impl HttpTable {
     }
 }
 
+fn store_config(
+    kv: &KvTable,
+    events: &EventsTable,
+    source: &Source<'_>,
+    message_bytes_max: usize,
+) -> Result<StoreConfig, ConfigError> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    // The upper bounds keep sums of them far from any overflow, and are far beyond any use.
+    let keep_days = source.number("events.keep_days", &events.keep_days, 90, 1..=36_500)?;
+    Ok(StoreConfig {
+        synchronous: kv.synchronous.unwrap_or(Synchronous::Full),
+        quota_bytes: source.number("kv.quota_bytes", &kv.quota_bytes, 64 * 1024 * 1024, 0..=1 << 50)?,
+        // A larger one could not be answered.
+        value_bytes_max: message_bytes_max,
+        events_kept: DAY * keep_days as u32,
+        event_rows_max: source.number("events.keep_rows", &events.keep_rows, 100_000, 1..=100_000_000)?,
+    })
+}
+
 impl LogTable {
     fn resolve(&self, source: &Source<'_>) -> Result<LogConfig, ConfigError> {
         let level = match (&self.level, std::env::var("RUST_LOG")) {
@@ -540,6 +597,8 @@ mod tests {
             ("[supervisor]\nbackoff_ms = []\n", "line 2, column 14: `supervisor.backoff_ms`"),
             ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
             ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
+            ("[kv]\nsynchronous = \"off\"\n", "line 2, column 15"),
+            ("[events]\nkeep_days = 0\n", "line 2, column 13: `events.keep_days` is 0"),
         ] {
             let error = load(text).expect_err(text).to_string();
             assert!(error.contains(expect), "{text:?} gave {error:?}");

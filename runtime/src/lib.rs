@@ -13,7 +13,7 @@ mod driver;
 mod exchange;
 mod gate;
 mod histogram;
-mod kv;
+pub mod kv;
 mod legacy;
 mod link;
 mod log;
@@ -94,11 +94,16 @@ pub fn run(
     let _sockets_lock = claim_sockets_dir(&config.sockets_dir)?;
     let control = open_control_socket(&config.control_socket)?;
     let control_socket = RemoveOnDrop(config.control_socket.clone());
-    let (store, store_owner, known) = kv::start(&config.data_dir)?;
-    let _data_lock = claim(&config.data_dir)?;
-    let token = read_or_make_token(&config.token_file)?;
+    // Held before anything in it is touched, and until the database is closed.
+    let _data_lock = claim_data_dir(&config.data_dir)?;
     let (logger, log_writer) =
         log::start(&config.log_dir, &config.log).map_err(|error| start("the log", error))?;
+    let notice = {
+        let logger = logger.clone();
+        Box::new(move |level, message: &str| logger.core(level, "store", message, None, &Map::new()))
+    };
+    let (store, store_owner, known) = kv::start(&config.data_dir, config.store, notice)?;
+    let token = read_or_make_token(&config.token_file)?;
     let (driver, warning) = driver::choose(config.driver).map_err(RunError::Start)?;
     if let Some(warning) = warning {
         logger.core(Level::Warn, "toru", &warning, None, &Map::new());
@@ -205,7 +210,11 @@ pub fn run(
     on_listening(address, handle.clone());
 
     wait_and_stop(&news, &shared, &mailboxes, &handle);
-    store_owner.finish();
+    let events_dropped = store_owner.finish();
+    if events_dropped > 0 {
+        let fields = json!({ "dropped": events_dropped });
+        logger.core(Level::Warn, "store", "Events dropped", None, fields.as_object().unwrap_or(&Map::new()));
+    }
     logger.core(Level::Info, "toru", "Stopped", None, &Map::new());
     log_writer.finish();
     drop(control_socket);
@@ -352,6 +361,14 @@ fn claim_sockets_dir(path: &Path) -> Result<File, RunError> {
     if found.mode() & 0o777 != 0o700 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fail)?;
     }
+    claim(path)
+}
+
+/// Makes the folder for the database and the token, and keeps other daemons out of it.
+fn claim_data_dir(path: &Path) -> Result<File, RunError> {
+    fs::create_dir_all(path).map_err(|error| {
+        RunError::Start(format!("cannot make the data folder {}: {error}", path.display()))
+    })?;
     claim(path)
 }
 
