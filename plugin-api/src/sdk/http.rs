@@ -17,6 +17,7 @@ pub type PluginResult<T> = Result<T, PluginError>;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct HttpRequest {
+    /// Names the request on its connection; for people and logs there is [`known_id`](Self::known_id).
     pub request_id: String,
     /// As the client sent it, in capitals by custom.
     pub method: String,
@@ -55,6 +56,13 @@ impl HttpRequest {
             remote_addr: message.remote_addr.map(Cow::into_owned),
             timeout: message.timeout_ms.map(Duration::from_millis),
         }
+    }
+
+    /// The request's id outside of its connection: the `x-request-id` that the client and the core's log know.
+    ///
+    /// Where there is none, as by hand, it is `request_id`.
+    pub fn known_id(&self) -> &str {
+        self.headers.get("x-request-id").unwrap_or(&self.request_id)
     }
 
     /// The body as text. Errors: not UTF-8, a 400 if passed on.
@@ -213,7 +221,8 @@ impl HttpResponse {
         self
     }
 
-    pub(crate) fn problem(status: u16, detail: &str, request_id: &str) -> Self {
+    /// Shape: RFC 9457; `known_id` is what the client can name the request by.
+    pub(crate) fn problem(status: u16, detail: &str, known_id: &str) -> Self {
         let title = match status {
             400 => "Bad Request",
             401 => "Unauthorized",
@@ -237,7 +246,7 @@ impl HttpResponse {
         body.extend_from_slice(b",\"detail\":");
         write_string(&mut body, detail);
         body.extend_from_slice(b",\"request_id\":");
-        write_string(&mut body, request_id);
+        write_string(&mut body, known_id);
         body.push(b'}');
         Self::bytes("application/problem+json", body).with_status(status)
     }
@@ -343,11 +352,11 @@ impl PluginError {
     }
 
     /// What the client gets, and what the log gets.
-    pub(crate) fn into_response(self, request_id: &str) -> (HttpResponse, Option<String>) {
+    pub(crate) fn into_response(self, known_id: &str) -> (HttpResponse, Option<String>) {
         match self.status {
-            400..=599 => (HttpResponse::problem(self.status, &self.message, request_id), None),
+            400..=599 => (HttpResponse::problem(self.status, &self.message, known_id), None),
             _ => (
-                HttpResponse::problem(500, "the plugin failed to handle the request", request_id),
+                HttpResponse::problem(500, "the plugin failed to handle the request", known_id),
                 Some(self.message),
             ),
         }

@@ -427,7 +427,7 @@ impl Connection {
     fn respond(
         &self,
         ctx: &PluginContext,
-        request_id: &str,
+        ids: &RequestIds,
         outcome: Result<PluginResult<HttpResponse>, Panic>,
         frame_bytes_max: usize,
     ) {
@@ -435,20 +435,21 @@ impl Connection {
             Ok(Ok(response)) => match fault_of(&response) {
                 None => (response, None),
                 Some(fault) => (
-                    HttpResponse::problem(500, "the plugin made a bad response", request_id),
+                    HttpResponse::problem(500, "the plugin made a bad response", ids.known_id()),
                     Some(fault.to_owned()),
                 ),
             },
-            Ok(Err(error)) => error.into_response(request_id),
+            Ok(Err(error)) => error.into_response(ids.known_id()),
             Err(panic) => (
-                HttpResponse::problem(500, "the plugin failed to handle the request", request_id),
+                HttpResponse::problem(500, "the plugin failed to handle the request", ids.known_id()),
                 Some(format!("panicked: {}", panic_text(&*panic))),
             ),
         };
         // Twice at most: what says that a response was too large is small.
         loop {
             let encoded = lock(&self.state).append(|out, framing, timestamp| {
-                let start = ResponseStart { request_id, timestamp, status: response.status };
+                let (request_id, status) = (ids.request_id(), response.status);
+                let start = ResponseStart { request_id, timestamp, status };
                 let headers = response.headers.iter().map(|(name, value)| (&**name, &**value));
                 let limit = frame_bytes_max;
                 encode_http_response(out, framing, &start, headers, &response.body, limit)
@@ -461,11 +462,11 @@ impl Connection {
             }
             complaint = Some(format!("made too large a response: {error}"));
             let detail = "the plugin made a response larger than a message can be";
-            response = HttpResponse::problem(500, detail, request_id);
+            response = HttpResponse::problem(500, detail, ids.known_id());
         }
         if let Some(complaint) = complaint {
             ctx.log
-                .with(serde_json::json!({ "request_id": request_id }))
+                .with(serde_json::json!({ "request_id": ids.known_id() }))
                 .error(format!("a request handler {complaint}"));
         }
     }
@@ -507,6 +508,30 @@ impl Connection {
                 .with(serde_json::json!({ "request_id": request_id }))
                 .error(format!("the kv handler {complaint}"));
         }
+    }
+}
+
+/// The ids of a request that is being handled, in one allocation: every request has them.
+struct RequestIds {
+    both: String,
+    /// How much of it is the first.
+    request_id_bytes: usize,
+}
+
+impl RequestIds {
+    fn of(request: &HttpRequest) -> Self {
+        let both = [request.request_id.as_str(), request.known_id()].concat();
+        Self { both, request_id_bytes: request.request_id.len() }
+    }
+
+    /// What the answer carries.
+    fn request_id(&self) -> &str {
+        &self.both[..self.request_id_bytes]
+    }
+
+    /// What client and log are told.
+    fn known_id(&self) -> &str {
+        &self.both[self.request_id_bytes..]
     }
 }
 
@@ -853,7 +878,7 @@ impl Driver {
 
     fn handle_request(&mut self, request: HttpRequest) {
         let frame_bytes_max = self.shared.frame_bytes_max();
-        let request_id = request.request_id.clone();
+        let ids = RequestIds::of(&request);
         let is_starting = matches!(&*self.shared.init.borrow(), InitState::Running | InitState::Failed(_));
         let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
         let mut future: HandlerFuture = if is_starting {
@@ -873,20 +898,20 @@ impl Driver {
                 self.tasks_first = TASKS_AFTER_SLOW;
             }
             if let Poll::Ready(outcome) = polled {
-                self.connection.respond(&self.ctx, &request_id, outcome, frame_bytes_max);
+                self.connection.respond(&self.ctx, &ids, outcome, frame_bytes_max);
                 return;
             }
         }
         let in_flight = self.in_flight();
         let ctx = Arc::clone(&self.ctx);
-        let key = request_id.clone();
+        let key = ids.request_id().to_owned();
         // Held over the spawn, so that a handler that ends at once finds itself in the table.
         let mut state = lock(&self.connection.state);
         let task = tokio::spawn(async move {
             let outcome = guarded(future.as_mut()).await;
             let connection = &in_flight.0;
-            lock(&connection.state).tasks.remove(&request_id);
-            connection.respond(&ctx, &request_id, outcome, frame_bytes_max);
+            lock(&connection.state).tasks.remove(ids.request_id());
+            connection.respond(&ctx, &ids, outcome, frame_bytes_max);
         });
         state.tasks.insert(key, task.abort_handle());
     }

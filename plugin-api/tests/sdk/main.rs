@@ -378,7 +378,31 @@ fn a_handlers_mistakes_are_a_500_and_a_log_line() {
     let (status, body) = core.get("/refuse");
     assert_eq!(status, 403);
     assert!(body.contains("not for you"), "{body}");
+    assert!(body.contains(r#""request_id":"r""#), "{body}");
     assert_eq!(core.get("/").0, 200);
+}
+
+#[test]
+fn problems_name_the_request_as_the_client_knows_it() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    for path in ["/refuse", "/panic", "/panic-later", "/fail", "/bytes/1048577", "/bad-status"] {
+        let mut request = http("1-2-3", path, None);
+        request["payload"]["payload"]["headers"] =
+            json!({"accept": "*/*", "X-Request-Id": "known \"outside\""});
+        core.send(&request);
+        let mut answer = core.next();
+        if answer["type"] == "log" {
+            assert_eq!(answer["payload"]["fields"]["request_id"], "known \"outside\"", "{path}");
+            answer = core.next();
+        } else if path != "/refuse" {
+            assert_eq!(core.next()["payload"]["fields"]["request_id"], "known \"outside\"", "{path}");
+        }
+        assert_eq!(answer["request_id"], "1-2-3");
+        let problem: Value = serde_json::from_str(&response(&answer).1).expect("JSON");
+        assert_eq!(problem["request_id"], "known \"outside\"", "{path}");
+    }
 }
 
 #[test]
