@@ -83,6 +83,8 @@ pub fn run(
     config: Config,
     on_listening: impl FnOnce(SocketAddr, toru_supervisor::Handle),
 ) -> Result<(), RunError> {
+    let start = |what: &str, error: io::Error| RunError::Start(format!("cannot start {what}: {error}"));
+    toru_supervisor::prepare().map_err(|error| start("the supervisor", error))?;
     // Before the first thread, so that all inherit it and only the signal thread hears them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -90,7 +92,6 @@ pub fn run(
     }
     signals.thread_block().map_err(|error| RunError::Start(format!("cannot block signals: {error}")))?;
 
-    let start = |what: &str, error: io::Error| RunError::Start(format!("cannot start {what}: {error}"));
     let _sockets_lock = claim_sockets_dir(&config.sockets_dir)?;
     let control = open_control_socket(&config.control_socket)?;
     let control_socket = RemoveOnDrop(config.control_socket.clone());

@@ -12,7 +12,7 @@ use std::time::Instant;
 use toru_plugin_api::metadata::Metadata;
 
 use crate::METADATA_BYTES_MAX;
-use crate::process::{Exit, Process, Spec};
+use crate::process::{Exit, Process, SpawnError, Spec};
 
 /// What is kept of a failed call's standard error, to explain it.
 const STDERR_BYTES_KEPT: usize = 1024;
@@ -44,7 +44,8 @@ pub(crate) fn find(folder: &Path) -> io::Result<Vec<PathBuf>> {
 pub(crate) struct Probe {
     id: u64,
     file: PathBuf,
-    process: Process,
+    /// Until it has ended, or was given up.
+    process: Option<Process>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     said: Vec<u8>,
@@ -60,19 +61,19 @@ enum Outcome {
 }
 
 impl Probe {
-    /// Errors: the file cannot be run; in words.
+    /// Errors: the file cannot be run.
     pub fn start(
         id: u64,
         file: PathBuf,
         env: &[(OsString, OsString)],
         deadline: Instant,
-    ) -> Result<Self, String> {
-        let spec = Spec { program: &file, args: &["--metadata"], env };
-        let (process, pipes) = Process::spawn(&spec).map_err(|error| error.reason)?;
+    ) -> Result<Self, SpawnError> {
+        let spec = Spec { args: &["--metadata"], ..Spec::new(&file, env) };
+        let (process, pipes) = Process::spawn(&spec)?;
         Ok(Self {
             id,
             file,
-            process,
+            process: Some(process),
             stdout: Some(pipes.stdout),
             stderr: Some(pipes.stderr),
             said: vec![],
@@ -97,7 +98,7 @@ impl Probe {
     /// What to watch: whichever of these is readable wants [`Probe::advance`].
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let pipes = [&self.stdout, &self.stderr].into_iter().flatten().map(|fd| fd.as_fd());
-        std::iter::once(self.process.as_fd()).chain(pipes)
+        self.process.iter().map(|process| process.as_fd()).chain(pipes)
     }
 
     /// Reads what is there; whether the call is over.
@@ -105,13 +106,13 @@ impl Probe {
         if self.outcome.is_some() {
             return true;
         }
-        let exit = self.process.reap();
+        let exit = self.process.as_ref().and_then(Process::reap);
         // After the exit nothing new comes, so one more round takes all that is left in the pipes.
         read_all(&mut self.stdout, scratch, &mut self.said, METADATA_BYTES_MAX + 1);
         read_all(&mut self.stderr, scratch, &mut self.complained, STDERR_BYTES_KEPT);
         if self.said.len() > METADATA_BYTES_MAX {
             if exit.is_none() {
-                self.process.end();
+                self.give_up();
             }
             self.outcome = Some(Outcome::TooMuch);
         } else if let Some(exit) = exit {
@@ -123,8 +124,14 @@ impl Probe {
     /// Ends the call, which was too slow.
     pub fn expire(&mut self) {
         if self.outcome.is_none() {
-            self.process.end();
+            self.give_up();
             self.outcome = Some(Outcome::TooSlow);
+        }
+    }
+
+    fn give_up(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.abandon();
         }
     }
 

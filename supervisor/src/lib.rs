@@ -12,6 +12,7 @@ mod discovery;
 mod kv;
 mod lifeline;
 mod process;
+mod remains;
 pub mod state;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -24,6 +25,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
+use nix::sys::signalfd::SignalFd;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use serde_json::{Map, Value, json};
 use toru_plugin_api::from_plugin::PluginMessageReader;
@@ -32,8 +34,9 @@ use toru_plugin_api::metadata::{Metadata, Protocol};
 use discovery::Probe;
 pub use kv::{KvAnswer, KvQuestion};
 use lifeline::{Lifeline, Said};
-pub use process::Exit;
+pub use process::{Exit, prepare};
 use process::{Process, Spec};
+use remains::{Mark, ProcessId, Table};
 use state::{Action, Event, Happening, Policy, State, Want, step};
 
 /// Everything the supervisor is told at the start.
@@ -70,6 +73,17 @@ const PROTOCOL_ERROR_WINDOW: Duration = Duration::from_secs(60);
 /// Between attempts to reach the socket of a starting plugin: from the first to the last of these.
 const CONNECT_RETRY_MIN: Duration = Duration::from_millis(2);
 const CONNECT_RETRY_MAX: Duration = Duration::from_millis(50);
+/// How long what a plugin left behind may take to be gone after SIGKILL, until its end is told nevertheless: a process
+/// in uninterruptible sleep must not hold up the restart.
+const REMAINS_PATIENCE: Duration = Duration::from_secs(2);
+/// Before looking again at a process that is just being replaced by an exec, or could not be opened.
+const REMAINS_LOOK: Duration = Duration::from_millis(10);
+/// So often an orphan with an empty environment is taken for one in the middle of an exec.
+const REMAINS_LOOKS_MAX: u32 = 3;
+/// Between two looks for orphans to reap; or ten times what the last look took, if that is more.
+const REAP_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Before trying again to run a file that is being written.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// What a client is told to wait when no better time is known.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
@@ -232,6 +246,8 @@ pub(crate) struct Plugin {
     state: State,
     generation: u64,
     process: Option<Process>,
+    /// The process has ended, and what it left behind is on its way out; nobody has heard of it yet.
+    ending: Option<Ending>,
     pipes: [Option<Pipe>; 2],
     lifeline: Option<Lifeline>,
     /// Next attempt to reach the plugin's socket, and the wait after that.
@@ -247,6 +263,18 @@ pub(crate) struct Plugin {
     timeouts_unrecorded: u64,
     timeout_recorded_at: Option<Instant>,
     waiting: Vec<Waiting>,
+}
+
+/// Between the end of a plugin's process and the end of the last process that it left behind.
+struct Ending {
+    exit: Exit,
+    /// Killed and not gone yet, with the token that tells of it.
+    victims: HashMap<u64, OwnedFd>,
+    /// Not to be killed by this user.
+    spared: Vec<ProcessId>,
+    looks: u32,
+    look_at: Option<Instant>,
+    give_up_at: Instant,
 }
 
 #[derive(Default)]
@@ -278,10 +306,26 @@ struct Waiting {
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Inbox,
-    Exit { index: usize, generation: u64 },
-    Output { index: usize, pipe: usize },
-    Lifeline { index: usize, generation: u64 },
-    Probe { id: u64 },
+    Exit {
+        index: usize,
+        generation: u64,
+    },
+    Output {
+        index: usize,
+        pipe: usize,
+    },
+    Lifeline {
+        index: usize,
+        generation: u64,
+    },
+    Probe {
+        id: u64,
+    },
+    /// Some child ended: perhaps an orphan that waits to be reaped.
+    Children,
+    Victim {
+        index: usize,
+    },
 }
 
 pub struct Supervisor {
@@ -294,20 +338,31 @@ pub struct Supervisor {
     next_token: u64,
     plugins: Vec<Plugin>,
     probes: Vec<Probe>,
+    /// Files that somebody is still writing: when to try again, and when to give up.
+    busy: Vec<(PathBuf, Instant, Instant)>,
     /// Probed plugins whose id or route is still held by a plugin that is leaving.
     admissible: Vec<(PathBuf, Metadata)>,
     reader: PluginMessageReader,
     health_at: Instant,
+    children: Arc<SignalFd>,
+    reap_at: Option<Instant>,
+    /// Looks for orphans cost time in proportion to the processes of the machine; this keeps them rare.
+    reap_again_at: Instant,
+    /// What was seen below a plugin's process, or bore its mark: whose it is.
+    seen: HashMap<ProcessId, usize>,
     stopping: bool,
     scratch: Box<[u8]>,
 }
 
 impl Supervisor {
+    /// From here on this process adopts the orphans of all its children.
+    ///
     /// Errors: the system is out of descriptors.
     pub fn new(settings: Settings, outlet: Box<dyn Outlet>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (commands, inbox) = channel();
+        let children = Arc::new(process::adopt_orphans()?);
         let health_at = Instant::now() + settings.health_interval;
         let mut supervisor = Self {
             settings,
@@ -319,13 +374,19 @@ impl Supervisor {
             next_token: 0,
             plugins: vec![],
             probes: vec![],
+            busy: vec![],
             admissible: vec![],
             reader: PluginMessageReader::new(),
             health_at,
+            children: children.clone(),
+            reap_at: None,
+            reap_again_at: Instant::now(),
+            seen: HashMap::new(),
             stopping: false,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
         };
         supervisor.watch(wake.as_fd(), Source::Inbox, epoll::EventFlags::IN)?;
+        supervisor.watch(&*children, Source::Children, epoll::EventFlags::IN)?;
         Ok(supervisor)
     }
 
@@ -335,12 +396,13 @@ impl Supervisor {
 
     /// Looks for plugins, then supervises them until [`Command::Stop`]; returns when every process is gone.
     pub fn run(mut self) {
+        self.sweep_former_run();
         self.scan();
         let mut events = Vec::with_capacity(64);
         loop {
             if self.stopping && self.probes.is_empty() && self.plugins.iter().all(|p| !p.state.has_process())
             {
-                return;
+                return self.end_orphans();
             }
             let timeout = self.next_deadline().map(|at| {
                 let left = at.saturating_duration_since(Instant::now());
@@ -357,8 +419,9 @@ impl Supervisor {
                 Err(error) => panic!("the supervisor's epoll failed: {error}"),
             }
             for event in &events {
-                if let Some(source) = self.sources.get(&event.data.u64()).copied() {
-                    self.on_ready(source);
+                let token = event.data.u64();
+                if let Some(source) = self.sources.get(&token).copied() {
+                    self.on_ready(token, source);
                 }
             }
             self.fire_timers(Instant::now());
@@ -375,13 +438,18 @@ impl Supervisor {
         Ok(token)
     }
 
-    fn on_ready(&mut self, source: Source) {
+    fn on_ready(&mut self, token: u64, source: Source) {
         match source {
             Source::Inbox => self.on_commands(),
             Source::Exit { index, generation } => self.on_exit(index, generation),
             Source::Output { index, pipe } => self.on_output(index, pipe),
             Source::Lifeline { index, generation } => self.on_lifeline(index, generation),
             Source::Probe { id } => self.on_probe(id),
+            Source::Children => {
+                while let Ok(Some(_)) = self.children.read_signal() {}
+                self.reap_at.get_or_insert(self.reap_again_at);
+            }
+            Source::Victim { index } => self.on_victim(index, token),
         }
     }
 
@@ -395,11 +463,16 @@ impl Supervisor {
         for plugin in &self.plugins {
             at_most(plugin.state.deadline(&self.settings.policy));
             at_most(plugin.connect_at.map(|(at, _)| at));
+            at_most(plugin.ending.as_ref().map(|ending| ending.look_at.unwrap_or(ending.give_up_at)));
         }
+        at_most(self.reap_at);
         for probe in &self.probes {
             at_most(Some(probe.deadline()));
         }
-        if self.plugins.iter().any(|p| matches!(p.state, State::Running { .. })) {
+        for (_, at, _) in &self.busy {
+            at_most(Some(*at));
+        }
+        if self.plugins.iter().any(|p| p.state.has_process()) {
             at_most(Some(self.health_at));
         }
         next
@@ -410,6 +483,13 @@ impl Supervisor {
             let plugin = &mut self.plugins[index];
             if plugin.connect_at.is_some_and(|(at, _)| at <= now) {
                 self.reach(index, now);
+            }
+            if let Some(ending) = &mut self.plugins[index].ending {
+                if ending.give_up_at <= now {
+                    self.give_up_on_remains(index);
+                } else if ending.look_at.is_some_and(|at| at <= now) {
+                    self.clear_remains(index, now);
+                }
             }
             if self.plugins[index].state.deadline(&self.settings.policy).is_some_and(|at| at <= now) {
                 if matches!(self.plugins[index].state, State::Starting { .. }) {
@@ -425,8 +505,18 @@ impl Supervisor {
                 self.finish_probe(position);
             }
         }
+        for position in (0..self.busy.len()).rev() {
+            if self.busy[position].1 <= now {
+                let (file, _, give_up_at) = self.busy.swap_remove(position);
+                self.probe(file, now, give_up_at);
+            }
+        }
+        if self.reap_at.is_some_and(|at| at <= now) {
+            self.look_after_orphans(now);
+        }
         if self.health_at <= now {
             self.health_at = now + self.settings.health_interval;
+            self.look_after_orphans(now);
             for index in 0..self.plugins.len() {
                 if matches!(self.plugins[index].state, State::Running { .. }) {
                     self.check_health(index, now);
@@ -450,24 +540,34 @@ impl Supervisor {
                 return;
             }
         };
-        let env = self.environment(None);
+        let now = Instant::now();
         for file in found {
-            let id = self.next_token;
-            match Probe::start(id, file.clone(), &env, Instant::now() + self.settings.metadata_timeout) {
-                Ok(probe) => {
-                    let flags = epoll::EventFlags::IN;
-                    let mut tokens = vec![];
-                    for fd in probe.fds() {
-                        tokens.push(self.watch(fd, Source::Probe { id }, flags));
-                    }
-                    if let Some(Err(error)) = tokens.into_iter().find(Result::is_err) {
-                        self.skip(&file, &format!("cannot watch it: {error}"));
-                        continue;
-                    }
-                    self.probes.push(probe);
-                }
-                Err(reason) => self.skip(&file, &reason),
+            self.probe(file, now, now + self.settings.metadata_timeout);
+        }
+    }
+
+    fn probe(&mut self, file: PathBuf, now: Instant, give_up_at: Instant) {
+        let id = self.next_token;
+        let deadline = now + self.settings.metadata_timeout;
+        let probe = match Probe::start(id, file.clone(), &self.environment(None), deadline) {
+            Ok(probe) => probe,
+            Err(error) if error.busy && now < give_up_at => {
+                return self.busy.push((file, now + BUSY_RETRY, give_up_at));
             }
+            Err(error) => return self.skip(&file, &error.reason),
+        };
+        let mut tokens = vec![];
+        for fd in probe.fds() {
+            tokens.push(self.watch(fd, Source::Probe { id }, epoll::EventFlags::IN));
+        }
+        self.probes.push(probe);
+        if let Some(Err(error)) = tokens.into_iter().find(Result::is_err) {
+            // What cannot be watched is ended by its deadline, which need not be waited for.
+            if let Some(mut probe) = self.probes.pop() {
+                probe.expire();
+            }
+            self.sources.retain(|_, source| !matches!(source, Source::Probe { id: other } if *other == id));
+            self.skip(&file, &format!("cannot watch it: {error}"));
         }
     }
 
@@ -487,6 +587,10 @@ impl Supervisor {
             _ if self.stopping => {}
             Ok(metadata) => self.admit(file, metadata),
             Err(reason) => self.skip(&file, &reason),
+        }
+        if self.probes.is_empty() {
+            // What metadata calls left behind is nobody's from now on.
+            self.reap_at.get_or_insert(self.reap_again_at);
         }
     }
 
@@ -568,6 +672,7 @@ impl Supervisor {
             state: State::Stopped,
             generation: 0,
             process: None,
+            ending: None,
             pipes: [None, None],
             lifeline: None,
             connect_at: None,
@@ -633,13 +738,18 @@ impl Supervisor {
         match action {
             Action::Spawn => self.spawn(index),
             Action::Serve | Action::Withdraw => self.publish(index),
-            Action::Ask => self.ask(index),
+            Action::Ask => {
+                self.note_children(index);
+                self.ask(index);
+            }
             Action::Terminate => {
+                self.note_children(index);
                 if let Some(process) = &self.plugins[index].process {
                     process.terminate();
                 }
             }
             Action::Kill => {
+                self.note_children(index);
                 if let Some(process) = &self.plugins[index].process {
                     process.kill();
                 }
@@ -661,7 +771,7 @@ impl Supervisor {
         }
         let env = self.environment(Some(index));
         let plugin = &self.plugins[index];
-        let (process, pipes) = match Process::spawn(&Spec { program: &plugin.file, args: &[], env: &env }) {
+        let (process, pipes) = match Process::spawn(&Spec::new(&plugin.file, &env)) {
             Ok(spawned) => spawned,
             Err(error) => {
                 self.plugins[index].reason = Some(error.reason);
@@ -686,7 +796,7 @@ impl Supervisor {
             }
             Err(error) => {
                 // An unwatched process cannot stay; the state machine hears of it as a failed spawn.
-                process.end();
+                process.abandon();
                 plugin.reason = Some(format!("cannot watch the new process: {error}"));
                 return self.drive(index, Event::SpawnFailed { permanent: false });
             }
@@ -817,27 +927,243 @@ impl Supervisor {
             return;
         }
         let Some(exit) = self.plugins[index].process.as_ref().and_then(Process::reap) else { return };
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        plugin.process = None;
+        plugin.lifeline = None;
+        plugin.connect_at = None;
+        plugin.ending = Some(Ending {
+            exit,
+            victims: HashMap::new(),
+            spared: vec![],
+            looks: 0,
+            look_at: None,
+            give_up_at: now + REMAINS_PATIENCE,
+        });
+        self.sources.retain(|_, source| match source {
+            Source::Exit { index: i, .. } | Source::Lifeline { index: i, .. } => *i != index,
+            Source::Output { .. }
+            | Source::Inbox
+            | Source::Probe { .. }
+            | Source::Children
+            | Source::Victim { .. } => true,
+        });
+        self.clear_remains(index, now);
+    }
+
+    /// The process has ended and left nothing behind: only now anybody hears of it.
+    fn finish_exit(&mut self, index: usize) {
+        let Some(Ending { exit, victims, .. }) = self.plugins[index].ending.take() else { return };
+        for token in victims.keys() {
+            self.sources.remove(token);
+        }
         // What it wrote last explains why it ended: read it before the pipes go.
         for pipe in 0..2 {
             self.drain(index, pipe);
         }
         let plugin = &mut self.plugins[index];
-        plugin.process = None;
-        plugin.lifeline = None;
-        plugin.connect_at = None;
         plugin.last_exit = Some(exit.to_string());
         if plugin.reason.is_none() {
             plugin.reason = exit.permanent().map(str::to_owned);
         }
-        self.sources.retain(|_, source| match source {
-            Source::Exit { index: i, .. }
-            | Source::Output { index: i, .. }
-            | Source::Lifeline { index: i, .. } => *i != index,
-            Source::Inbox | Source::Probe { .. } => true,
-        });
-        let socket = self.plugins[index].socket.clone();
+        let socket = plugin.socket.clone();
         let _ = vacate_socket(&socket);
         self.drive(index, Event::Exited { permanent: exit.permanent().is_some() });
+    }
+
+    // ---- what plugins leave behind ----
+
+    /// Reads the process table and reaps what ended in it.
+    fn survey(&mut self) -> Option<Table> {
+        let table = Table::read().ok()?;
+        process::reap_orphans(table.zombies(own_pid()));
+        self.seen.retain(|id, _| table.holds(*id));
+        Some(table)
+    }
+
+    /// Writes down what hangs below a plugin's process: when that ends, its children lose the only sign of whose they
+    /// are that they cannot drop.
+    fn note_children(&mut self, index: usize) {
+        let Some(pid) = self.plugins[index].process.as_ref().map(Process::pid) else { return };
+        let Some(table) = self.survey() else { return };
+        self.seen.extend(table.below(pid as i32).into_iter().map(|id| (id, index)));
+    }
+
+    /// Orphans by the plugin whose they are, and whether one has to be looked at again.
+    ///
+    /// `None` stands for those that belong to no plugin of the table: leftovers of calls that are over, and what nobody
+    /// who still lives can have made. Others' are left out.
+    fn orphans(&mut self, table: &Table) -> (Vec<(Option<usize>, ProcessId)>, bool) {
+        let mut found = vec![];
+        let mut undecided = false;
+        let spawned = process::spawned_here();
+        for orphan in table.orphans(own_pid(), &spawned) {
+            let seen = orphan.members.iter().find_map(|id| self.seen.get(id).copied());
+            let owner = match seen {
+                Some(index) => Some(index),
+                None => match remains::mark(orphan.id.pid, &self.settings.instance_id) {
+                    Mark::Plugin { id, .. } => {
+                        self.plugins.iter().rfind(|p| *p.metadata.id == *id).map(|p| p.index)
+                    }
+                    Mark::Call if self.probes.is_empty() => None,
+                    Mark::Call | Mark::Foreign => continue,
+                    mark @ (Mark::Nothing | Mark::Empty) => {
+                        undecided |= mark == Mark::Empty;
+                        let mut parents = spawned.iter().filter_map(|pid| table.find(*pid));
+                        if parents.any(|parent| parent.started <= orphan.id.started) {
+                            continue;
+                        }
+                        None
+                    }
+                },
+            };
+            if let Some(index) = owner {
+                self.seen.extend(orphan.members.iter().map(|id| (*id, index)));
+            }
+            found.extend(orphan.members.into_iter().map(|id| (owner, id)));
+        }
+        (found, undecided)
+    }
+
+    /// Kills what a plugin whose process has ended left behind, until there is nothing more.
+    fn clear_remains(&mut self, index: usize, now: Instant) {
+        let Some(table) = self.survey() else { return self.finish_exit(index) };
+        let (orphans, undecided) = self.orphans(&table);
+        let Some(mut ending) = self.plugins[index].ending.take() else { return };
+        ending.look_at = None;
+        ending.looks += 1;
+        let mut again = undecided && ending.looks <= REMAINS_LOOKS_MAX;
+        for (owner, id) in orphans {
+            if owner.is_some_and(|owner| owner != index) || ending.spared.contains(&id) {
+                continue;
+            }
+            match process::kill_exactly(id) {
+                Ok(Some(pidfd)) => {
+                    match self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
+                        Ok(token) => drop(ending.victims.insert(token, pidfd)),
+                        Err(_) => again = true,
+                    }
+                }
+                // Gone since the table was read, and perhaps it had children.
+                Ok(None) => again = true,
+                Err(rustix::io::Errno::PERM) => ending.spared.push(id),
+                Err(_) => again = true,
+            }
+        }
+        let done = ending.victims.is_empty() && !again;
+        if ending.victims.is_empty() && again {
+            ending.look_at = Some(now + REMAINS_LOOK);
+        }
+        let spared = if done { ending.spared.clone() } else { vec![] };
+        self.plugins[index].ending = Some(ending);
+        if done {
+            if !spared.is_empty() {
+                self.tell_of_remains(index, spared.iter().map(|id| id.pid), "belong to another user");
+            }
+            self.finish_exit(index);
+        }
+    }
+
+    fn on_victim(&mut self, index: usize, token: u64) {
+        self.sources.remove(&token);
+        let Some(ending) = &mut self.plugins[index].ending else { return };
+        ending.victims.remove(&token);
+        if ending.victims.is_empty() {
+            // Whoever was below it is an orphan by now, and may have made another meanwhile.
+            self.clear_remains(index, Instant::now());
+        }
+    }
+
+    fn give_up_on_remains(&mut self, index: usize) {
+        let left = self.survey().map(|table| self.orphans(&table).0).unwrap_or_default();
+        let pids = left.into_iter().filter(|(owner, _)| *owner == Some(index)).map(|(_, id)| id.pid);
+        self.tell_of_remains(index, pids, "did not end after SIGKILL");
+        self.finish_exit(index);
+    }
+
+    fn tell_of_remains(&self, index: usize, pids: impl Iterator<Item = i32>, why: &str) {
+        let pids: Vec<i32> = pids.collect();
+        let fields = object(json!({ "pids": pids, "reason": why }));
+        let id = &self.plugins[index].metadata.id;
+        self.outlet.log(Level::Error, Some(id), "Plugin left processes behind", fields);
+    }
+
+    /// Reaps orphans that ended, and kills those whose plugin or call is over.
+    fn look_after_orphans(&mut self, now: Instant) {
+        self.reap_at = None;
+        if let Some(table) = self.survey() {
+            for (owner, id) in self.orphans(&table).0 {
+                let over = owner.is_none_or(|index| {
+                    let plugin = &self.plugins[index];
+                    plugin.process.is_none() && plugin.ending.is_none()
+                });
+                if over {
+                    let _ = process::kill_exactly(id);
+                }
+            }
+        }
+        self.reap_again_at = Instant::now() + REAP_INTERVAL_MIN.max(now.elapsed() * 10);
+    }
+
+    /// Kills every orphan, and waits for it: the last thing that a supervisor does.
+    fn end_orphans(&mut self) {
+        let give_up_at = Instant::now() + REMAINS_PATIENCE;
+        while let Some(table) = self.survey() {
+            let orphans = self.orphans(&table).0;
+            let killed: Vec<_> =
+                orphans.iter().filter_map(|(_, id)| process::kill_exactly(*id).ok().flatten()).collect();
+            if killed.is_empty() || Instant::now() >= give_up_at {
+                return;
+            }
+            process::wait_for_ends(&killed, REMAINS_LOOK);
+        }
+    }
+
+    /// Kills what plugins of an earlier run left behind, which ended too suddenly to do it itself.
+    ///
+    /// A process is one of those if it carries this installation's id and a socket in this daemon's socket folder, which
+    /// is locked: nobody else alive can have given it both. It is read before the first spawn, so whatever carries them
+    /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
+    /// may have been started from within a plugin.
+    fn sweep_former_run(&mut self) {
+        // One that forked just before it died has a child which only the next look finds.
+        const LOOKS_MAX: u32 = 5;
+        let mut ended = vec![];
+        let mut ids = HashSet::new();
+        for _ in 0..LOOKS_MAX {
+            let table = match Table::read() {
+                Ok(table) => table,
+                Err(error) => {
+                    let message =
+                        format!("cannot read /proc ({error}); what plugins leave behind will stay behind");
+                    return self.outlet.log(Level::Warn, None, &message, Map::new());
+                }
+            };
+            let known = ended.len();
+            for id in table.all_but_line_of(own_pid()) {
+                if ended.contains(&id.pid) {
+                    continue;
+                }
+                let Mark::Plugin { id: plugin, socket } = remains::mark(id.pid, &self.settings.instance_id)
+                else {
+                    continue;
+                };
+                if socket.parent() != Some(&self.settings.sockets_dir) {
+                    continue;
+                }
+                if let Ok(Some(_)) = process::kill_exactly(id) {
+                    ended.push(id.pid);
+                    ids.insert(plugin.to_string_lossy().into_owned());
+                }
+            }
+            if ended.len() == known {
+                break;
+            }
+        }
+        if !ended.is_empty() {
+            let fields = object(json!({ "pids": ended, "plugins": ids }));
+            self.outlet.log(Level::Warn, None, "Processes of an earlier run ended", fields);
+        }
     }
 
     fn on_output(&mut self, index: usize, pipe: usize) {
@@ -1069,6 +1395,9 @@ impl Supervisor {
 
     fn check_health(&mut self, index: usize, now: Instant) {
         let plugin = &mut self.plugins[index];
+        if plugin.ending.is_some() {
+            return;
+        }
         if plugin.timeouts_unrecorded > 0 {
             self.record_timeouts(index, now);
         }
@@ -1083,8 +1412,11 @@ impl Supervisor {
                 .is_ok_and(|found| check_socket(&plugin.socket, &found).is_ok())
                 && match lifeline::connect(&plugin.socket) {
                     Ok(_) => true,
-                    // A full backlog has a listener behind it.
-                    Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                    // A full backlog has a listener behind it, and our own want of descriptors says nothing of it.
+                    Err(error) => matches!(
+                        error.raw_os_error(),
+                        Some(nix::libc::EAGAIN | nix::libc::EMFILE | nix::libc::ENFILE)
+                    ),
                 };
             plugin.ping.unreachable = if listening { 0 } else { plugin.ping.unreachable + 1 };
             if plugin.ping.unreachable >= self.settings.unanswered_pings {
@@ -1197,6 +1529,7 @@ impl Supervisor {
                 let now = matches!(command, Command::StopNow);
                 self.stopping = true;
                 self.admissible.clear();
+                self.busy.clear();
                 for probe in &mut self.probes {
                     probe.expire();
                 }
@@ -1343,6 +1676,10 @@ fn connect(path: &Path) -> Result<Option<std::os::unix::net::UnixStream>, String
             .map_err(|error| format!("cannot make {} private: {error}", path.display()))?;
     }
     Ok(lifeline::connect(path).ok())
+}
+
+fn own_pid() -> i32 {
+    std::process::id() as i32
 }
 
 fn object(value: Value) -> Map<String, Value> {

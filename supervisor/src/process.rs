@@ -3,7 +3,11 @@
 //! Nothing else in Toru spawns, signals or reaps: two reapers would lose exit codes.
 //! A process is held by its pidfd, and reaped only through it, so that no signal can reach a recycled pid.
 //! Called from the supervisor's thread alone: the parent-death signal follows the *thread* that spawned (prctl(2)).
+//!
+//! The daemon is the subreaper of what its plugins leave behind: whoever loses its parent becomes a child of the daemon.
+//! [`CHILDREN`] tells those from what was spawned here; whose they are is decided in `remains`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
@@ -11,20 +15,96 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal as SignalName};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group, pidfd_open,
-    pidfd_send_signal, set_parent_process_death_signal, umask, waitid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getpid, getppid, getrlimit,
+    kill_process_group, pidfd_open, pidfd_send_signal, set_child_subreaper, set_parent_process_death_signal,
+    setpriority_process, setrlimit, umask, waitid,
 };
 
+use crate::remains::ProcessId;
+
+/// Every child that was spawned here and is not reaped. Whoever else has this process as its parent is an orphan that
+/// was adopted.
+///
+/// One thread uses it, so the lock is always free; tests run several supervisors in one process.
+/// It is held over a whole spawn: a child that is not listed yet must not pass for an orphan.
+static CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// The limit on open files that the daemon was started with, where it raised its own.
+static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
+
+/// What std carries from a child that could not become the program is an errno and nothing else.
+/// These steps therefore fail with one of their own, which execve(2) never gives.
+const NICE_FAILED: Errno = Errno::DOM;
+const LIMIT_FAILED: Errno = Errno::RANGE;
+
+/// Prepares the whole process for children: SIGCHLD waits for the supervisor, and the daemon may open as many files as
+/// its hard limit allows, while its plugins get the soft limit that it was started with.
+///
+/// Call it once, before the first thread: a signal mask reaches only threads that come later.
+/// Errors: the system refuses the signal mask. Without the call orphans are reaped at the next health check instead of
+/// at once.
+pub fn prepare() -> io::Result<()> {
+    let mut child = SigSet::empty();
+    child.add(SignalName::SIGCHLD);
+    child.thread_block()?;
+    let found = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: found.maximum, maximum: found.maximum };
+    if OPEN_FILES.set(found).is_ok() {
+        // A kernel may refuse an infinite one; then the limit stays as it was.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+    Ok(())
+}
+
+/// Becomes the parent of every orphan below this process, and tells of every child that ends.
+pub(crate) fn adopt_orphans() -> io::Result<SignalFd> {
+    set_child_subreaper(Some(getpid()))?;
+    let mut child = SigSet::empty();
+    child.add(SignalName::SIGCHLD);
+    Ok(SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
 /// What to run.
+#[derive(Clone, Copy)]
 pub(crate) struct Spec<'a> {
     pub program: &'a Path,
     pub args: &'a [&'a str],
     /// The whole environment; nothing is inherited beyond it.
     pub env: &'a [(OsString, OsString)],
+    /// The daemon's own if there is none.
+    pub cwd: Option<&'a Path>,
+    /// From -20 (first) to 19 (last).
+    pub nice: Option<i32>,
+    /// Address space.
+    pub memory_bytes_max: Option<u64>,
+    pub open_files_max: Option<u64>,
+    /// Whether its standard input is a pipe to be written to, instead of nothing.
+    pub takes_input: bool,
+}
+
+impl<'a> Spec<'a> {
+    /// Without arguments and without any limit of its own.
+    pub fn new(program: &'a Path, env: &'a [(OsString, OsString)]) -> Self {
+        Self {
+            program,
+            args: &[],
+            env,
+            cwd: None,
+            nice: None,
+            memory_bytes_max: None,
+            open_files_max: None,
+            takes_input: false,
+        }
+    }
 }
 
 /// A child that has not been reaped.
@@ -33,8 +113,9 @@ pub(crate) struct Process {
     pidfd: OwnedFd,
 }
 
-/// The ends of a child's pipes that the supervisor reads; non-blocking.
+/// The supervisor's ends of a child's pipes; non-blocking.
 pub(crate) struct Pipes {
+    pub stdin: Option<OwnedFd>,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
 }
@@ -46,27 +127,44 @@ pub(crate) struct SpawnError {
     pub reason: String,
     /// Trying again cannot help until somebody changes the file.
     pub permanent: bool,
+    /// Somebody is still writing the file; in a moment it may run.
+    pub busy: bool,
 }
 
 impl Process {
     /// Starts `spec` in a process group of its own.
     ///
-    /// Errors: the file cannot be executed (permanent), or the system is out of something (not permanent).
+    /// Errors: the file cannot be executed or what was set for it cannot be had (permanent), or the system is out of
+    /// something (not permanent).
     pub fn spawn(spec: &Spec<'_>) -> Result<(Process, Pipes), SpawnError> {
         check_format(spec.program)?;
+        if let Some(cwd) = spec.cwd
+            && !cwd.is_dir()
+        {
+            let reason = format!("its working directory {} is no folder", cwd.display());
+            return Err(SpawnError { reason, permanent: true, busy: false });
+        }
         let supervisor = getpid();
+        let nice = spec.nice;
+        let memory = spec.memory_bytes_max.map(fixed);
+        let open_files = spec.open_files_max.map(fixed).or_else(|| OPEN_FILES.get().copied());
         let mut command = Command::new(spec.program);
         command
             .args(spec.args)
             .env_clear()
             .envs(spec.env.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::null())
+            .stdin(if spec.takes_input { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        // JUSTIFICATION: std has no safe call for the parent-death signal or the umask of a child.
-        // SAFETY: the closure runs between fork and exec and makes four system calls (prctl, getppid, umask,
-        // rt_sigprocmask) through rustix and nix; it allocates nothing, takes no lock and touches no memory shared with another thread.
+        if let Some(cwd) = spec.cwd {
+            command.current_dir(cwd);
+        }
+        // JUSTIFICATION: std has no safe call for the parent-death signal, the umask, the limits or the niceness of a
+        // child.
+        // SAFETY: the closure runs between fork and exec and makes system calls alone (prctl, getppid, umask,
+        // rt_sigprocmask, setpriority, setrlimit) through rustix and nix, on numbers that it owns; it allocates
+        // nothing, takes no lock and touches no memory shared with another thread.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -79,27 +177,47 @@ impl Process {
                 // The daemon blocks the signals that it waits for, and a mask outlives exec: a plugin that inherited
                 // it would be deaf to SIGTERM.
                 SigSet::empty().thread_set_mask()?;
+                if let Some(nice) = nice {
+                    setpriority_process(None, nice).map_err(|_| NICE_FAILED)?;
+                }
+                if let Some(limit) = open_files {
+                    setrlimit(Resource::Nofile, limit).map_err(|_| LIMIT_FAILED)?;
+                }
+                if let Some(limit) = memory {
+                    setrlimit(Resource::As, limit).map_err(|_| LIMIT_FAILED)?;
+                }
                 Ok(())
             });
         }
-        let mut child = command.spawn().map_err(|error| SpawnError::from_io(spec.program, &error))?;
+        let mut children = children();
+        let mut child = command.spawn().map_err(|error| SpawnError::from_io(spec, &error))?;
         let pid = Pid::from_child(&child);
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             unreachable!("both pipes were asked for above");
         };
-        let pipes = Pipes { stdout: stdout.into(), stderr: stderr.into() };
+        let pipes = Pipes {
+            stdin: child.stdin.take().map(OwnedFd::from),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        };
         let ready = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| {
-            rustix::io::ioctl_fionbio(&pipes.stdout, true)?;
-            rustix::io::ioctl_fionbio(&pipes.stderr, true)?;
+            for pipe in [Some(&pipes.stdout), Some(&pipes.stderr), pipes.stdin.as_ref()].into_iter().flatten()
+            {
+                rustix::io::ioctl_fionbio(pipe, true)?;
+            }
             Ok(pidfd)
         });
         match ready {
-            Ok(pidfd) => Ok((Process { pid, pidfd }, pipes)),
+            Ok(pidfd) => {
+                children.insert(raw(pid));
+                Ok((Process { pid, pidfd }, pipes))
+            }
             Err(error) => {
                 // Out of descriptors: without a pidfd the child cannot be watched, so it must not stay.
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(SpawnError { reason: format!("cannot watch the new process: {error}"), permanent: false })
+                let reason = format!("cannot watch the new process: {error}");
+                Err(SpawnError { reason, permanent: false, busy: false })
             }
         }
     }
@@ -120,10 +238,10 @@ impl Process {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// Kills the process and waits for its end, which SIGKILL makes prompt.
-    pub fn end(&self) {
+    /// Kills the process and lets go of it: its end is reaped with the orphans', whenever that is.
+    pub fn abandon(self) {
         self.kill();
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        children().remove(&raw(self.pid));
     }
 
     /// Takes the exit status if the process has ended, and what is left of its group with it.
@@ -139,12 +257,72 @@ impl Process {
         let _ = kill_process_group(self.pid, Signal::KILL);
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
             .ok()??;
+        children().remove(&raw(self.pid));
         Some(Exit {
             code: status.exit_status(),
             signal: status.terminating_signal(),
             core_dumped: status.dumped(),
         })
     }
+}
+
+/// Takes from the kernel every orphan of `zombies` that was adopted by this process.
+pub(crate) fn reap_orphans(zombies: impl Iterator<Item = i32>) {
+    let children = children();
+    for pid in zombies.filter(|pid| !children.contains(pid)) {
+        // An adopted zombie keeps its pid until this line, so it cannot be somebody else's.
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        }
+    }
+}
+
+/// The pids of the children that were spawned here, reaped ones left out.
+pub(crate) fn spawned_here() -> BTreeSet<i32> {
+    children().clone()
+}
+
+/// Sends SIGKILL to the process that `id` names, and never to another that got its pid meanwhile.
+///
+/// Gives a descriptor that is readable once it has ended, or `None` if it is gone already.
+/// Errors: it belongs to a user whom this one may not signal, or there are no descriptors left.
+pub(crate) fn kill_exactly(id: ProcessId) -> rustix::io::Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(id.pid) else { return Ok(None) };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // The pid may have been given to a stranger before it was opened; from here on the descriptor holds on to it.
+    if ProcessId::read(id.pid) != Some(id) {
+        return Ok(None);
+    }
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) => Ok(Some(pidfd)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until all of `pidfds` have ended, `patience` at most for each.
+pub(crate) fn wait_for_ends(pidfds: &[OwnedFd], patience: Duration) {
+    for pidfd in pidfds {
+        let patience = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience));
+    }
+}
+
+fn children() -> MutexGuard<'static, BTreeSet<i32>> {
+    CHILDREN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn raw(pid: Pid) -> i32 {
+    pid.as_raw_nonzero().get()
+}
+
+/// A limit that the process cannot raise again.
+fn fixed(limit: u64) -> Rlimit {
+    Rlimit { current: Some(limit), maximum: Some(limit) }
 }
 
 impl AsFd for Process {
@@ -178,8 +356,9 @@ fn check_format(program: &Path) -> Result<(), SpawnError> {
     if found.starts_with(b"#!") {
         return Ok(());
     }
-    let refuse =
-        |why: &str| Err(SpawnError { reason: format!("{} {why}", program.display()), permanent: true });
+    let refuse = |why: &str| {
+        Err(SpawnError { reason: format!("{} {why}", program.display()), permanent: true, busy: false })
+    };
     if !found.starts_with(b"\x7fELF") {
         return refuse("is neither a program for this machine nor a script that starts with #!");
     }
@@ -193,9 +372,20 @@ fn check_format(program: &Path) -> Result<(), SpawnError> {
 }
 
 impl SpawnError {
-    fn from_io(program: &Path, error: &io::Error) -> Self {
-        use nix::libc::{EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR, EPERM};
-        let (reason, permanent) = match error.raw_os_error() {
+    fn from_io(spec: &Spec<'_>, error: &io::Error) -> Self {
+        use nix::libc::{E2BIG, EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR, EPERM, ETXTBSY};
+        let program = spec.program;
+        let code = error.raw_os_error();
+        let nice = spec.nice.unwrap_or_default();
+        let (reason, permanent) = match code {
+            Some(_) if code == Some(NICE_FAILED.raw_os_error()) => {
+                (format!("cannot run with `nice` {nice}: only root may go below the daemon's own"), true)
+            }
+            Some(_) if code == Some(LIMIT_FAILED.raw_os_error()) => (
+                "cannot run with its limits: only root may set one above the daemon's own (ulimit -H)".into(),
+                true,
+            ),
+            Some(E2BIG) => ("gets more arguments and environment than the system allows".into(), true),
             Some(EACCES | EPERM) => (
                 "is not executable; set the run bit with chmod +x (or its file system is mounted noexec)"
                     .into(),
@@ -210,7 +400,7 @@ impl SpawnError {
             Some(ENOENT | ENOTDIR | ELOOP) => ("is gone".into(), true),
             _ => (format!("could not be started: {error}"), false),
         };
-        Self { reason: format!("{} {reason}", program.display()), permanent }
+        Self { reason: format!("{} {reason}", program.display()), permanent, busy: code == Some(ETXTBSY) }
     }
 }
 
@@ -250,7 +440,6 @@ impl fmt::Display for Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{PollFd, PollFlags, poll};
 
     fn env() -> Vec<(OsString, OsString)> {
         vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())]
@@ -258,8 +447,8 @@ mod tests {
 
     fn run(args: &[&str]) -> Exit {
         let env = env();
-        let (process, _pipes) =
-            Process::spawn(&Spec { program: Path::new("/bin/sh"), args, env: &env }).expect("sh runs");
+        let spec = Spec { args, ..Spec::new(Path::new("/bin/sh"), &env) };
+        let (process, _pipes) = Process::spawn(&spec).expect("sh runs");
         wait(&process)
     }
 
@@ -293,10 +482,10 @@ mod tests {
         let spawn = |path: &Path| {
             let env = env();
             loop {
-                let refused = Process::spawn(&Spec { program: path, args: &[], env: &env });
+                let refused = Process::spawn(&Spec::new(path, &env));
                 let error = refused.err().expect("cannot run");
                 // Another test's fork may hold the file open for writing until its exec.
-                if !error.reason.contains("busy") {
+                if !error.busy {
                     return error;
                 }
             }
@@ -323,8 +512,8 @@ mod tests {
     fn the_group_goes_with_its_leader() {
         let env = env();
         let args = ["-c", "sleep 1000 & echo $!; exit 0"];
-        let (process, pipes) =
-            Process::spawn(&Spec { program: Path::new("/bin/sh"), args: &args, env: &env }).expect("sh runs");
+        let spec = Spec { args: &args, ..Spec::new(Path::new("/bin/sh"), &env) };
+        let (process, pipes) = Process::spawn(&spec).expect("sh runs");
         wait(&process);
         // End of file means that the last holder of the pipe, the orphan, is gone.
         rustix::io::ioctl_fionbio(&pipes.stdout, false).expect("ioctl");

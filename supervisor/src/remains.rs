@@ -1,0 +1,276 @@
+//! Whose the processes are that a plugin leaves behind.
+//!
+//! A plugin's children can leave its process group (`setsid`) and lose their parent (a double fork), so neither says
+//! whose they are. Three things do, in this order:
+//!
+//! 1. Where they hang: what is below a plugin's process when its stop begins is written down, and stays the plugin's.
+//! 2. What they carry: the environment that the plugin was started with names this installation and the plugin, and is
+//!    inherited. It is read from `/proc/PID/environ`, which shows what the last exec was given.
+//! 3. Who could be the parent: the daemon adopts every orphan below it, so one that carries nothing (`env -i`, another
+//!    user's, a program that overwrote its arguments) is still somebody's here. It goes when nothing that was spawned
+//!    here is left that is older than it: at the latest with the daemon.
+//!
+//! The limit of this: a process that double-forks *and* drops its environment outlives its plugin as long as another
+//! plugin runs that could have made it. Cgroups would know better, and need rights that a user's daemon does not have.
+//!
+//! This file reads `/proc` and decides; it signals and reaps nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// One process for as long as the machine is up: pids come again, together with a start time they do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ProcessId {
+    pub pid: i32,
+    /// Clock ticks since the machine started.
+    pub started: u64,
+}
+
+impl ProcessId {
+    /// Who has this pid now.
+    pub fn read(pid: i32) -> Option<Self> {
+        read_row(pid).map(|row| row.id)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    id: ProcessId,
+    parent: i32,
+    zombie: bool,
+}
+
+/// Every process, as it was when the table was read.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: BTreeMap<i32, Row>,
+    children: BTreeMap<i32, Vec<i32>>,
+}
+
+/// An adopted process, and all that hang below it.
+pub(crate) struct Orphan {
+    pub id: ProcessId,
+    /// The orphan itself comes first.
+    pub members: Vec<ProcessId>,
+}
+
+/// Whose process it is by what it carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// The id of one of this installation's plugins, and its socket.
+    Plugin { id: OsString, socket: PathBuf },
+    /// A metadata call or a notification of this installation.
+    Call,
+    /// Another installation.
+    Foreign,
+    /// It carries nothing, or what it carries cannot be read.
+    Nothing,
+    /// Its environment is empty: dropped, or just being replaced by an exec.
+    Empty,
+}
+
+impl Table {
+    /// Errors: there is no `/proc`.
+    pub fn read() -> io::Result<Self> {
+        let mut rows = vec![];
+        for entry in std::fs::read_dir("/proc")? {
+            let Ok(entry) = entry else { continue };
+            // One that ended since the folder was read has no file any more.
+            let row = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(read_row);
+            rows.extend(row);
+        }
+        Ok(Self::from_rows(rows))
+    }
+
+    fn from_rows(rows: Vec<Row>) -> Self {
+        let mut table = Self::default();
+        for row in rows {
+            table.rows.insert(row.id.pid, row);
+            table.children.entry(row.parent).or_default().push(row.id.pid);
+        }
+        table
+    }
+
+    pub fn holds(&self, id: ProcessId) -> bool {
+        self.rows.get(&id.pid).is_some_and(|row| row.id == id)
+    }
+
+    pub fn find(&self, pid: i32) -> Option<ProcessId> {
+        self.rows.get(&pid).map(|row| row.id)
+    }
+
+    /// All living processes below `pid`, without itself.
+    pub fn below(&self, pid: i32) -> Vec<ProcessId> {
+        let mut found = vec![];
+        let mut seen = BTreeSet::from([pid]);
+        let mut open = vec![pid];
+        while let Some(parent) = open.pop() {
+            for child in self.children.get(&parent).into_iter().flatten() {
+                // The table is no snapshot: a pid that came again while it was read could close a circle.
+                if !seen.insert(*child) {
+                    continue;
+                }
+                open.push(*child);
+                if let Some(row) = self.rows.get(child).filter(|row| !row.zombie) {
+                    found.push(row.id);
+                }
+            }
+        }
+        found
+    }
+
+    /// Children of `parent` that ended and wait to be reaped.
+    pub fn zombies(&self, parent: i32) -> impl Iterator<Item = i32> {
+        let children = self.children.get(&parent).into_iter().flatten().copied();
+        children.filter(|pid| self.rows.get(pid).is_some_and(|row| row.zombie))
+    }
+
+    /// Living children of `parent` that it did not spawn.
+    pub fn orphans(&self, parent: i32, spawned: &BTreeSet<i32>) -> Vec<Orphan> {
+        let children = self.children.get(&parent).into_iter().flatten().filter(|pid| !spawned.contains(pid));
+        let living = children.filter_map(|pid| self.rows.get(pid)).filter(|row| !row.zombie);
+        living
+            .map(|row| {
+                let mut members = vec![row.id];
+                members.extend(self.below(row.id.pid));
+                Orphan { id: row.id, members }
+            })
+            .collect()
+    }
+
+    /// Every living process but `pid` and those that it descends from.
+    pub fn all_but_line_of(&self, pid: i32) -> Vec<ProcessId> {
+        let mut line = BTreeSet::new();
+        let mut next = Some(pid);
+        while let Some(pid) = next.filter(|pid| line.insert(*pid)) {
+            next = self.rows.get(&pid).map(|row| row.parent);
+        }
+        let others = self.rows.values().filter(|row| !row.zombie && !line.contains(&row.id.pid));
+        others.map(|row| row.id).collect()
+    }
+}
+
+/// Reads what the process carries.
+pub(crate) fn mark(pid: i32, instance_id: &str) -> Mark {
+    // It may have ended, or be another user's.
+    let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else { return Mark::Nothing };
+    read_mark(&environment, instance_id)
+}
+
+/// `environment` is `NAME=value` texts, each ended by NUL.
+fn read_mark(environment: &[u8], instance_id: &str) -> Mark {
+    if environment.is_empty() {
+        return Mark::Empty;
+    }
+    let value = |name: &str| {
+        let mut entries = environment.split(|&byte| byte == 0);
+        entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    };
+    match value("TORU_INSTANCE_ID") {
+        None => Mark::Nothing,
+        Some(found) if found != instance_id.as_bytes() => Mark::Foreign,
+        Some(_) => match (value("TORU_PLUGIN_ID"), value("TORU_PLUGIN_SOCKET")) {
+            (Some(id), Some(socket)) => Mark::Plugin {
+                id: OsString::from_vec(id.to_vec()),
+                socket: Path::new(OsStr::from_bytes(socket)).to_owned(),
+            },
+            _ => Mark::Call,
+        },
+    }
+}
+
+fn read_row(pid: i32) -> Option<Row> {
+    parse_row(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Shape: `pid (command) state parent …`, the start time as the 22nd field. A command may hold any byte, `)` too.
+/// Source: proc_pid_stat(5).
+fn parse_row(line: &[u8]) -> Option<Row> {
+    let close = line.iter().rposition(|&byte| byte == b')')?;
+    let pid = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?.parse().ok()?;
+    let mut fields = std::str::from_utf8(line.get(close + 2..)?).ok()?.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let threads: u32 = fields.nth(15)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    // One whose first thread has ended lives on in the others.
+    let zombie = matches!(state, "Z" | "X") && threads <= 1;
+    Some(Row { id: ProcessId { pid, started }, parent, zombie })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(pid: i32, parent: i32, zombie: bool) -> Row {
+        Row { id: ProcessId { pid, started: pid as u64 * 10 }, parent, zombie }
+    }
+
+    #[test]
+    fn a_command_cannot_forge_its_row() {
+        let rest = "S 7 1 1 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 18446744073709551615";
+        for command in ["sh", "a b", ") Z 1 1 1", "(((", "\n"] {
+            let line = format!("31 ({command}) {rest}\n");
+            let row = parse_row(line.as_bytes()).expect(command);
+            assert_eq!((row.id, row.parent, row.zombie), (ProcessId { pid: 31, started: 4242 }, 7, false));
+        }
+        for cut in ["", "31", "31 (sh", "31 (sh)", "31 (sh) S 7 1"] {
+            assert!(parse_row(cut.as_bytes()).is_none(), "{cut:?}");
+        }
+        let own = std::process::id() as i32;
+        assert_eq!(ProcessId::read(own).expect("this process exists").pid, own);
+    }
+
+    #[test]
+    fn the_environment_tells_whose_a_process_is() {
+        let plugin = |id: &str| Mark::Plugin { id: id.into(), socket: format!("/s/{id}.sock").into() };
+        for (environment, expect) in [
+            ("", Mark::Empty),
+            ("PATH=/bin\0", Mark::Nothing),
+            ("XTORU_INSTANCE_ID=i\0TORU_INSTANCE_IDX=i\0", Mark::Nothing),
+            ("TORU_INSTANCE_ID=other\0TORU_PLUGIN_ID=a\0", Mark::Foreign),
+            ("TORU_INSTANCE_ID=i\0", Mark::Call),
+            ("A=1\0TORU_PLUGIN_ID=a\0TORU_INSTANCE_ID=i\0TORU_PLUGIN_SOCKET=/s/a.sock\0", plugin("a")),
+            ("TORU_INSTANCE_ID=ii\0TORU_PLUGIN_ID=a\0TORU_PLUGIN_SOCKET=/s/a.sock\0", Mark::Foreign),
+        ] {
+            assert_eq!(read_mark(environment.as_bytes(), "i"), expect, "{environment:?}");
+        }
+    }
+
+    #[test]
+    fn orphans_are_the_children_that_were_not_spawned() {
+        // 1 ── 10 (daemon) ─┬─ 20 (plugin) ── 21
+        //                   ├─ 30 (orphan) ─┬─ 31 ── 32
+        //                   │               └─ 33 (zombie)
+        //                   └─ 40 (orphan, zombie)
+        let table = Table::from_rows(vec![
+            row(1, 0, false),
+            row(10, 1, false),
+            row(20, 10, false),
+            row(21, 20, false),
+            row(30, 10, false),
+            row(31, 30, false),
+            row(32, 31, false),
+            row(33, 30, true),
+            row(40, 10, true),
+        ]);
+        let pids = |ids: &[ProcessId]| ids.iter().map(|id| id.pid).collect::<BTreeSet<_>>();
+        let orphans = table.orphans(10, &BTreeSet::from([20]));
+        assert_eq!(orphans.len(), 1);
+        assert_eq!(orphans[0].id.pid, 30);
+        assert_eq!(pids(&orphans[0].members), BTreeSet::from([30, 31, 32]));
+        assert_eq!(table.zombies(10).collect::<Vec<_>>(), [40]);
+        assert_eq!(pids(&table.below(20)), BTreeSet::from([21]));
+        assert_eq!(pids(&table.all_but_line_of(20)), BTreeSet::from([21, 30, 31, 32]));
+    }
+
+    #[test]
+    fn a_circle_in_a_torn_table_ends() {
+        let table = Table::from_rows(vec![row(5, 6, false), row(6, 5, false)]);
+        assert_eq!(table.below(5).len(), 1);
+        assert!(table.all_but_line_of(5).is_empty());
+    }
+}

@@ -1,0 +1,4 @@
+//! Drives a whole supervisor with real processes.
+
+mod remains;
+mod stage;

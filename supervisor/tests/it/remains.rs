@@ -1,0 +1,182 @@
+//! What plugins leave behind.
+
+use std::time::{Duration, Instant};
+
+use toru_supervisor::Order;
+
+use crate::stage::{PATIENCE, Said, Stage, Watched, folder, put, put_file};
+
+/// Lines of shell for a process that has left its group and its parent. It tells its pid once it has.
+fn double_fork(word: &str) -> String {
+    format!("(setsid sh -c 'echo {word} $$; exec sleep 1000' &)\n")
+}
+
+/// A plugin's last line: it waits, and hears SIGTERM while it does.
+const WAIT: &str = "trap 'exit 0' TERM\nsleep 1000 & wait\n";
+
+#[test]
+fn a_stopped_plugin_leaves_nobody() {
+    let body =
+        format!("{}{}{WAIT}", double_fork("a"), "(setsid sh -c 'setsid sleep 1001 & echo b $!; wait' &)\n");
+    let stage = Stage::of(&[("p", &body)]);
+    let (a, b) = {
+        // They write to the same pipe, in any order.
+        let mut found = [None, None];
+        while found.iter().any(Option::is_none) {
+            let (slot, pid) = stage.find("two pids", |said| match said {
+                Said::Line { text, .. } => match text.split_once(' ') {
+                    Some(("a", pid)) => Some((0, pid.parse::<i32>().ok()?)),
+                    Some(("b", pid)) => Some((1, pid.parse::<i32>().ok()?)),
+                    _ => None,
+                },
+                _ => None,
+            });
+            found[slot] = Some(Watched::new(pid));
+        }
+        let [a, b] = found;
+        (a.expect("found"), b.expect("found"))
+    };
+    stage.event("p", "ready");
+    assert!(!a.has_ended() && !b.has_ended(), "they live while their plugin does");
+    stage.order("p", Order::Disable).expect("stops");
+    assert!(a.has_ended() && b.has_ended(), "an order is done when everything is gone");
+    assert!(!a.is_zombie() && !b.is_zombie());
+}
+
+#[test]
+fn a_plugin_that_dies_takes_its_orphans_along() {
+    let body = format!("{}read line < /dev/null; sleep 1000 & wait", double_fork("orphan"));
+    let stage = Stage::of(&[("p", &body)]);
+    let orphan = stage.process("p", "orphan");
+    stage.event("p", "ready");
+    let plugin = stage.status("p").pid.expect("runs");
+    let plugin = rustix::process::Pid::from_raw(plugin as i32).expect("a pid");
+    rustix::process::kill_process(plugin, rustix::process::Signal::KILL).expect("kill");
+    let crash = stage.event("p", "crashed");
+    assert_eq!(crash["exit"], "killed by SIGKILL");
+    assert!(orphan.has_ended(), "nobody hears of the crash before they are gone");
+    assert!(!orphan.is_zombie());
+}
+
+#[test]
+fn another_plugins_orphans_are_left_alone() {
+    let body = |word: &str| format!("{}{WAIT}", double_fork(word));
+    let stage = Stage::of(&[("a", &body("orphan")), ("b", &body("orphan"))]);
+    let mut orphans = vec![];
+    while orphans.len() < 2 {
+        let (plugin, pid) = stage.find("an orphan", |said| match said {
+            Said::Line { plugin, text } => {
+                Some((plugin.clone(), text.strip_prefix("orphan ")?.parse().ok()?))
+            }
+            _ => None,
+        });
+        orphans.push((plugin, Watched::new(pid)));
+    }
+    let of = |id: &str| &orphans.iter().find(|(plugin, _)| plugin == id).expect("both told").1;
+    stage.order("a", Order::Disable).expect("stops");
+    assert!(of("a").has_ended());
+    assert!(!of("b").has_ended());
+    stage.order("b", Order::Disable).expect("stops");
+    assert!(of("b").has_ended());
+}
+
+#[test]
+fn a_child_without_environment_is_known_by_where_it_hung() {
+    // Not orphaned before the stop: what hangs below the plugin then is its own, whatever it carries.
+    let body =
+        "env -i setsid sh -c 'echo child $$; exec sleep 1000' &\ntrap 'exit 0' TERM\nwhile :; do wait; done";
+    let other = WAIT;
+    let stage = Stage::of(&[("a", other), ("b", body)]);
+    let child = stage.process("b", "child");
+    stage.order("b", Order::Disable).expect("stops");
+    assert!(child.has_ended(), "although plugin a still runs, and is older or not");
+}
+
+#[test]
+fn orphans_that_end_are_reaped_while_their_plugin_runs() {
+    let body = format!("(setsid sh -c 'echo orphan $$; read line < {{gate}}' &)\n{WAIT}");
+    let (dir, settings) = folder(&[]);
+    let gate = dir.path().join("gate");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, mode, 0).expect("fifo");
+    put(dir.path(), "p", "1.0", &body.replace("{gate}", &gate.display().to_string()));
+    let stage = Stage::start(dir, settings);
+    let orphan = stage.process("p", "orphan");
+    // Opens as soon as the orphan reads, and lets it go on.
+    std::fs::write(&gate, "go\n").expect("write");
+    assert!(orphan.ends_within(PATIENCE));
+    let deadline = Instant::now() + PATIENCE;
+    while orphan.is_zombie() {
+        assert!(Instant::now() < deadline, "a zombie stays");
+        // A snapshot is one more turn of the loop, whose health checks look for zombies.
+        stage.status("p");
+    }
+}
+
+#[test]
+fn what_a_metadata_call_leaves_behind_goes_too() {
+    let (dir, settings) = folder(&[]);
+    let told = dir.path().join("told");
+    let metadata = r#"{"id":"p","name":"p","version":"1","icon":"-","route":"/p"}"#;
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then\n\
+         (setsid sh -c 'echo $$ > {told}; exec sleep 1000' < /dev/null > /dev/null 2>&1 &)\n\
+         while [ ! -s {told} ]; do :; done\necho '{metadata}'\nexit\nfi\n{WAIT}",
+        told = told.display()
+    );
+    put_file(dir.path(), "p", &text);
+    let stage = Stage::start(dir, settings);
+    stage.event("p", "discovered");
+    let pid: i32 = std::fs::read_to_string(&told).expect("told").trim().parse().expect("a pid");
+    if let Some(pid) = rustix::process::Pid::from_raw(pid)
+        && rustix::process::test_kill_process(pid).is_ok()
+    {
+        assert!(Watched::new(pid.as_raw_nonzero().get()).ends_within(PATIENCE));
+    }
+}
+
+#[test]
+fn the_next_start_ends_what_a_killed_daemon_left() {
+    let (dir, settings) = folder(&[]);
+    // What the plugin of a killed daemon leaves is made here by somebody else's plugin, which nobody kills.
+    let body = format!(
+        "export TORU_INSTANCE_ID={} TORU_PLUGIN_ID=q TORU_PLUGIN_SOCKET={}/q.sock\n{}{WAIT}",
+        settings.instance_id,
+        settings.sockets_dir.display(),
+        "(setsid sh -c 'echo orphan $$; read line < /dev/null; while :; do sleep 1000; done' &)\n"
+    );
+    let maker = Stage::of(&[("p", &body)]);
+    let orphan = maker.process("p", "orphan");
+    let (other_dir, mut other) = folder(&[]);
+    other.instance_id = settings.instance_id.clone();
+    let copy = Stage::start(other_dir, other);
+    copy.order("p", Order::Disable).expect_err("it has no plugin");
+    assert!(!orphan.has_ended(), "another socket folder is another daemon, if with a copy of the data");
+    let next = Stage::start(dir, settings);
+    let found = next.find("the report", |said| match said {
+        Said::Log { message, fields } if message.contains("earlier run") => Some(fields.clone()),
+        _ => None,
+    });
+    assert!(found["pids"].as_array().expect("pids").contains(&orphan.pid.into()), "{found:?}");
+    assert_eq!(found["plugins"], serde_json::json!(["q"]));
+    assert!(orphan.ends_within(PATIENCE));
+}
+
+#[test]
+fn a_stop_ends_what_keeps_forking() {
+    // Each generation lives a moment and leaves the next one behind.
+    let body = "echo 'f() { sleep 0.01; (setsid sh $0 &) ; }; f' > $TORU_PLUGIN_SOCKET.sh\n\
+                (setsid sh $TORU_PLUGIN_SOCKET.sh &)\necho forks\ntrap 'exit 0' TERM\nsleep 1000 & wait\n";
+    let stage = Stage::of(&[("p", body)]);
+    stage.line("p", "forks");
+    stage.event("p", "ready");
+    let began = Instant::now();
+    stage.order("p", Order::Disable).expect("stops");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let dir = stage.stop();
+    let script = dir.path().join("sockets/p.sock.sh").display().to_string();
+    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
+        let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        assert!(!line.contains(&script), "{line:?} lives on");
+    }
+}
