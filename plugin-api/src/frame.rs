@@ -33,16 +33,32 @@ pub enum Framing {
 /// A peer that broke the framing, or a frame of ours that would.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
+    /// A length of 0.
     #[error("zero-length frame")]
     Empty,
+    /// A length above the limit, found before anything is allocated for it; or a frame of ours that came out longer.
     #[error("frame of {frame_bytes} bytes, the limit is {frame_bytes_max}")]
-    TooLong { frame_bytes: u64, frame_bytes_max: usize },
+    TooLong {
+        /// As announced, or as written.
+        frame_bytes: u64,
+        /// The limit, in bytes of JSON.
+        frame_bytes_max: usize,
+    },
+    /// Line framing: the limit is passed and no end of the line is in sight.
     #[error("line of more than {frame_bytes_max} bytes")]
-    LineTooLong { frame_bytes_max: usize },
+    LineTooLong {
+        /// The limit, in bytes before the `\n`.
+        frame_bytes_max: usize,
+    },
+    /// Line framing: nothing but white space.
     #[error("empty line")]
     EmptyLine,
+    /// Line framing: what is on the line is no object.
     #[error("line starts with byte 0x{first:02x} instead of `{{`")]
-    NotAnObject { first: u8 },
+    NotAnObject {
+        /// The first byte that is no white space.
+        first: u8,
+    },
 }
 
 /// Cuts a stream of bytes into frames.

@@ -30,6 +30,7 @@ pub struct RequestStart<'a> {
     pub request_id: &'a str,
     /// RFC 3339, see [`crate::time`].
     pub timestamp: &'a str,
+    /// As the client sent it.
     pub method: &'a str,
     /// What follows `/api/plugins/<id>`, at least `/`, with its query.
     pub path: &'a str,
@@ -44,7 +45,12 @@ pub struct RequestStart<'a> {
 pub enum EncodeError {
     /// The client gets 413.
     #[error("request of at least {json_bytes} bytes as a frame, the limit is {frame_bytes_max}")]
-    TooLarge { json_bytes: usize, frame_bytes_max: usize },
+    TooLarge {
+        /// What it would take, or a lower bound of it: escaping is not tried where it cannot help.
+        json_bytes: usize,
+        /// The limit, in bytes of JSON.
+        frame_bytes_max: usize,
+    },
     /// The client gets 415: protocol 1.0 cannot carry it.
     #[error("request content is not UTF-8, and protocol 1.0 carries text only")]
     NotText,
@@ -185,12 +191,17 @@ fn write_request_body(
 /// 1.0 gets `instance_id`, `plugin_socket` and `log_path`.
 #[derive(Clone, Copy, Debug)]
 pub struct Init<'a> {
+    /// This installation's id, the same for ever.
     pub instance_id: &'a str,
+    /// The path that the plugin listens on.
     pub plugin_socket: &'a str,
+    /// The file that the core writes the plugin's log to.
     pub log_path: &'a str,
+    /// The plugin's own id.
     pub plugin_id: &'a str,
     /// The frame limit of both directions.
     pub max_message_bytes: usize,
+    /// A directory that the plugin may fill.
     pub data_dir: &'a str,
     /// JSON text of the plugin's table in the core's configuration; `None` is sent as `{}`.
     pub config: Option<&'a str>,
@@ -267,7 +278,12 @@ pub enum KvReply<'a> {
     /// For `list`.
     Keys(&'a [String]),
     /// A fixed word for the program and a text for its author.
-    Error { code: &'a str, message: &'a str },
+    Error {
+        /// A fixed word, for programs.
+        code: &'a str,
+        /// For people.
+        message: &'a str,
+    },
 }
 
 /// Appends the answer to a kv request: of the core in 1.1, of a plugin where a core of 1.0 asked.
@@ -361,27 +377,40 @@ pub(crate) fn end_small(out: &mut Vec<u8>, mark: FrameMark, close: &str) {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum CoreMessage<'a> {
+    /// The first message; a plugin of 1.1 answers `ready` or `failed`.
     Init(InitMessage<'a>),
+    /// Answer what is there and exit.
     Shutdown {
+        /// How long that may take; a core of 1.0 does not say.
         deadline_ms: Option<u64>,
     },
+    /// Is the plugin alive?
     Ping {
+        /// To be given back in `pong`; a core of 1.0 has none and takes no answer.
         seq: Option<u64>,
     },
+    /// A request of a client.
     Http {
+        /// To be given back with the response.
         request_id: Cow<'a, str>,
+        /// What the client asks.
         request: HttpRequestMessage<'a>,
     },
+    /// Nobody waits for the answer to this request any more.
     Cancel {
+        /// That of an HTTP request on the same connection.
         request_id: Cow<'a, str>,
     },
     /// The answer to a question of the plugin.
     KvReply {
+        /// As the plugin chose it.
         request_id: Cow<'a, str>,
+        /// What the core answers.
         reply: KvReplyMessage<'a>,
     },
     /// A question to the plugin, told from an answer by its `action`. A core of 1.1 asks none.
     KvRequest {
+        /// To be given back with the answer; apart from the ids of HTTP requests and of the plugin's own questions.
         request_id: Cow<'a, str>,
         /// On `Err` the core gets a kv error and the connection lives on.
         request: Result<KvRequestMessage<'a>, BadKvRequest>,
@@ -396,11 +425,17 @@ pub enum CoreMessage<'a> {
 pub struct InitMessage<'a> {
     /// The core's protocol as sent; absent means 1.0.
     pub protocol: Option<Cow<'a, str>>,
+    /// This installation's id.
     pub instance_id: Option<Cow<'a, str>>,
+    /// The path that the plugin listens on.
     pub plugin_socket: Option<Cow<'a, str>>,
+    /// The file that the core writes the plugin's log to.
     pub log_path: Option<Cow<'a, str>>,
+    /// The plugin's own id. 1.1 only.
     pub plugin_id: Option<Cow<'a, str>>,
+    /// The frame limit of both directions. 1.1 only.
     pub max_message_bytes: Option<u64>,
+    /// A directory that the plugin may fill. 1.1 only.
     pub data_dir: Option<Cow<'a, str>>,
     /// JSON text.
     pub config: Option<&'a str>,
@@ -410,12 +445,17 @@ pub struct InitMessage<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HttpRequestMessage<'a> {
+    /// As the client sent it, in capitals by custom.
     pub method: Cow<'a, str>,
+    /// What follows `/api/plugins/<id>`, percent-encoded, with its query.
     pub path: Cow<'a, str>,
     /// Arrays flattened; values of one name in their order.
     pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Decoded where it came in base64; empty where it was null or missing.
     pub body: Cow<'a, [u8]>,
+    /// The client, `address:port`. 1.1 only.
     pub remote_addr: Option<Cow<'a, str>>,
+    /// When the core stops waiting, counted from when it sent the request. 1.1 only.
     pub timeout_ms: Option<u64>,
 }
 
@@ -423,7 +463,9 @@ pub struct HttpRequestMessage<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KvReplyMessage<'a> {
+    /// For `get`, where there is one.
     pub value: Option<Cow<'a, str>>,
+    /// For `list`.
     pub keys: Option<Vec<Cow<'a, str>>>,
     /// Code and message.
     pub error: Option<(Cow<'a, str>, Cow<'a, str>)>,
@@ -433,10 +475,30 @@ pub struct KvReplyMessage<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvRequestMessage<'a> {
-    Get { key: Cow<'a, str> },
-    Set { key: Cow<'a, str>, value: Cow<'a, str> },
-    Delete { key: Cow<'a, str> },
-    List { prefix: Cow<'a, str>, limit: Option<u64> },
+    /// Asks for a value.
+    Get {
+        /// Any text.
+        key: Cow<'a, str>,
+    },
+    /// Asks to store a value.
+    Set {
+        /// Any text.
+        key: Cow<'a, str>,
+        /// Any text, also an empty one.
+        value: Cow<'a, str>,
+    },
+    /// Asks to forget a value.
+    Delete {
+        /// Any text.
+        key: Cow<'a, str>,
+    },
+    /// Asks for keys.
+    List {
+        /// What the keys start with; empty for all.
+        prefix: Cow<'a, str>,
+        /// In keys; `None` leaves it to who answers.
+        limit: Option<u64>,
+    },
 }
 
 impl<'a> CoreMessage<'a> {

@@ -18,19 +18,28 @@ pub use read::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvRequest<'a> {
+    /// Asks for a value.
     Get {
+        /// 1 to 512 bytes; the core refuses others.
         key: &'a str,
     },
+    /// Asks to store a value; answered when it is on the disk.
     Set {
+        /// As in `Get`.
         key: &'a str,
+        /// Any text that fits in a message.
         value: &'a str,
     },
+    /// Asks to forget a value; that there is none is no error.
     Delete {
+        /// As in `Get`.
         key: &'a str,
     },
     /// `limit` is in keys; `None` leaves it to the core.
     List {
+        /// What the keys start with; empty for all.
         prefix: &'a str,
+        /// In keys, at most 1000 count.
         limit: Option<u64>,
     },
 }
@@ -39,14 +48,19 @@ pub enum KvRequest<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BadKvRequest {
+    /// `action` is missing, no string, or no word of the protocol.
     #[error("action must be get, set, delete or list")]
     BadAction,
+    /// `key` is missing or no string.
     #[error("key must be a string")]
     BadKey,
+    /// `set` without a `value` that is a string.
     #[error("value must be a string")]
     BadValue,
+    /// `list` with a `prefix` that is no string.
     #[error("prefix must be a string")]
     BadPrefix,
+    /// `list` with a `limit` that is no integer from 0.
     #[error("limit must be a number of keys")]
     BadLimit,
 }
@@ -58,6 +72,7 @@ pub struct ResponseStart<'a> {
     pub request_id: &'a str,
     /// RFC 3339, see [`crate::time`].
     pub timestamp: &'a str,
+    /// 200..=599; the core refuses others.
     pub status: u16,
 }
 

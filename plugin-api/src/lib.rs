@@ -8,12 +8,14 @@
 //! | [`metadata`] | what `PLUGIN --metadata` prints | |
 //! | [`from_core`] | what the core says: encoders, and the SDK's decoder | |
 //! | [`from_plugin`] | what a plugin says: encoders, and the core's decoder | decoder: `core` |
-//! | `sdk` | the trait `ToruPlugin` and `run` | `sdk` (default) |
+//! | [`status`] | what the daemon says of itself to console and shell | |
+//! | `sdk` | the trait `ToruPlugin` and `run`, with whole plugins as examples | `sdk` (default) |
 //!
 //! Only `sdk` does I/O, reads a clock or knows tokio; everything else is functions over bytes.
 //! The wire itself is described in `PROTOCOL.md` beside this crate's manifest.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod frame;
 pub mod from_core;

@@ -53,7 +53,9 @@ pub struct Metadata {
     pub icon: String,
     /// `/` and one path segment; unique among plugins.
     pub route: String,
+    /// The protocol that the plugin speaks; absent it is 1.0, in [`Metadata::new`] 1.1.
     pub protocol: Protocol,
+    /// How the core frames what it sends to the plugin.
     pub framing: Framing,
     /// HTTP requests at once over all connections; at least 1. Counts for 1.1 only.
     pub max_in_flight: u32,
@@ -64,8 +66,15 @@ pub struct Metadata {
 /// Why metadata was refused: the field, if it is one field's fault, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MetadataError {
+    /// One field breaks its rule.
     #[error("field `{field}`: {reason}")]
-    Field { field: &'static str, reason: String },
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// The rule, in words.
+        reason: String,
+    },
+    /// The output as a whole is no metadata: why.
     #[error("{0}")]
     Document(String),
 }

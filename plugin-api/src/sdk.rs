@@ -25,6 +25,70 @@
 //! }
 //! ```
 //!
+//! One with everything: configuration, stored values, errors for the client, log lines, a start and an end.
+//!
+//! ```no_run
+//! use std::collections::BTreeMap;
+//! use std::sync::OnceLock;
+//!
+//! use toru_plugin_api::*;
+//!
+//! #[derive(Default)]
+//! struct Notes {
+//!     owner: OnceLock<String>,
+//! }
+//!
+//! #[async_trait]
+//! impl ToruPlugin for Notes {
+//!     fn metadata(&self) -> PluginMetadata {
+//!         PluginMetadata::new("notes", "Notes", env!("CARGO_PKG_VERSION")).icon("📝").author("you")
+//!     }
+//!
+//!     async fn init(&self, ctx: &PluginContext) -> PluginResult<()> {
+//!         let mut config: BTreeMap<String, String> = ctx.config()?;
+//!         let owner = config.remove("owner").unwrap_or_else(|| "nobody".to_owned());
+//!         ctx.log.info(format!("notes of {owner}"));
+//!         self.owner.get_or_init(|| owner);
+//!         Ok(())
+//!     }
+//!
+//!     async fn handle_http(
+//!         &self,
+//!         request: HttpRequest,
+//!         ctx: &PluginContext,
+//!     ) -> PluginResult<HttpResponse> {
+//!         match (request.method.as_str(), request.path.strip_prefix("/notes/")) {
+//!             ("GET", None) => Ok(HttpResponse::json(&self.owner.get())),
+//!             ("GET", Some(name)) => match ctx.kv.get(name).await? {
+//!                 Some(note) => Ok(HttpResponse::text(note)),
+//!                 None => Err(PluginError::status(404, "no such note")),
+//!             },
+//!             ("PUT", Some(name)) => {
+//!                 ctx.kv.set(name, request.text()?).await?;
+//!                 Ok(HttpResponse::status(204))
+//!             }
+//!             _ => Err(PluginError::status(405, "notes are read and written")),
+//!         }
+//!     }
+//!
+//!     async fn handle_kv(&self, request: KvRequest, ctx: &PluginContext) -> PluginResult<KvResponse> {
+//!         match request {
+//!             KvRequest::Get { key } => Ok(ctx.kv.get(&key).await?.into()),
+//!             KvRequest::List { prefix, limit } => Ok(ctx.kv.list(&prefix, limit).await?.into()),
+//!             _ => Err(PluginError::status(403, "notes are written over HTTP")),
+//!         }
+//!     }
+//!
+//!     async fn shutdown(&self, ctx: &PluginContext) {
+//!         ctx.log.info("done");
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     run_with(Notes::default(), Options::default().threads(4))
+//! }
+//! ```
+//!
 //! A handler is tested without a core, with [`PluginContext::detached`]:
 //!
 //! ```

@@ -46,6 +46,7 @@ impl Default for PluginMessageReader {
 }
 
 impl PluginMessageReader {
+    /// A reader with empty buffers; they grow with the messages and are cut back after large ones.
     pub fn new() -> Self {
         Self {
             buffers: Buffers::with_max_depth(4096, DEPTH_MAX),
@@ -110,33 +111,44 @@ impl PluginMessageReader {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum PluginMessage<'a> {
+    /// An answer to a request.
     HttpResponse {
+        /// As the plugin gave it back: it may be nobody's.
         request_id: &'a str,
         /// On `Err` the client gets 502 and the connection lives on.
         response: Result<HttpResponse<'a>, BadResponse>,
     },
+    /// `init` is done, requests may come.
     Ready,
+    /// `init` did not succeed.
     Failed {
         /// Empty where the plugin gave no reason.
         error: &'a str,
     },
+    /// The answer to a ping.
     Pong {
+        /// That of the ping, if the plugin is honest.
         seq: u64,
     },
+    /// A line for the plugin's log.
     Log {
         /// `info` where the plugin gave none; not checked against a list.
         level: &'a str,
+        /// Empty where the plugin gave none.
         message: &'a str,
         /// JSON text of an object, on one line.
         fields_json: Option<Cow<'a, str>>,
     },
+    /// A question to the plugin's stored values.
     Kv {
+        /// As the plugin chose it; goes back with the answer.
         request_id: &'a str,
         /// On `Err` the plugin gets a kv error and the connection lives on.
         request: Result<KvRequest<'a>, BadKvRequest>,
     },
     /// A type or a lifecycle action that is not known here: ignore it.
     Unknown {
+        /// The type, or the action of a lifecycle message.
         kind: &'a str,
     },
 }
@@ -149,6 +161,7 @@ pub struct HttpResponse<'a> {
     pub status: u16,
     /// Names are tokens; values have no CR, LF or NUL. Hop-by-hop fields are the core's business.
     pub headers: ResponseHeaders<'a>,
+    /// The content, decoded where it came in base64.
     pub body: Cow<'a, [u8]>,
     /// The body was a JSON value other than a string, and is its compact text.
     pub body_is_json: bool,
@@ -158,20 +171,28 @@ pub struct HttpResponse<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BadResponse {
+    /// `payload` is missing or no object.
     #[error("payload is missing or not an object")]
     BadPayload,
+    /// `payload.payload` is there, and its `body` is neither a response as JSON text nor one as an object.
     #[error("payload.payload.body is not a response as JSON text")]
     BadNested,
+    /// `status` is missing, no integer, or not from 200 to 599.
     #[error("status is missing or not an integer from 200 to 599")]
     BadStatus,
+    /// `headers` is neither an object nor null.
     #[error("headers is not an object")]
     BadHeaders,
+    /// A name in `headers` is no token.
     #[error("a header name is not a token")]
     BadHeaderName,
+    /// A value in `headers` is an object, a list of lists, or a text with CR, LF or NUL.
     #[error("a header value is not text, or has CR, LF or NUL in it")]
     BadHeaderValue,
+    /// `body_encoding` is there and is not `base64`.
     #[error("body_encoding is not known")]
     BadEncoding,
+    /// `body` is not what `body_encoding` says: standard alphabet, padded, no white space.
     #[error("body is not base64")]
     BadBase64,
 }

@@ -23,7 +23,9 @@ const KV_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PluginContext {
+    /// Values that the core keeps for this plugin.
     pub kv: Kv,
+    /// Lines for the plugin's log.
     pub log: Log,
     link: Link,
 }
@@ -104,7 +106,12 @@ pub enum KvError {
     TooLarge,
     /// The core said no.
     #[error("the core's storage refused ({code}): {message}")]
-    Refused { code: String, message: String },
+    Refused {
+        /// The core's own word, such as `quota` or `disk_full`.
+        code: String,
+        /// For people.
+        message: String,
+    },
     /// The stored text is not the JSON that was asked for.
     #[error("the stored value is not as expected: {0}")]
     BadJson(String),
@@ -192,18 +199,22 @@ pub(super) struct KvAnswer {
 pub struct Log(Link);
 
 impl Log {
+    /// For whoever looks for a mistake.
     pub fn debug(&self, message: impl AsRef<str>) {
         self.write("debug", message.as_ref(), "");
     }
 
+    /// What happens as it should.
     pub fn info(&self, message: impl AsRef<str>) {
         self.write("info", message.as_ref(), "");
     }
 
+    /// What somebody should look at some day.
     pub fn warn(&self, message: impl AsRef<str>) {
         self.write("warn", message.as_ref(), "");
     }
 
+    /// What went wrong.
     pub fn error(&self, message: impl AsRef<str>) {
         self.write("error", message.as_ref(), "");
     }
@@ -245,18 +256,22 @@ pub struct LogWith<'l> {
 }
 
 impl LogWith<'_> {
+    /// [`Log::debug`] with the fields.
     pub fn debug(&self, message: impl AsRef<str>) {
         self.log.write("debug", message.as_ref(), &self.fields);
     }
 
+    /// [`Log::info`] with the fields.
     pub fn info(&self, message: impl AsRef<str>) {
         self.log.write("info", message.as_ref(), &self.fields);
     }
 
+    /// [`Log::warn`] with the fields.
     pub fn warn(&self, message: impl AsRef<str>) {
         self.log.write("warn", message.as_ref(), &self.fields);
     }
 
+    /// [`Log::error`] with the fields.
     pub fn error(&self, message: impl AsRef<str>) {
         self.log.write("error", message.as_ref(), &self.fields);
     }

@@ -25,6 +25,7 @@ pub struct HttpRequest {
     pub path: String,
     /// What stands behind `?`, without it; empty if there is none. See [`query_value`](Self::query_value).
     pub query: String,
+    /// As the client sent them, without those that concern its connection alone; `x-request-id` is among them.
     pub headers: Headers,
     /// Empty if there is none.
     pub body: Vec<u8>,
@@ -168,7 +169,9 @@ impl fmt::Debug for Headers {
 pub struct HttpResponse {
     /// 200 to 599.
     pub status: u16,
+    /// Names and values in order. The core frames the response: `content-length` and the like are dropped there.
     pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    /// The content.
     pub body: Vec<u8>,
 }
 
