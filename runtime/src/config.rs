@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 use toru_plugin_api::frame::FRAME_BYTES_MAX_LIMIT;
-use toru_supervisor::Level;
 use toru_supervisor::state::Policy;
+use toru_supervisor::{Level, ProcessSettings};
 
 /// Where plugins find their sockets by default, also when they are started by hand.
 pub const SOCKETS_DIR: &str = "/tmp/toru-plugins";
@@ -87,6 +87,8 @@ pub struct Config {
     pub notify_command: Vec<String>,
     /// `[plugins.ID]` as JSON text, without its `process` table.
     pub plugins: HashMap<String, String>,
+    /// `[plugins.ID.process]`.
+    pub processes: HashMap<String, ProcessSettings>,
 }
 
 #[derive(Clone, Debug)]
@@ -225,7 +227,7 @@ struct File {
     events: EventsTable,
     auth: AuthTable,
     notify: NotifyTable,
-    plugins: HashMap<Spanned<String>, toml::Table>,
+    plugins: HashMap<Spanned<String>, PluginTable>,
 }
 
 #[derive(Deserialize, Default)]
@@ -328,6 +330,51 @@ struct NotifyTable {
     command: Option<Spanned<Vec<String>>>,
 }
 
+/// `[plugins.ID]`: whatever the plugin wants to know, and beside it a table that steers the core.
+#[derive(Default)]
+struct PluginTable {
+    process: ProcessTable,
+    own: toml::Table,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ProcessTable {
+    env: HashMap<Spanned<String>, Spanned<String>>,
+    args: Vec<Spanned<String>>,
+    cwd: Option<PathBuf>,
+    nice: Option<Spanned<i32>>,
+    memory_bytes_max: Option<Spanned<u64>>,
+    open_files_max: Option<Spanned<u64>>,
+}
+
+// By hand instead of `flatten`, which would lose the line and column of a mistake in the inner table.
+impl<'de> Deserialize<'de> for PluginTable {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = PluginTable;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a plugin's table")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<PluginTable, A::Error> {
+                let mut table = PluginTable::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "process" {
+                        table.process = map.next_value()?;
+                    } else {
+                        table.own.insert(key, map.next_value()?);
+                    }
+                }
+                Ok(table)
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
@@ -390,6 +437,7 @@ impl File {
             1024..=FRAME_BYTES_MAX_LIMIT,
         )?;
         let data_dir = pick(&overrides.data_dir, self.paths.data).unwrap_or_else(|| places.data.clone());
+        let (plugins, processes) = plugin_tables(self.plugins, source)?;
         let config = Config {
             listen: overrides
                 .listen
@@ -423,7 +471,8 @@ impl File {
             token_file: self.auth.token_file.unwrap_or_else(|| data_dir.join("token")),
             plugins_need_token: self.auth.plugins_need_token.unwrap_or(false),
             notify_command: self.notify.command.map(Spanned::into_inner).unwrap_or_default(),
-            plugins: plugin_tables(self.plugins, source)?,
+            plugins,
+            processes,
             data_dir,
         };
         let longest = config.sockets_dir.join("x.sock");
@@ -552,19 +601,55 @@ impl LogTable {
     }
 }
 
+/// What plugins are told, and how their processes are made; by id.
+type PluginTables = (HashMap<String, String>, HashMap<String, ProcessSettings>);
+
 fn plugin_tables(
-    tables: HashMap<Spanned<String>, toml::Table>,
+    tables: HashMap<Spanned<String>, PluginTable>,
     source: &Source<'_>,
-) -> Result<HashMap<String, String>, ConfigError> {
-    let mut plugins = HashMap::new();
-    for (id, mut table) in tables {
-        // The process table steers the core, not the plugin.
-        table.remove("process");
-        let json = serde_json::to_string(&table)
+) -> Result<PluginTables, ConfigError> {
+    let (mut plugins, mut processes) = (HashMap::new(), HashMap::new());
+    for (id, table) in tables {
+        let json = serde_json::to_string(&table.own)
             .map_err(|error| source.error(&id, &format!("`plugins.{}`: {error}", id.as_ref())))?;
+        processes.insert(id.as_ref().clone(), table.process.resolve(id.as_ref(), source)?);
         plugins.insert(id.into_inner(), json);
     }
-    Ok(plugins)
+    Ok((plugins, processes))
+}
+
+impl ProcessTable {
+    fn resolve(self, id: &str, source: &Source<'_>) -> Result<ProcessSettings, ConfigError> {
+        let key = |name: &str| format!("plugins.{id}.process.{name}");
+        let bounded = |name: &str, value: Option<Spanned<u64>>, bounds: std::ops::RangeInclusive<u64>| {
+            value.map(|value| source.number(&key(name), &Some(value), 0, bounds)).transpose()
+        };
+        let mut env = vec![];
+        for (name, value) in self.env {
+            let why = match name.as_ref().as_str() {
+                name if name.is_empty() || name.contains(['=', '\0']) => Some("is no name of a variable"),
+                name if name.starts_with("TORU_") => Some("is set by toru itself"),
+                _ if value.as_ref().contains('\0') => Some("has a NUL in its value"),
+                _ => None,
+            };
+            if let Some(why) = why {
+                return Err(source.error(&name, &format!("`{}`: {:?} {why}", key("env"), name.as_ref())));
+            }
+            env.push((name.into_inner(), value.into_inner()));
+        }
+        if let Some(arg) = self.args.iter().find(|arg| arg.as_ref().contains('\0')) {
+            return Err(source.error(arg, &format!("`{}`: an argument has a NUL", key("args"))));
+        }
+        Ok(ProcessSettings {
+            env,
+            args: self.args.into_iter().map(Spanned::into_inner).collect(),
+            cwd: self.cwd,
+            nice: self.nice.map(|nice| source.number(&key("nice"), &Some(nice), 0, -20..=19)).transpose()?,
+            // With less, not even a shell starts.
+            memory_bytes_max: bounded("memory_bytes_max", self.memory_bytes_max, 1 << 20..=i64::MAX as u64)?,
+            open_files_max: bounded("open_files_max", self.open_files_max, 8..=1 << 30)?,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -609,6 +694,36 @@ mod tests {
     fn a_plugin_gets_its_table_without_the_process_part() {
         let config = load("[plugins.acme]\nlimit = 3\n[plugins.acme.process]\nnice = 5\n").expect("valid");
         assert_eq!(config.plugins["acme"], "{\"limit\":3}");
+        assert_eq!(config.processes["acme"], ProcessSettings { nice: Some(5), ..ProcessSettings::default() });
+    }
+
+    #[test]
+    fn a_process_table_is_read_whole() {
+        let text = "[plugins.acme.process]\nenv = { LANG = \"C\" }\nargs = [\"-v\"]\ncwd = \"/srv\"\nnice = -5\n\
+                    memory_bytes_max = 268435456\nopen_files_max = 256\n";
+        let expect = ProcessSettings {
+            env: vec![("LANG".into(), "C".into())],
+            args: vec!["-v".into()],
+            cwd: Some("/srv".into()),
+            nice: Some(-5),
+            memory_bytes_max: Some(268_435_456),
+            open_files_max: Some(256),
+        };
+        assert_eq!(load(text).expect("valid").processes["acme"], expect);
+        for (line, expect) in [
+            ("colour = 1", "line 2, column 1"),
+            ("nice = 20", "line 2, column 8: `plugins.acme.process.nice` is 20, but must be from -20 to 19"),
+            ("nice = \"low\"", "line 2, column 8"),
+            ("memory_bytes_max = 4096", "line 2, column 20"),
+            ("open_files_max = 0", "line 2, column 18"),
+            ("env = { TORU_PLUGIN_ID = \"x\" }", "line 2, column 9"),
+            ("env = { \"A=B\" = \"x\" }", "is no name of a variable"),
+            ("env = { A = \"\\u0000\" }", "has a NUL in its value"),
+            ("args = [\"a\", \"\\u0000\"]", "line 2, column 14"),
+        ] {
+            let error = load(&format!("[plugins.acme.process]\n{line}\n")).expect_err(line).to_string();
+            assert!(error.contains(expect), "{line:?} gave {error:?}");
+        }
     }
 
     #[test]

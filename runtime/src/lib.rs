@@ -328,6 +328,7 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         metadata_timeout: METADATA_TIMEOUT,
         frame_bytes_max: config.message_bytes_max,
         plugin_config: config.plugins.clone(),
+        process: config.processes.clone(),
         disabled: known.disabled,
     }
 }

@@ -57,8 +57,28 @@ pub struct Settings {
     pub frame_bytes_max: usize,
     /// `[plugins.ID]` of the configuration as JSON text, handed over in `init`.
     pub plugin_config: HashMap<String, String>,
+    /// `[plugins.ID.process]` of the configuration.
+    pub process: HashMap<String, ProcessSettings>,
     /// Ids that an operator disabled in an earlier run.
     pub disabled: HashSet<String>,
+}
+
+/// What an operator set for a plugin's process.
+///
+/// It holds for the plugin itself: its metadata call comes before its id is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessSettings {
+    /// On top of what every plugin gets, and over it; never a `TORU_` variable.
+    pub env: Vec<(String, String)>,
+    pub args: Vec<String>,
+    /// The daemon's own where there is none.
+    pub cwd: Option<PathBuf>,
+    /// From -20 (first) to 19 (last); below the daemon's own only for root.
+    pub nice: Option<i32>,
+    /// Address space (RLIMIT_AS).
+    pub memory_bytes_max: Option<u64>,
+    /// RLIMIT_NOFILE; the limit that the daemon was started with where there is none.
+    pub open_files_max: Option<u64>,
 }
 
 /// Standard output of a plugin's metadata call, at most.
@@ -771,7 +791,17 @@ impl Supervisor {
         }
         let env = self.environment(Some(index));
         let plugin = &self.plugins[index];
-        let (process, pipes) = match Process::spawn(&Spec::new(&plugin.file, &env)) {
+        let settings = self.settings.process.get(&plugin.metadata.id);
+        let args: Vec<&str> = settings.iter().flat_map(|own| &own.args).map(String::as_str).collect();
+        let spec = Spec {
+            args: &args,
+            cwd: settings.and_then(|own| own.cwd.as_deref()),
+            nice: settings.and_then(|own| own.nice),
+            memory_bytes_max: settings.and_then(|own| own.memory_bytes_max),
+            open_files_max: settings.and_then(|own| own.open_files_max),
+            ..Spec::new(&plugin.file, &env)
+        };
+        let (process, pipes) = match Process::spawn(&spec) {
             Ok(spawned) => spawned,
             Err(error) => {
                 self.plugins[index].reason = Some(error.reason);
@@ -1607,6 +1637,12 @@ impl Supervisor {
                 !key.starts_with("TORU_") && !PRIVATE.contains(&&*key)
             })
             .collect();
+        if let Some(index) = plugin
+            && let Some(own) = self.settings.process.get(&self.plugins[index].metadata.id)
+        {
+            // A later entry wins.
+            env.extend(own.env.iter().map(|(key, value)| (key.into(), value.into())));
+        }
         env.push(("TORU_INSTANCE_ID".into(), (&self.settings.instance_id).into()));
         if let Some(index) = plugin {
             let plugin = &self.plugins[index];

@@ -1,4 +1,5 @@
 //! Drives a whole supervisor with real processes.
 
+mod process;
 mod remains;
 mod stage;

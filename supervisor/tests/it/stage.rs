@@ -115,6 +115,7 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
         metadata_timeout: PATIENCE,
         frame_bytes_max: 1024 * 1024,
         plugin_config: HashMap::new(),
+        process: HashMap::new(),
         disabled: Default::default(),
     };
     (dir, settings)
