@@ -394,7 +394,8 @@ fn a_plugin_that_stays_not_ready_is_restarted() {
 #[test]
 fn a_stopped_process_times_out_and_is_restarted() {
     let daemon = Stage::new()
-        .set("supervisor.health_interval_ms", 100)
+        // Slow enough that the request is out of time before the plugin is given up.
+        .set("supervisor.health_interval_ms", 1_000)
         .set("http.request_timeout_ms", 300)
         .faulty("p", &json!({}))
         .start();

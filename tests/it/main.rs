@@ -13,4 +13,5 @@ mod http;
 mod kv;
 mod readme;
 mod sdk;
+mod store;
 mod supervision;
