@@ -7,6 +7,8 @@
 //! What is wanted ([`Want`]) and what is ([`State`]) stay apart.
 //! "Restart" is therefore no state: it is a stop whose plugin is still wanted up.
 //! News of a process that has been replaced never reaches [`step`]: each spawn has a generation, and the caller drops older ones.
+//!
+//! `state.table`, beside this crate's manifest, shows all of it; a change of the policy is reviewed there.
 
 use std::time::{Duration, Instant};
 
@@ -186,8 +188,22 @@ impl State {
 /// Errors: none. A pair that cannot happen is a mistake of the caller: it asserts in debug builds and changes nothing in release builds,
 /// since a supervisor that ends takes every healthy plugin with it.
 pub fn step(now: Instant, policy: &Policy, want: Want, state: State, event: Event) -> (State, Vec<Action>) {
+    transition(now, policy, want, state, event).unwrap_or_else(|| {
+        debug_assert!(false, "{event:?} cannot happen in {state:?}");
+        (state, vec![])
+    })
+}
+
+/// What `state.table` prints; `None` for a pair that cannot happen.
+fn transition(
+    now: Instant,
+    policy: &Policy,
+    want: Want,
+    state: State,
+    event: Event,
+) -> Option<(State, Vec<Action>)> {
     use Action::*;
-    match (state, event) {
+    Some(match (state, event) {
         (State::Stopped, Event::Wanted | Event::RestartAsked | Event::ResetFailed) => match want {
             Want::Up => start(now, policy, 0, vec![]),
             Want::Down => (state, vec![]),
@@ -199,7 +215,7 @@ pub fn step(now: Instant, policy: &Policy, want: Want, state: State, event: Even
             | Event::Exited { .. }
             | Event::Misbehaved
             | Event::TimerExpired,
-        ) => impossible(state, event),
+        ) => return None,
 
         (State::Starting { failures, .. }, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -251,7 +267,7 @@ pub fn step(now: Instant, policy: &Policy, want: Want, state: State, event: Even
             (State::Running { since, failures: forgiven(now, policy, since, failures) }, vec![])
         }
         (State::Running { since, .. }, Event::ResetFailed) => (State::Running { since, failures: 0 }, vec![]),
-        (State::Running { .. }, Event::SpawnFailed { .. } | Event::Ready) => impossible(state, event),
+        (State::Running { .. }, Event::SpawnFailed { .. } | Event::Ready) => return None,
 
         (State::Crashed { .. }, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -266,7 +282,7 @@ pub fn step(now: Instant, policy: &Policy, want: Want, state: State, event: Even
         (
             State::Crashed { .. },
             Event::SpawnFailed { .. } | Event::Ready | Event::Exited { .. } | Event::Misbehaved,
-        ) => impossible(state, event),
+        ) => return None,
 
         (State::Stopping { then: Then::Crash, failures, .. }, Event::Exited { permanent }) => {
             crash(now, policy, want, failures, permanent, vec![])
@@ -291,7 +307,7 @@ pub fn step(now: Instant, policy: &Policy, want: Want, state: State, event: Even
         (State::Stopping { rung, next_at, then, .. }, Event::ResetFailed) => {
             (State::Stopping { rung, next_at, then, failures: 0 }, vec![])
         }
-        (State::Stopping { .. }, Event::SpawnFailed { .. }) => impossible(state, event),
+        (State::Stopping { .. }, Event::SpawnFailed { .. }) => return None,
 
         (State::Failed, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -308,8 +324,8 @@ pub fn step(now: Instant, policy: &Policy, want: Want, state: State, event: Even
             | Event::Exited { .. }
             | Event::Misbehaved
             | Event::TimerExpired,
-        ) => impossible(state, event),
-    }
+        ) => return None,
+    })
 }
 
 fn start(now: Instant, policy: &Policy, failures: u32, mut actions: Vec<Action>) -> (State, Vec<Action>) {
@@ -353,11 +369,6 @@ fn forgiven(now: Instant, policy: &Policy, since: Instant, failures: u32) -> u32
 fn backoff(policy: &Policy, failures: u32) -> Duration {
     let step = (failures.max(1) - 1) as usize;
     policy.backoff.get(step).or(policy.backoff.last()).copied().unwrap_or(Duration::from_secs(1))
-}
-
-fn impossible(state: State, event: Event) -> (State, Vec<Action>) {
-    debug_assert!(false, "{event:?} cannot happen in {state:?}");
-    (state, vec![])
 }
 
 #[cfg(test)]
@@ -439,6 +450,122 @@ mod tests {
         }
     }
 
+    /// Every state that is reached, with the failures that make a difference.
+    fn states(now: Instant, policy: &Policy) -> Vec<(&'static str, State)> {
+        let last = policy.restarts_max;
+        let soon = now + MS;
+        let (young, stable) = (now - MS, now - policy.stable_after);
+        let stopping = |rung, then, failures| State::Stopping { rung, next_at: soon, then, failures };
+        vec![
+            ("stopped", State::Stopped),
+            ("starting, 3 failures", State::Starting { ready_by: soon, failures: 3 }),
+            ("starting, last try", State::Starting { ready_by: soon, failures: last }),
+            ("running, 3 failures, young", State::Running { since: young, failures: 3 }),
+            ("running, last try, young", State::Running { since: young, failures: last }),
+            ("running, last try, stable", State::Running { since: stable, failures: last }),
+            ("crashed, 3 failures", State::Crashed { until: soon, failures: 3 }),
+            ("asked to stop, 3 failures", stopping(Rung::Asked, Then::Stop, 3)),
+            ("terminated, 3 failures", stopping(Rung::Terminated, Then::Stop, 3)),
+            ("killed to stop, 3 failures", stopping(Rung::Killed, Then::Stop, 3)),
+            ("killed as a crash, 3 failures", stopping(Rung::Killed, Then::Crash, 3)),
+            ("killed as a crash, last try", stopping(Rung::Killed, Then::Crash, last)),
+            ("failed", State::Failed),
+        ]
+    }
+
+    const EVENTS: [(&str, Event); 10] = [
+        ("wanted", Event::Wanted),
+        ("restart asked", Event::RestartAsked),
+        ("spawn failed", Event::SpawnFailed { permanent: false }),
+        ("spawn failed for good", Event::SpawnFailed { permanent: true }),
+        ("ready", Event::Ready),
+        ("exited", Event::Exited { permanent: false }),
+        ("exited for good", Event::Exited { permanent: true }),
+        ("misbehaved", Event::Misbehaved),
+        ("timer expired", Event::TimerExpired),
+        ("reset failed", Event::ResetFailed),
+    ];
+
+    fn show(now: Instant, before: State, state: State) -> String {
+        if state == before {
+            return "same".into();
+        }
+        let ms = |at: Instant| (at - now).as_millis();
+        match state {
+            State::Stopped => "stopped".into(),
+            State::Failed => "failed".into(),
+            State::Starting { ready_by, failures } => {
+                format!("starting {} ms, failures {failures}", ms(ready_by))
+            }
+            State::Running { failures, .. } => format!("running, failures {failures}"),
+            State::Crashed { until, failures } => format!("crashed {} ms, failures {failures}", ms(until)),
+            State::Stopping { rung, next_at, then, failures } => {
+                let rung = match rung {
+                    Rung::Asked => "asked",
+                    Rung::Terminated => "terminated",
+                    Rung::Killed => "killed",
+                };
+                let then = match then {
+                    Then::Stop => "to stop",
+                    Then::Crash => "as a crash",
+                };
+                format!("{rung} {then} {} ms, failures {failures}", ms(next_at))
+            }
+        }
+    }
+
+    fn table() -> String {
+        let (now, policy) = (Instant::now() + policy().stable_after, policy());
+        let mut text = String::from(
+            "The policy of the supervisor: in a state, when an event comes and this is wanted, what is next and what is done.\n\
+             Made by a test from state.rs with the default settings; a time is until the next timer. Pairs that cannot happen are left out.\n",
+        );
+        for (name, state) in states(now, &policy) {
+            text.push_str(&format!("\n{name}\n"));
+            for (word, event) in EVENTS {
+                let rows = [Want::Up, Want::Down].map(|want| {
+                    let (next, actions) = transition(now, &policy, want, state, event)?;
+                    let actions: Vec<String> = actions
+                        .iter()
+                        .map(|action| match action {
+                            Action::Record(happening) => format!("record {happening:?}"),
+                            other => format!("{other:?}").to_lowercase(),
+                        })
+                        .collect();
+                    Some(format!("{:<40}| {}", show(now, state, next), actions.join(", ")))
+                });
+                let wants: &[(&str, &Option<String>)] = match &rows {
+                    [up, down] if up == down => &[("any", up)],
+                    [up, down] => &[("up", up), ("down", down)],
+                };
+                for (want, row) in wants {
+                    if let Some(row) = row {
+                        let line = format!("  {word:<22}| {want:<5}| {row}");
+                        text.push_str(line.trim_end());
+                        text.push('\n');
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn the_table_in_the_repository_is_this_policy() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/state.table");
+        let table = table();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, &table).expect("write state.table");
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        let differs = kept.lines().zip(table.lines()).find(|(kept, now)| kept != now);
+        assert!(
+            kept == table,
+            "supervisor/state.table is out of date, first at {differs:?}; \
+             renew it with `UPDATE=1 cargo test -p toru-supervisor` and review the difference"
+        );
+    }
+
     /// What the process table would say, driven by the actions alone.
     #[derive(Default)]
     struct World {
@@ -468,6 +595,18 @@ mod tests {
             (0..20_000u32).prop_map(Move::Wait),
         ];
         proptest::collection::vec(one, 1..200)
+    }
+
+    /// A plugin that now and then gets ready and never stays for long.
+    fn failing_moves() -> impl Strategy<Value = Vec<Move>> {
+        let one = prop_oneof![
+            4 => Just(Move::Exit(false)),
+            1 => Just(Move::Misbehave),
+            3 => Just(Move::Ready),
+            6 => (0..3_000u32).prop_map(Move::Wait),
+            1 => (0..90_000u32).prop_map(Move::Wait),
+        ];
+        proptest::collection::vec(one, 1..300)
     }
 
     proptest! {
@@ -508,6 +647,41 @@ mod tests {
                 prop_assert_eq!(world.serving, matches!(state, State::Running { .. }));
                 if matches!(state, State::Crashed { .. } | State::Starting { .. } | State::Stopping { .. }) {
                     prop_assert!(state.deadline(&policy).is_some());
+                }
+            }
+        }
+
+        /// Left to itself, a plugin is spawned no more often than the back-off allows, however it fails.
+        #[test]
+        fn spawns_never_exceed_the_policy(history in failing_moves()) {
+            let policy = Policy { restarts_max: 4, ..policy() };
+            let mut now = Instant::now();
+            let (mut state, actions) = step(now, &policy, Want::Up, State::Stopped, Event::Wanted);
+            prop_assert!(actions.contains(&Action::Spawn));
+            let mut spawns = vec![now];
+            for one in history {
+                let event = match (one, state.has_process()) {
+                    (Move::Exit(permanent), true) => Event::Exited { permanent },
+                    (Move::Misbehave, true) => Event::Misbehaved,
+                    (Move::Ready, true) if matches!(state, State::Starting { .. }) => Event::Ready,
+                    (Move::Wait(ms), _) => {
+                        now += MS * ms;
+                        match state.deadline(&policy) { Some(at) if at <= now => Event::TimerExpired, _ => continue }
+                    }
+                    _ => continue,
+                };
+                let (next, actions) = step(now, &policy, Want::Up, state, event);
+                state = next;
+                spawns.extend(actions.iter().filter(|action| **action == Action::Spawn).map(|_| now));
+            }
+            for (first, from) in spawns.iter().enumerate() {
+                let mut least = Duration::ZERO;
+                for (failures, to) in spawns[first + 1..].iter().enumerate() {
+                    // A run that was stable in between makes the next crash the first again.
+                    if *to - *from >= policy.stable_after { break; }
+                    least += backoff(&policy, failures as u32 + 1);
+                    prop_assert!(*to - *from >= least, "spawn {} came {:?} after spawn {first}", first + failures + 1, *to - *from);
+                    prop_assert!(failures < policy.restarts_max as usize, "given up too late");
                 }
             }
         }
