@@ -138,6 +138,7 @@ pub fn run(
         supervisor: handle.clone(),
         token,
         connections: AtomicUsize::new(0),
+        connections_budget: connections_budget(),
         workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),
         driver,
         started: Instant::now(),
@@ -476,6 +477,18 @@ fn open_control_socket(path: &Path) -> Result<UnixListener, RunError> {
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
     listener.map_err(fail)
+}
+
+/// How many clients may hold a descriptor: what the limit leaves, less a reserve for everything else.
+fn connections_budget() -> usize {
+    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
+        return usize::MAX;
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let open = fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
+    // A plugin takes three for its process, one for the supervisor and one for each worker.
+    let reserve = (limit / 4).clamp(16, 4096);
+    limit.saturating_sub(open + reserve).max(1)
 }
 
 fn pin_to(core: usize) {

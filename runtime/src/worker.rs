@@ -55,8 +55,10 @@ pub struct Shared {
     /// The management token.
     pub token: String,
     pub http_limits: Arc<toru_http::Limits>,
-    /// Of all clients on the public address.
+    /// Of all clients.
     pub connections: AtomicUsize,
+    /// Clients beyond this wait in the kernel, so that descriptors are left for plugins, health checks, logs and SQLite.
+    pub connections_budget: usize,
     /// By worker; the last is the control thread's.
     pub workers: Box<[WorkerStats]>,
     pub driver: Driver,
@@ -236,6 +238,10 @@ pub async fn run(
 async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
     let mut trouble = AcceptTrouble::default();
     while let Some(handle) = worker.accept_handle() {
+        if worker.shared.connections.load(Relaxed) >= worker.shared.connections_budget {
+            monoio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        }
         // Never under a timeout or select: a lost race would leak the accepted descriptor.
         match listener.cancelable_accept(handle).await {
             Ok((stream, peer)) => {
