@@ -72,6 +72,11 @@ pub enum Failure {
     /// The plugin's answer was no answer.
     BadAnswer,
     TimedOut,
+    /// The store refused or failed; `code` is a fixed word for programs.
+    Store {
+        code: &'static str,
+        message: String,
+    },
     /// The daemon is stopping.
     Stopping,
     /// A management request that could not be done.
@@ -83,6 +88,12 @@ impl Failure {
     pub fn status(&self) -> u16 {
         match self {
             Failure::Malformed { status, .. } => *status,
+            Failure::Store { code, .. } => match *code {
+                "too_large" => 413,
+                "quota" | "disk_full" => 507,
+                "busy" | "unavailable" => 503,
+                _ => 400,
+            },
             Failure::NotFound(_) => 404,
             Failure::MethodNotAllowed(_) => 405,
             Failure::Unauthorized => 401,
@@ -110,6 +121,7 @@ impl Failure {
             Failure::NotFound(detail)
             | Failure::UnsupportedMediaType(detail)
             | Failure::PluginGone(detail) => (*detail).to_owned(),
+            Failure::Store { message, .. } => message.clone(),
             Failure::MethodNotAllowed(allow) => format!("this resource takes {allow}"),
             Failure::Unauthorized => {
                 "a bearer token is needed; the first start wrote it to the token file".into()
@@ -138,6 +150,7 @@ impl Failure {
             Failure::Busy | Failure::Crowded | Failure::QueuedTooLong | Failure::Stopping => {
                 Some(Duration::from_secs(1))
             }
+            Failure::Store { code: "busy" | "unavailable", .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -151,6 +164,10 @@ impl Failure {
         write_string(&mut body, title);
         body.extend_from_slice(format!(",\"status\":{status},\"detail\":").as_bytes());
         write_string(&mut body, &self.detail());
+        if let Failure::Store { code, .. } = self {
+            body.extend_from_slice(b",\"code\":");
+            write_string(&mut body, code);
+        }
         if !request_id.is_empty() {
             body.extend_from_slice(b",\"request_id\":");
             write_string(&mut body, request_id);

@@ -271,19 +271,11 @@ async fn kv(worker: &Worker, id: &str, body: &[u8]) -> Result<LocalAnswer, Failu
             KvAnswer::Error { code: "unavailable", message }
         }
     };
-    Ok(match answer {
-        KvAnswer::Value(value) => LocalAnswer::json(200, &json!({ "value": value })),
-        KvAnswer::Keys(keys) => LocalAnswer::json(200, &json!({ "keys": keys })),
-        KvAnswer::Error { code, message } => {
-            let status = match code {
-                "too_large" => 413,
-                "quota" | "disk_full" => 507,
-                "busy" | "unavailable" => 503,
-                _ => 400,
-            };
-            LocalAnswer::json(status, &json!({ "error": { "code": code, "message": message } }))
-        }
-    })
+    match answer {
+        KvAnswer::Value(value) => Ok(LocalAnswer::json(200, &json!({ "value": value }))),
+        KvAnswer::Keys(keys) => Ok(LocalAnswer::json(200, &json!({ "keys": keys }))),
+        KvAnswer::Error { code, message } => Err(Failure::Store { code, message }),
+    }
 }
 
 fn kv_question(body: &[u8]) -> Result<KvQuestion, String> {

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
 
@@ -77,15 +78,30 @@ impl Daemon {
     }
 
     /// `toru plugin logs ID`.
-    pub fn logs(&self, id: &str, lines: usize, level: Option<&str>, follow: bool) -> Result<(), CliError> {
+    pub fn logs(
+        &self,
+        id: &str,
+        lines: usize,
+        level: Option<&str>,
+        follow: bool,
+        as_json: bool,
+    ) -> Result<(), CliError> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            logs: Vec<Box<RawValue>>,
+        }
+        // Raw, so that the keys stay in the order of the log.
+        let shown = |line: &str| match serde_json::from_str(line) {
+            Ok(parsed) if !as_json => human_line(&parsed),
+            _ => printable(line),
+        };
         let mut path = format!("/v1/plugins/{}/logs?page_size={lines}", segment(id));
         if let Some(level) = level {
             path.push_str(&format!("&level={}", segment(level)));
         }
         if !follow {
-            let page: Value = parse(&self.get(&path)?)?;
-            let lines = page["logs"].as_array().map(Vec::as_slice).unwrap_or_default();
-            return lines.iter().try_for_each(|line| print(&format!("{}\n", human_line(line))));
+            let page: Page = parse(&self.get(&path)?)?;
+            return page.logs.iter().try_for_each(|line| print(&format!("{}\n", shown(line.get()))));
         }
         let answer = self.ask("GET", &format!("{path}&follow=1"), None)?;
         if answer.status != 200 {
@@ -93,10 +109,7 @@ impl Daemon {
         }
         for line in answer.body.lines() {
             let line = line.map_err(|error| self.lost(error))?;
-            match serde_json::from_str(&line) {
-                Ok(line) => print(&format!("{}\n", human_line(&line)))?,
-                Err(_) => print(&format!("{}\n", printable(&line)))?,
-            }
+            print(&format!("{}\n", shown(&line)))?;
         }
         Ok(())
     }
@@ -179,8 +192,7 @@ fn read_success(mut answer: Answer) -> Result<String, CliError> {
         return Ok(text);
     }
     let problem: Value = serde_json::from_str(&text).unwrap_or_default();
-    let detail = problem["detail"].as_str().or(problem["error"]["message"].as_str());
-    Err(CliError::Refused(match detail {
+    Err(CliError::Refused(match problem["detail"].as_str() {
         Some(detail) => printable(detail),
         None => format!("the daemon answered with status {}", answer.status),
     }))

@@ -115,6 +115,9 @@ enum PluginCommand {
         /// Only this level and above.
         #[arg(long, value_parser = ["debug", "info", "warn", "error"])]
         level: Option<String>,
+        /// The lines as they are in the log.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -220,8 +223,10 @@ fn plugin(command: PluginCommand) -> u8 {
         PluginCommand::Show { daemon, id, json } => {
             return with_daemon(daemon, |daemon| daemon.show(&id, json));
         }
-        PluginCommand::Logs { daemon, id, follow, lines, level } => {
-            return with_daemon(daemon, |daemon| daemon.logs(&id, lines.into(), level.as_deref(), follow));
+        PluginCommand::Logs { daemon, id, follow, lines, level, json } => {
+            return with_daemon(daemon, |daemon| {
+                daemon.logs(&id, lines.into(), level.as_deref(), follow, json)
+            });
         }
         PluginCommand::Start(args) => (args, "start"),
         PluginCommand::Stop(args) => (args, "stop"),
