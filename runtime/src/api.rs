@@ -10,6 +10,7 @@ use toru_http::RequestHead;
 use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
 use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
+use crate::kv::{EventQuery, EventRow, EventsError};
 use crate::logs::{self, Follower};
 use crate::metrics;
 use crate::route::Endpoint;
@@ -33,6 +34,7 @@ pub enum Call {
     Kv(String),
     Logs { id: String, page: usize, page_size: usize, level: Option<Level>, follow: bool },
     Stream { interval: Duration },
+    Events { query: EventQuery, follow: bool },
     Metrics,
 }
 
@@ -46,8 +48,16 @@ pub enum Answer {
 ///
 /// A client that does not read is held up, and in the end cut, by its own connection; nobody else notices.
 pub enum Stream {
-    Snapshots { interval: Duration, first: bool },
+    Snapshots {
+        interval: Duration,
+        first: bool,
+    },
     Log(Follower),
+    /// `query.after_id` is the last event that was told.
+    Events {
+        query: EventQuery,
+        first: bool,
+    },
 }
 
 impl Call {
@@ -73,6 +83,16 @@ impl Call {
                 Call::Stream { interval: Duration::from_millis(interval as u64) }
             }
             Endpoint::Metrics => Call::Metrics,
+            Endpoint::Events => Call::Events {
+                query: EventQuery {
+                    plugin_id: query.get("plugin").map(str::to_owned),
+                    event_type: query.get("type").map(str::to_owned),
+                    after_id: query.get("after").and_then(|id| id.parse().ok()),
+                    limit: query.number("limit", 100, 1..=1000)?,
+                    ..EventQuery::default()
+                },
+                follow: matches!(query.get("follow"), Some("1" | "true")),
+            },
         })
     }
 }
@@ -169,6 +189,12 @@ impl Call {
             Call::Stream { interval } => {
                 return Ok(Answer::Stream(ndjson(), Stream::Snapshots { interval, first: true }));
             }
+            Call::Events { query, follow: true } => {
+                return Ok(Answer::Stream(ndjson(), Stream::Events { query, first: true }));
+            }
+            Call::Events { query, follow: false } => {
+                LocalAnswer::json(200, &json!({ "events": events(worker, query).await? }))
+            }
             Call::Metrics => {
                 let snapshot = status::snapshot(worker, &supervised(worker).await?);
                 let mut fields = Vec::new();
@@ -196,6 +222,27 @@ impl Stream {
                 line.push(b'\n');
                 Some(line)
             }
+            Stream::Events { query, first } => loop {
+                if !std::mem::replace(first, false) {
+                    wait(worker, FOLLOW_INTERVAL).await;
+                }
+                if worker.draining.get() {
+                    return None;
+                }
+                // A store that is busy or down for a moment has the same events afterwards.
+                let Ok(news) = events(worker, query.clone()).await else { continue };
+                let last = news.last().map(|event| event.id);
+                // From now on whatever is new; an empty trail begins before its first event.
+                query.after_id = last.or(query.after_id).or(Some(0));
+                let mut lines = vec![];
+                for event in &news {
+                    lines.extend(serde_json::to_vec(event).ok()?);
+                    lines.push(b'\n');
+                }
+                if !lines.is_empty() {
+                    return Some(lines);
+                }
+            },
             Stream::Log(follower) => loop {
                 let lines = follower.read();
                 if !lines.is_empty() {
@@ -222,6 +269,22 @@ async fn wait(worker: &Worker, interval: Duration) {
     }
 }
 
+async fn events(worker: &Worker, query: EventQuery) -> Result<Vec<EventRow>, Failure> {
+    let (tell, told) = oneshot::channel();
+    let reply = Box::new(move |rows| {
+        let _ = tell.send(rows);
+    });
+    worker.shared.store.events(query, reply);
+    match told.await {
+        Ok(Ok(rows)) => Ok(rows),
+        Ok(Err(EventsError::Busy)) => {
+            Err(Failure::Store { code: "busy", message: EventsError::Busy.to_string() })
+        }
+        Ok(Err(error)) => Err(Failure::Store { code: "unavailable", message: error.to_string() }),
+        Err(oneshot::Canceled) => Err(Failure::Stopping),
+    }
+}
+
 fn ndjson() -> AnswerHead {
     let mut fields = Vec::new();
     add_field(&mut fields, "content-type", "application/x-ndjson");
@@ -244,7 +307,7 @@ async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
 const UNKNOWN: Failure = Failure::NotFound("no plugin has this id");
 
 /// What the supervisor says of all plugins.
-async fn supervised(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
+pub async fn supervised(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
     let (tell, told) = oneshot::channel();
     let take = Box::new(move |plugins| {
         let _ = tell.send(plugins);

@@ -114,6 +114,40 @@ impl Daemon {
         Ok(())
     }
 
+    /// `toru events`.
+    pub fn events(
+        &self,
+        plugin: Option<&str>,
+        limit: u16,
+        follow: bool,
+        as_json: bool,
+    ) -> Result<(), CliError> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            events: Vec<Box<RawValue>>,
+        }
+        let shown = |line: &str| match serde_json::from_str(line) {
+            Ok(parsed) if !as_json => human_event(&parsed),
+            _ => printable(line),
+        };
+        let mut path = format!("/v1/events?limit={limit}");
+        if let Some(plugin) = plugin {
+            path.push_str(&format!("&plugin={}", segment(plugin)));
+        }
+        if !follow {
+            let page: Page = parse(&self.get(&path)?)?;
+            return page.events.iter().try_for_each(|event| print(&format!("{}\n", shown(event.get()))));
+        }
+        let answer = self.ask("GET", &format!("{path}&follow=1"), None)?;
+        if answer.status != 200 {
+            return read_success(answer).map(drop);
+        }
+        for line in answer.body.lines() {
+            print(&format!("{}\n", shown(&line.map_err(|error| self.lost(error))?)))?;
+        }
+        Ok(())
+    }
+
     /// `toru kv …`: the answer's value, or its keys a line each.
     pub fn kv(&self, id: &str, question: &Value) -> Result<(), CliError> {
         let path = format!("/api/plugins/{}/kv", segment(id));
@@ -239,6 +273,22 @@ fn human_line(line: &Value) -> String {
         }
     }
     printable(&out)
+}
+
+/// An event for people: time, plugin, what happened, and what is known about it.
+fn human_event(event: &Value) -> String {
+    let text = |key: &str| event[key].as_str().unwrap_or_default();
+    let mut out = format!("{}  {:20}  {:22}", text("timestamp"), text("plugin_id"), text("event_type"));
+    if let Value::Object(details) = &event["details"] {
+        let known = |value: &Value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
+        for (key, value) in details.iter().filter(|(_, value)| known(value)) {
+            match value {
+                Value::String(value) => out.push_str(&format!(" {key}={value:?}")),
+                value => out.push_str(&format!(" {key}={value}")),
+            }
+        }
+    }
+    printable(out.trim_end())
 }
 
 /// One line for each plugin under a head; columns as wide as they need to be.

@@ -49,6 +49,15 @@ impl Default for Counts {
 }
 
 impl Counts {
+    /// What was counted after `earlier`, which is an older state of the same sum.
+    pub fn since(&self, earlier: &Counts) -> Counts {
+        let mut recent = Counts::default();
+        for (recent, (now, before)) in recent.0.iter_mut().zip(self.0.iter().zip(&earlier.0)) {
+            *recent = now.saturating_sub(*before);
+        }
+        recent
+    }
+
     /// The latency, in µs, that `share` (0 to 1) of all requests did not exceed; `None` before the first.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let total: u64 = self.0.iter().sum();
@@ -120,5 +129,11 @@ mod tests {
         near(0.5, 50_000.0);
         near(0.99, 99_000.0);
         near(1.0, 5_000_000.0);
+        let mut later = Counts::default();
+        two.record(Duration::from_millis(1));
+        one.add_to(&mut later);
+        two.add_to(&mut later);
+        let recent = later.since(&sum).quantile_us(1.0).expect("counted") as f64;
+        assert!((recent / 1000.0 - 1.0).abs() < 0.07, "{recent}");
     }
 }

@@ -21,7 +21,9 @@ mod logs;
 mod metrics;
 mod outlet;
 mod route;
+mod service;
 mod status;
+mod summary;
 mod worker;
 
 use std::fs::{self, File, OpenOptions};
@@ -46,12 +48,13 @@ use toru_supervisor::{Command, Level, Settings, Supervisor};
 
 use config::{Config, DriverChoice, Pin};
 use driver::Driver;
+use service::Service;
 use worker::{Door, Mailbox, Message, Shared, WorkerStats};
 
 /// Connections that may wait in the kernel for a worker to accept them.
 const LISTEN_BACKLOG: i32 = 1024;
 /// How long a metadata call may take.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+pub const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long killed processes may take to be gone at a stop that was asked for twice.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 /// From this many cores on, worker threads are bound to cores by default.
@@ -209,9 +212,11 @@ pub fn run(
         "pinned": pinned, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(),
     });
     logger.core(Level::Info, "toru", "Listening", None, facts.as_object().unwrap_or(&Map::new()));
+    let service = Service::from_env();
+    service.ready(&handle);
     on_listening(address, handle.clone());
 
-    wait_and_stop(&news, &shared, &mailboxes, &handle);
+    wait_and_stop(&news, &shared, &mailboxes, &handle, &service);
     let events_dropped = store_owner.finish();
     if events_dropped > 0 {
         let fields = json!({ "dropped": events_dropped });
@@ -238,9 +243,15 @@ fn wait_and_stop(
     shared: &Shared,
     mailboxes: &[Mailbox],
     supervisor: &toru_supervisor::Handle,
+    service: &Service,
 ) {
     loop {
-        match news.recv() {
+        let event = match service.interval() {
+            Some(interval) => news.recv_timeout(interval),
+            None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match event {
+            Err(RecvTimeoutError::Timeout) => service.beat(supervisor),
             Ok(News::Signal(Signal::SIGHUP)) => {
                 shared.logger.reopen();
                 shared.logger.core(Level::Info, "toru", "Log files reopened", None, &Map::new());
@@ -263,9 +274,10 @@ fn wait_and_stop(
                     outcome.err().unwrap_or_else(|| "for no reason".into())
                 ));
             }
-            Ok(News::SupervisorEnded) | Err(_) => fatal("the supervisor ended"),
+            Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => fatal("the supervisor ended"),
         }
     }
+    service.stopping();
     // Clients first, while their plugins still answer.
     for mailbox in mailboxes {
         let _ = mailbox.unbounded_send(Message::Drain);

@@ -44,6 +44,25 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the audit trail: what happened to which plugin, and why.
+    Events {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        /// Only this plugin.
+        #[arg(long, value_name = "ID")]
+        plugin: Option<String>,
+        /// Go on as new events come.
+        #[arg(short, long)]
+        follow: bool,
+        /// Events of the past.
+        #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        lines: u16,
+        /// JSON for programs, an event a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the configuration and every plugin's metadata without starting anything.
+    Check(Box<ServeArgs>),
     /// Look at plugins and steer them.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -195,6 +214,10 @@ fn main() -> ExitCode {
             Err(error) => complain(&error, exit::FAILURE),
         },
         Command::Status { daemon, json } => with_daemon(daemon, |daemon| daemon.status(json)),
+        Command::Events { daemon, plugin, follow, lines, json } => {
+            with_daemon(daemon, |daemon| daemon.events(plugin.as_deref(), lines, follow, json))
+        }
+        Command::Check(args) => check(*args),
         Command::Plugin(command) => plugin(command),
         Command::Kv { daemon, action, id, key, value } => {
             let (word, needs_key, needs_value) = match action {
@@ -215,6 +238,40 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// Says of each plugin what it is, or why it would be skipped.
+fn check(args: ServeArgs) -> u8 {
+    let config = match Config::load(&args.into()) {
+        Ok(config) => config,
+        Err(error) => return complain(&error, exit::BAD_CONFIG),
+    };
+    let found = match toru_supervisor::check(&config.plugins_dir, toru_runtime::METADATA_TIMEOUT) {
+        Ok(found) => found,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "toru: cannot read {}: {error}", config.plugins_dir.display());
+            return exit::BAD_CONFIG;
+        }
+    };
+    let mut code = exit::STOPPED;
+    for (file, outcome) in found {
+        let _ = match outcome {
+            Ok(metadata) => writeln!(
+                io::stdout(),
+                "ok    {}: {} {}, protocol {}, route {}",
+                file.display(),
+                metadata.id,
+                metadata.version,
+                metadata.protocol.as_str(),
+                metadata.route
+            ),
+            Err(reason) => {
+                code = exit::BAD_CONFIG;
+                writeln!(io::stderr(), "error {}: {reason}", file.display())
+            }
+        };
+    }
+    code
 }
 
 fn plugin(command: PluginCommand) -> u8 {

@@ -30,6 +30,8 @@ pub enum Endpoint<'a> {
     Logs(Cow<'a, str>),
     /// On the control socket alone: a snapshot a line, as long as somebody reads.
     Stream,
+    /// On the control socket alone: the audit trail.
+    Events,
     /// On the control socket alone: Prometheus text.
     Metrics,
 }
@@ -43,6 +45,7 @@ impl Endpoint<'_> {
             | Endpoint::Plugins
             | Endpoint::Plugin(_)
             | Endpoint::Logs(_)
+            | Endpoint::Events
             | Endpoint::Metrics => "GET, HEAD",
             Endpoint::Stream => "GET",
             Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
@@ -67,6 +70,7 @@ impl Endpoint<'_> {
 pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
     match path {
         "/v1/stream" if trusted => return Ok(Destination::Core(Endpoint::Stream)),
+        "/v1/events" if trusted => return Ok(Destination::Core(Endpoint::Events)),
         "/metrics" if trusted => return Ok(Destination::Core(Endpoint::Metrics)),
         "/healthz" => return Ok(Destination::Core(Endpoint::Health)),
         "/readyz" => return Ok(Destination::Core(Endpoint::Ready)),
@@ -180,6 +184,7 @@ mod tests {
         for (path, expect) in [
             ("/v1/stream", Destination::Core(Endpoint::Stream)),
             ("/metrics", Destination::Core(Endpoint::Metrics)),
+            ("/v1/events", Destination::Core(Endpoint::Events)),
             ("/v1/plugins/acme/logs", Destination::Core(Endpoint::Logs("acme".into()))),
             ("/v1/plugins/acme/restart", Destination::Core(Endpoint::Order("acme".into(), Order::Restart))),
             ("/v1/plugins/acme/dance", Destination::Elsewhere),

@@ -68,14 +68,13 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         ..PluginStatus::default()
     };
     if let Some(target) = worker.by_index(plugin.index) {
-        let mut latency = Counts::default();
+        let latency = latency(worker, plugin.index);
         status.in_flight = target.shared.gate.in_use() as u64;
         status.queued = target.shared.gate.queued() as u64;
         for stats in &target.shared.stats {
             status.requests += stats.requests.load(Relaxed);
             status.errors += stats.errors.load(Relaxed);
             status.stray_answers += stats.strays.load(Relaxed);
-            stats.latency.add_to(&mut latency);
         }
         status.p50_us = latency.quantile_us(0.5);
         status.p95_us = latency.quantile_us(0.95);
@@ -97,6 +96,17 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         status.cpu_percent = Some((percent * 10.0).round() / 10.0);
     }
     status
+}
+
+/// Latencies of a plugin's requests, over all workers, since the daemon started.
+pub fn latency(worker: &Worker, index: usize) -> Counts {
+    let mut sum = Counts::default();
+    if let Some(target) = worker.by_index(index) {
+        for stats in &target.shared.stats {
+            stats.latency.add_to(&mut sum);
+        }
+    }
+    sum
 }
 
 struct Usage {

@@ -34,6 +34,7 @@ use crate::histogram::Histogram;
 use crate::kv::Store;
 use crate::link::Link;
 use crate::log::Logger;
+use crate::summary;
 
 /// A content that comes slower than this is cut: a timer for each read would let a byte now and then live for ever.
 const BODY_BYTES_PER_SECOND_MIN: u64 = 240;
@@ -221,6 +222,7 @@ pub async fn run(
         }
         Door::Control(listener) => {
             listener.set_nonblocking(driver == Driver::Epoll)?;
+            monoio::spawn(summary::run(worker.clone()));
             accept_control(&worker, UnixListener::from_std(listener)?).await;
         }
     }

@@ -3,12 +3,14 @@
 //! A [`Probe`] is one `PLUGIN --metadata` call on its way: bounded in time and output, and driven by the supervisor's
 //! loop like everything else, so that a file that hangs delays no other.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use toru_plugin_api::metadata::Metadata;
 
 use crate::METADATA_BYTES_MAX;
@@ -153,6 +155,56 @@ impl Probe {
             Some(Outcome::TooSlow) | None => Err(format!("--metadata did not end in time{complained}")),
         }
     }
+}
+
+/// Asks every plugin in `folder` for its metadata, all at once, and judges the answers as a start would.
+///
+/// In name order, each file with its metadata, or with why it would be skipped: in words.
+/// Errors: the folder cannot be read.
+pub fn check(folder: &Path, timeout: Duration) -> io::Result<Vec<(PathBuf, Result<Metadata, String>)>> {
+    let env: Vec<_> = std::env::vars_os().collect();
+    let deadline = Instant::now() + timeout;
+    let mut running = vec![];
+    let mut judged: BTreeMap<PathBuf, Result<Metadata, String>> = BTreeMap::new();
+    for file in find(folder)? {
+        match Probe::start(0, file.clone(), &env, deadline) {
+            Ok(probe) => running.push(probe),
+            Err(error) => drop(judged.insert(file, Err(error.reason))),
+        }
+    }
+    let mut scratch = vec![0; METADATA_BYTES_MAX];
+    while !running.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds: Vec<PollFd<'_>> = running
+            .iter()
+            .flat_map(Probe::fds)
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let _ = poll(&mut fds, Some(&wait));
+        drop(fds);
+        for position in (0..running.len()).rev() {
+            if Instant::now() >= deadline {
+                running[position].expire();
+            }
+            if running[position].advance(&mut scratch) {
+                let probe = running.swap_remove(position);
+                judged.insert(probe.file().to_owned(), probe.finish());
+            }
+        }
+    }
+    let mut taken: Vec<(PathBuf, String, String)> = vec![];
+    for (file, outcome) in &mut judged {
+        let Ok(metadata) = &*outcome else { continue };
+        let holder = taken.iter().find(|(_, id, route)| *id == metadata.id || *route == metadata.route);
+        if let Some((holder, id, _)) = holder {
+            let what = if *id == metadata.id { "id" } else { "route" };
+            *outcome = Err(format!("field `{what}`: already taken by {}", holder.display()));
+        } else {
+            taken.push((file.clone(), metadata.id.clone(), metadata.route.clone()));
+        }
+    }
+    Ok(judged.into_iter().collect())
 }
 
 /// Appends what the pipe holds, keeping at most `max` bytes; closes the pipe at its end.

@@ -32,6 +32,7 @@ use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_plugin_api::metadata::{Metadata, Protocol};
 
 use discovery::Probe;
+pub use discovery::check;
 pub use kv::{KvAnswer, KvQuestion};
 use lifeline::{Lifeline, Said};
 pub use process::{Exit, prepare};

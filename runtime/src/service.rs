@@ -1,0 +1,62 @@
+//! What the service manager hears: ready, stopping, how many plugins run, and that the supervisor is alive.
+//!
+//! The watchdog is fed on the supervisor's own thread, from inside its loop: a supervisor that hangs feeds nobody, and
+//! systemd starts the daemon anew. Without `NOTIFY_SOCKET` nothing is sent and nobody is woken.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use toru_supervisor::{Command, Handle};
+
+/// How often the status text is renewed where no watchdog asks for more.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+
+pub struct Service {
+    /// `None` where no service manager listens.
+    interval: Option<Duration>,
+}
+
+impl Service {
+    pub fn from_env() -> Self {
+        let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
+        let interval = || match sd_notify::watchdog_enabled() {
+            // Three times within the limit, so that one late beat does no harm.
+            Some(limit) => (limit / 3).min(STATUS_INTERVAL),
+            None => STATUS_INTERVAL,
+        };
+        Self { interval: listens.then(interval) }
+    }
+
+    /// When [`Service::beat`] is due again.
+    pub fn interval(&self) -> Option<Duration> {
+        self.interval
+    }
+
+    pub fn ready(&self, supervisor: &Handle) {
+        self.tell(&[NotifyState::Ready]);
+        self.beat(supervisor);
+    }
+
+    pub fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping]);
+    }
+
+    /// Has the supervisor say that it lives, and what its plugins do.
+    pub fn beat(&self, supervisor: &Handle) {
+        if self.interval.is_none() {
+            return;
+        }
+        supervisor.send(Command::Snapshot(Box::new(|plugins| {
+            let running = plugins.iter().filter(|plugin| plugin.state == "running").count();
+            let status = format!("{} plugins, {running} running", plugins.len());
+            // A service manager that has gone away is no trouble of ours.
+            let _ = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::Watchdog]);
+        })));
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        if self.interval.is_some() {
+            let _ = sd_notify::notify(states);
+        }
+    }
+}

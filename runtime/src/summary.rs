@@ -1,0 +1,58 @@
+//! A line for each plugin now and then: what a log watcher makes its metrics of.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use serde_json::json;
+use toru_supervisor::Level;
+
+use crate::api::supervised;
+use crate::histogram::Counts;
+use crate::status;
+use crate::worker::Worker;
+
+/// What a plugin had counted at its last line.
+#[derive(Default)]
+struct Before {
+    requests: u64,
+    errors: u64,
+    latency: Counts,
+}
+
+/// Logs for ever, on the control thread, which has the time.
+pub async fn run(worker: Rc<Worker>) {
+    let mut before: HashMap<usize, Before> = HashMap::new();
+    loop {
+        monoio::time::sleep(worker.shared.config.log.summary_interval).await;
+        let Ok(plugins) = supervised(&worker).await else { return };
+        for plugin in &plugins {
+            let now = status::describe(&worker, plugin);
+            let latency = status::latency(&worker, plugin.index);
+            let before = before.entry(plugin.index).or_default();
+            let (requests, errors) = (now.requests - before.requests, now.errors - before.errors);
+            let recent = latency.since(&before.latency);
+            let ms = |share| recent.quantile_us(share).map(|us| us as f64 / 1000.0);
+            let rate = if requests == 0 { 0.0 } else { errors as f64 / requests as f64 };
+            let fields = json!({
+                "state": now.state,
+                "requests": requests,
+                "errors": errors,
+                "error_rate": (rate * 10_000.0).round() / 10_000.0,
+                "p50_ms": ms(0.5),
+                "p95_ms": ms(0.95),
+                "p99_ms": ms(0.99),
+                "uptime_ms": now.uptime_ms,
+                "restarts": now.restarts,
+                "cpu_percent": now.cpu_percent,
+                "rss_bytes": now.rss_bytes,
+                "requests_total": now.requests,
+                "errors_total": now.errors,
+            });
+            if let Some(fields) = fields.as_object() {
+                let logger = &worker.shared.logger;
+                logger.core(Level::Info, "plugin_supervisor", "Plugin summary", Some(&now.id), fields);
+            }
+            *before = Before { requests: now.requests, errors: now.errors, latency };
+        }
+    }
+}
