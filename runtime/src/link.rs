@@ -392,8 +392,8 @@ pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
     let mut has_content_type = false;
     for (name, value) in response.headers.clone() {
         has_content_type |= name.eq_ignore_ascii_case("content-type");
-        // The core frames the answer; what the plugin says about that would only contradict it.
-        if !is_reserved_in_response(name) {
+        // The core frames the answer and names the request; what the plugin says about that would only contradict it.
+        if !is_reserved_in_response(name) && !name.eq_ignore_ascii_case("x-request-id") {
             // The reader has refused whatever this could refuse.
             let encoded = encode_field(&mut fields, name, value);
             debug_assert!(encoded.is_ok(), "{name}: {value:?}");
