@@ -1,17 +1,274 @@
-//! `toru-console`, the live view of a running daemon: not built yet.
+//! `toru-console`, the live view of a running daemon.
 //!
-//! It says so, names what there is instead, and exits as a program does whose daemon offers it nothing to show.
+//! Reads the control socket and owns nothing: quitting it, or losing its line, harms nobody.
+//! This file is the shell around model, update and view: arguments, the terminal, signals, the loop.
 
+#![forbid(unsafe_code)]
+
+mod columns;
+mod feed;
+mod model;
+mod once;
+mod record;
+mod terminal;
+#[cfg(test)]
+mod testing;
+mod text;
+mod update;
+mod view;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// `EX_UNAVAILABLE` of sysexits.h.
+use clap::{Parser, ValueEnum};
+use ratatui::crossterm::event;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
+
+use feed::{Feed, Tell};
+use model::{Model, Now};
+use record::Recorder;
+use terminal::{Screen, translate};
+use update::{Command, Msg, update};
+use view::{Look, Theme};
+
+/// `EX_UNAVAILABLE` of sysexits.h: the daemon cannot be reached.
 const UNAVAILABLE: u8 = 69;
+/// A slow line gets ten pictures a second at most, however much happens.
+const FRAME: Duration = Duration::from_millis(100);
+/// What counts up or down is shown anew this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Live view of a running Toru daemon.
+///
+/// Press ? inside for the keys.
+#[derive(Parser)]
+#[command(name = "toru-console", version)]
+struct Arguments {
+    /// The daemon's control socket [default: where the daemon puts it]
+    #[arg(long, value_name = "PATH", env = "TORU_CONTROL_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Print one plain table and exit; 69 if the daemon cannot be reached
+    #[arg(long)]
+    once: bool,
+    /// No action on a plugin can be taken
+    #[arg(long)]
+    readonly: bool,
+    /// Draw with ASCII alone
+    #[arg(long)]
+    ascii: bool,
+    /// Colours; NO_COLOR in the environment means mono
+    #[arg(long, value_name = "THEME")]
+    theme: Option<ThemeName>,
+    /// Wheel and clicks; selecting text then needs Shift
+    #[arg(long)]
+    mouse: bool,
+    /// Keep what the daemon says in a new file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["once", "replay"])]
+    record: Option<PathBuf>,
+    /// Show a recording instead of a daemon
+    #[arg(long, value_name = "FILE", conflicts_with = "once")]
+    replay: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ThemeName {
+    Dark,
+    Light,
+    Mono,
+}
 
 fn main() -> ExitCode {
-    eprintln!(
-        "toru-console {}: this version has no live view yet; ask the daemon for the state of its plugins:\n\
-         curl -H \"Authorization: Bearer $(cat <data>/token)\" http://127.0.0.1:3000/api/plugins",
-        env!("CARGO_PKG_VERSION")
-    );
-    ExitCode::from(UNAVAILABLE)
+    let arguments = Arguments::parse();
+    let socket = arguments.socket.clone().unwrap_or_else(default_socket);
+    let outcome = if arguments.once { once(&arguments, socket) } else { run(&arguments, socket) };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("toru-console: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// As the daemon chooses it: CONTRACT in the README, "Settings".
+fn default_socket() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if rustix::process::geteuid().is_root() {
+        return "/run/toru/control.sock".into();
+    }
+    if let Some(folder) = variable("XDG_RUNTIME_DIR") {
+        return folder.join("toru/control.sock");
+    }
+    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
+    state.unwrap_or_default().join("toru/control.sock")
+}
+
+fn once(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
+    let mut model = Model::new(Clock::start(None).now(), (80, 24), true, false);
+    if let Err(error) = once::look(&socket, &mut model) {
+        eprintln!("toru-console: {}", feed::in_words(&socket, &error));
+        return Ok(ExitCode::from(UNAVAILABLE));
+    }
+    let mut table = once::table(&model);
+    if arguments.ascii {
+        table = table.lines().map(text::to_ascii).collect::<Vec<_>>().join("\n") + "\n";
+    }
+    match io::stdout().write_all(table.as_bytes()) {
+        // `toru-console --once | head -1` is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Both clocks; that of a recording goes on from when it was made.
+struct Clock {
+    started: Instant,
+    unix_ms_at_start: u64,
+}
+
+impl Clock {
+    fn start(unix_ms: Option<u64>) -> Self {
+        let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        Self { started: Instant::now(), unix_ms_at_start: unix_ms.unwrap_or_else(wall) }
+    }
+
+    fn now(&self) -> Now {
+        let elapsed = self.started.elapsed();
+        Now { elapsed, unix_ms: self.unix_ms_at_start + elapsed.as_millis() as u64 }
+    }
+}
+
+/// What the loop waits for.
+enum Input {
+    Msg(Msg),
+    Signal(i32),
+    /// The terminal is gone.
+    Hangup,
+}
+
+fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
+    if !io::stdout().is_terminal() {
+        eprintln!("toru-console: stdout is no terminal; --once prints a table");
+        return Ok(ExitCode::from(2));
+    }
+    let mono = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let theme = match arguments.theme {
+        Some(ThemeName::Dark) => Theme::Dark,
+        Some(ThemeName::Light) => Theme::Light,
+        Some(ThemeName::Mono) => Theme::Mono,
+        None if mono => Theme::Mono,
+        None => Theme::Dark,
+    };
+    let look = Look { theme, ascii: arguments.ascii };
+    let mut recorder = match &arguments.record {
+        Some(path) => Some(Recorder::create(path).map_err(|error| named(path, error))?),
+        None => None,
+    };
+
+    let (sender, inputs) = mpsc::channel();
+    let tell: Tell = {
+        let sender = sender.clone();
+        Arc::new(move |news| sender.send(Input::Msg(Msg::News(news))).is_ok())
+    };
+    let (feed, clock) = match &arguments.replay {
+        Some(path) => {
+            (None, Clock::start(Some(record::play(path, tell).map_err(|error| named(path, error))?)))
+        }
+        None => (Some(Feed::start(socket, tell)), Clock::start(None)),
+    };
+    {
+        let sender = sender.clone();
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGTSTP, SIGCONT])?;
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                if sender.send(Input::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    let mut screen = Screen::enter(arguments.mouse)?;
+    thread::spawn(move || {
+        loop {
+            let input = match event::read() {
+                Ok(event) => match translate(event) {
+                    Some(msg) => Input::Msg(msg),
+                    None => continue,
+                },
+                Err(_) => Input::Hangup,
+            };
+            let last = matches!(input, Input::Hangup);
+            if sender.send(input).is_err() || last {
+                return;
+            }
+        }
+    });
+
+    let mut model = Model::new(clock.now(), screen.size()?, arguments.readonly, arguments.replay.is_some());
+    let mut drawn: Option<Instant> = None;
+    let mut ticked = Instant::now();
+    let mut dirty = true;
+    loop {
+        let draw_in = drawn.map_or(Duration::ZERO, |at| FRAME.saturating_sub(at.elapsed()));
+        if dirty && draw_in.is_zero() {
+            screen.draw(|frame| view::draw(&model, look, frame))?;
+            (drawn, dirty) = (Some(Instant::now()), false);
+        }
+        let tick_in = TICK.saturating_sub(ticked.elapsed());
+        let wait = if dirty { draw_in.min(tick_in) } else { tick_in };
+        let mut input = match inputs.recv_timeout(wait) {
+            Ok(input) => Some(input),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
+        };
+        if ticked.elapsed() >= TICK {
+            ticked = Instant::now();
+            // A second asks for nothing.
+            let _ = update(&mut model, clock.now(), Msg::Tick);
+            dirty = true;
+        }
+        // What has come together is shown together.
+        while let Some(next) = input.take() {
+            dirty = true;
+            let command = match next {
+                Input::Msg(msg) => {
+                    let now = clock.now();
+                    if let (Msg::News(news), Some(recorder)) = (&msg, &mut recorder) {
+                        recorder.write(now, news)?;
+                    }
+                    update(&mut model, now, msg)
+                }
+                Input::Signal(SIGTSTP) => Some(Command::Suspend),
+                Input::Signal(SIGCONT) => Some(Command::Repaint),
+                Input::Signal(_) | Input::Hangup => Some(Command::Quit),
+            };
+            match (command, &feed) {
+                (None, _) => {}
+                (Some(Command::Quit), _) => return Ok(ExitCode::SUCCESS),
+                (Some(Command::Suspend), _) => {
+                    screen.suspend()?;
+                    model.size = screen.size()?;
+                }
+                (Some(Command::Repaint), _) => screen.repaint()?,
+                (Some(Command::Order { verb, plugin }), Some(feed)) => feed.order(verb, plugin),
+                (Some(Command::FollowLogs { generation, plugins }), Some(feed)) => {
+                    feed.follow_logs(generation, plugins);
+                }
+                (Some(Command::StopLogs), Some(feed)) => feed.stop_logs(),
+                // A recording has nobody to tell.
+                (Some(Command::Order { .. } | Command::FollowLogs { .. } | Command::StopLogs), None) => {}
+            }
+            input = if dirty && drawn.is_some_and(|at| at.elapsed() >= FRAME) {
+                None
+            } else {
+                inputs.try_recv().ok()
+            };
+        }
+    }
+}
+
+fn named(path: &std::path::Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -1,0 +1,599 @@
+//! What the console knows, and where the operator is in it. Plain data without a terminal.
+//!
+//! Changed by `update.rs` alone, shown by `view.rs`. Everything that came from outside is already [`clean`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use nucleo_matcher::pattern::{CaseMatching, Normalization, Pattern};
+use nucleo_matcher::{Config, Matcher, Utf32Str};
+use serde_json::{Map, Value};
+use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
+use tui_input::Input;
+
+use crate::columns::Column;
+use crate::text::{clean, parse_time};
+
+/// Seconds of samples for each plugin: the ten minutes that the charts show.
+pub const HISTORY_MAX: usize = 600;
+/// Lines that a log view holds; older ones go.
+pub const LOG_LINES_MAX: usize = 10_000;
+/// Entries of the audit trail that are held; older ones go.
+pub const EVENTS_MAX: usize = 2000;
+/// Deaths further apart than this are accidents, closer together a loop.
+pub const LOOP_WINDOW_MS: u64 = 120_000;
+/// How long the outcome of an action stays on the screen.
+pub const TOAST: Duration = Duration::from_secs(8);
+
+/// A moment, by the clock that never goes back and by the one on the wall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Now {
+    /// Since the console started.
+    pub elapsed: Duration,
+    pub unix_ms: u64,
+}
+
+/// The line to the core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Not reached yet; why the last attempt failed.
+    Connecting {
+        since: Now,
+        reason: Option<String>,
+    },
+    Live,
+    /// What is shown is the last picture.
+    Lost {
+        since: Now,
+        reason: String,
+    },
+}
+
+/// How a plugin is, worst last; the order of the default sort is this one turned around.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    Disabled,
+    Stopped,
+    Running,
+    Stopping,
+    Starting,
+    Crashed,
+    Hung,
+    CrashLoop,
+    Failed,
+}
+
+impl Condition {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Starting => "starting",
+            Self::Crashed => "crashed",
+            Self::Hung => "HUNG",
+            Self::CrashLoop => "CRASH-LOOP",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// Whether somebody has to look at it.
+    pub fn is_trouble(self) -> bool {
+        self >= Self::Crashed
+    }
+}
+
+/// One second of one plugin.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    pub unix_ms: u64,
+    pub requests_per_s: f64,
+    pub errors_per_s: f64,
+    pub p50_us: u64,
+    pub p95_us: u64,
+    pub p99_us: u64,
+    pub rss_bytes: u64,
+}
+
+/// One plugin: what the core last said, and what the console has seen of it.
+#[derive(Clone, Debug, Default)]
+pub struct Plugin {
+    pub status: PluginStatus,
+    /// Oldest first, at most [`HISTORY_MAX`].
+    pub history: VecDeque<Sample>,
+    pub last_restart_unix_ms: Option<u64>,
+    /// Deaths within [`LOOP_WINDOW_MS`].
+    pub deaths_unix_ms: VecDeque<u64>,
+    /// When the core means to start it again.
+    pub next_start_unix_ms: Option<u64>,
+    /// The end of its stderr at its last death.
+    pub stderr: Vec<String>,
+}
+
+impl Plugin {
+    pub fn condition(&self) -> Condition {
+        let looping = self.deaths_unix_ms.len() >= 2;
+        match self.status.state.as_str() {
+            "failed" => Condition::Failed,
+            "running" if self.status.health == "unresponsive" => Condition::Hung,
+            "crashed" | "starting" | "running" if looping => Condition::CrashLoop,
+            "crashed" if self.status.restarts >= 2 => Condition::CrashLoop,
+            "crashed" => Condition::Crashed,
+            "running" => Condition::Running,
+            "starting" => Condition::Starting,
+            "stopping" => Condition::Stopping,
+            _ if !self.status.enabled => Condition::Disabled,
+            _ => Condition::Stopped,
+        }
+    }
+
+    pub fn latest(&self) -> Sample {
+        self.history.back().copied().unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Worker {
+    pub status: WorkerStatus,
+    pub requests_per_s: f64,
+    /// Requests/s, oldest first, at most [`HISTORY_MAX`].
+    pub history: VecDeque<f64>,
+}
+
+/// One entry of the audit trail.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Event {
+    /// As the database numbers it: it tells a repetition after a reconnect.
+    pub id: u64,
+    pub plugin: String,
+    pub kind: String,
+    pub unix_ms: u64,
+    pub details: Value,
+}
+
+impl Event {
+    /// Errors: `None` for what is no entry; the line is skipped.
+    pub fn parse(line: &str) -> Option<Self> {
+        let value: Value = serde_json::from_str(line).ok()?;
+        let details = match value.get("details") {
+            // The column holds text; a daemon may hand it on as it is.
+            Some(Value::String(text)) => serde_json::from_str(text).unwrap_or(Value::Null),
+            Some(details) => details.clone(),
+            None => Value::Null,
+        };
+        Some(Self {
+            id: value.get("id")?.as_u64()?,
+            plugin: clean(value.get("plugin_id")?.as_str()?),
+            kind: clean(value.get("event_type")?.as_str()?),
+            unix_ms: parse_time(value.get("timestamp")?.as_str()?)?,
+            details,
+        })
+    }
+
+    /// The details in words, one line.
+    pub fn text(&self) -> String {
+        self.details.as_object().map(fields).unwrap_or_default()
+    }
+}
+
+/// Severity of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    #[default]
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+
+    fn from_word(word: &str) -> Self {
+        match word {
+            "debug" | "trace" => Self::Debug,
+            "warn" | "warning" => Self::Warn,
+            "error" | "fatal" | "critical" => Self::Error,
+            _ => Self::Info,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLine {
+    pub plugin: String,
+    pub unix_ms: u64,
+    pub level: Level,
+    /// The message and the fields after it, one line.
+    pub text: String,
+}
+
+impl LogLine {
+    /// A line of the plugin's log; one that is no JSON object is shown as it is.
+    pub fn parse(plugin: &str, line: &str) -> Self {
+        let Ok(Value::Object(mut object)) = serde_json::from_str(line) else {
+            return Self { plugin: clean(plugin), unix_ms: 0, level: Level::Info, text: clean(line) };
+        };
+        let mut take = |key: &str| match object.remove(key) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
+        let unix_ms = parse_time(&take("timestamp")).unwrap_or_default();
+        let level = Level::from_word(&take("level"));
+        let message = take("message");
+        take("plugin_id");
+        let rest = fields(&object);
+        let gap = if rest.is_empty() { "" } else { "  " };
+        Self { plugin: clean(plugin), unix_ms, level, text: format!("{}{gap}{rest}", clean(&message)) }
+    }
+}
+
+/// `key=value` pairs, cleaned, without those that say nothing.
+fn fields(object: &Map<String, Value>) -> String {
+    let mut out = String::new();
+    for (key, value) in object {
+        let value = match value {
+            Value::Null => continue,
+            Value::String(text) if text.is_empty() => continue,
+            Value::Array(items) if items.is_empty() => continue,
+            Value::String(text) if text.contains(' ') => format!("{text:?}").replace("\\u{1b}", "\u{1b}"),
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        out.push_str(&clean(key));
+        out.push('=');
+        out.push_str(&clean(&value));
+    }
+    out
+}
+
+/// Where the operator is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Screen {
+    Plugins,
+    Detail(String),
+    Logs,
+    /// Of one plugin, or of all.
+    Events(Option<String>),
+    Workers,
+}
+
+/// A line being typed at the bottom.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    Filter(Input),
+    Search(Input),
+    Command(Input),
+}
+
+impl Prompt {
+    pub fn input(&self) -> &Input {
+        match self {
+            Self::Filter(input) | Self::Search(input) | Self::Command(input) => input,
+        }
+    }
+}
+
+/// What can be done to a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Start,
+    Stop,
+    Restart,
+    Enable,
+    Disable,
+    ResetFailed,
+}
+
+impl Verb {
+    pub const ALL: [Self; 6] =
+        [Self::Restart, Self::Start, Self::Stop, Self::Enable, Self::Disable, Self::ResetFailed];
+
+    /// The word on the command line and in the path.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+            Self::ResetFailed => "reset-failed",
+        }
+    }
+
+    pub fn key(self) -> char {
+        match self {
+            Self::Start => 's',
+            Self::Stop => 'x',
+            Self::Restart => 'r',
+            Self::Enable => '+',
+            Self::Disable => '-',
+            Self::ResetFailed => 'f',
+        }
+    }
+
+    /// What it means, for the confirmation.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Start => "It runs until it is stopped or the core ends.",
+            Self::Stop => "It finishes what it has in flight, then ends; clients get 503.",
+            Self::Restart => "It finishes what it has in flight, ends, and starts anew.",
+            Self::Enable => "It starts now and whenever the core does.",
+            Self::Disable => "It stops, and stays stopped when the core starts again.",
+            Self::ResetFailed => "Its crashes are forgotten; a failed one may start again.",
+        }
+    }
+}
+
+/// A question that waits for `y`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confirm {
+    pub verb: Verb,
+    pub plugin: String,
+}
+
+/// The outcome of an action, or a complaint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Toast {
+    pub text: String,
+    pub good: bool,
+    pub until: Duration,
+}
+
+/// Lines of one plugin's log or of several, merged as they come.
+#[derive(Clone, Debug, Default)]
+pub struct Logs {
+    /// Counts up when other sources are followed: lines of former ones are dropped.
+    pub generation: u64,
+    pub sources: Vec<String>,
+    pub lines: VecDeque<LogLine>,
+    /// Lines that went out of `lines` at the front.
+    pub forgotten: u64,
+    /// Number of the last line shown, counted from the first ever; `None` follows the end.
+    pub bottom: Option<u64>,
+    pub level: Level,
+    pub wrap: bool,
+    pub search: String,
+    /// Why a source gives nothing, by plugin.
+    pub complaints: BTreeMap<String, String>,
+}
+
+impl Logs {
+    /// Lines that the level lets through, with their numbers, up to the bottom.
+    pub fn shown(&self) -> impl DoubleEndedIterator<Item = (u64, &LogLine)> {
+        let bottom = self.bottom.unwrap_or(u64::MAX);
+        (self.forgotten..)
+            .zip(&self.lines)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .filter(move |(number, line)| *number <= bottom && line.level >= self.level)
+    }
+
+    pub fn matches(&self, line: &LogLine) -> bool {
+        !self.search.is_empty() && line.text.to_lowercase().contains(&self.search.to_lowercase())
+    }
+}
+
+/// Who sorts, and which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sort {
+    pub column: Column,
+    pub descending: bool,
+}
+
+/// What the sparkline shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spark {
+    #[default]
+    Requests,
+    P99,
+}
+
+/// Everything.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub now: Now,
+    pub link: Link,
+    pub replay: bool,
+    pub readonly: bool,
+    /// Columns and rows of the terminal.
+    pub size: (u16, u16),
+
+    /// The last snapshot without its plugins and workers; `None` before the first.
+    pub core: Option<Snapshot>,
+    /// When the first sample was taken: charts hold nothing older.
+    pub since_unix_ms: Option<u64>,
+    pub plugins: BTreeMap<String, Plugin>,
+    pub workers: Vec<Worker>,
+    /// Oldest first, at most [`EVENTS_MAX`].
+    pub events: VecDeque<Event>,
+    /// Why there are no events, when there are none to be had.
+    pub events_complaint: Option<String>,
+
+    /// Never empty; the last one is shown.
+    pub screens: Vec<Screen>,
+    pub prompt: Option<Prompt>,
+    pub confirm: Option<Confirm>,
+    pub help: bool,
+    pub toast: Option<Toast>,
+    /// Orders on their way.
+    pub pending: Vec<(Verb, String)>,
+    pub sort: Sort,
+    pub filter: String,
+    /// Id of the plugin under the cursor.
+    pub selected: Option<String>,
+    pub marked: BTreeSet<String>,
+    /// Rows scrolled off the top of the plugin list.
+    pub scroll: usize,
+    pub spark: Spark,
+    pub logs: Logs,
+    /// Entries scrolled up from the newest event.
+    pub events_up: usize,
+}
+
+impl Model {
+    pub fn new(now: Now, size: (u16, u16), readonly: bool, replay: bool) -> Self {
+        Self {
+            now,
+            link: Link::Connecting { since: now, reason: None },
+            replay,
+            readonly: readonly || replay,
+            size,
+            core: None,
+            since_unix_ms: None,
+            plugins: BTreeMap::new(),
+            workers: Vec::new(),
+            events: VecDeque::new(),
+            events_complaint: None,
+            screens: vec![Screen::Plugins],
+            prompt: None,
+            confirm: None,
+            help: false,
+            toast: None,
+            pending: Vec::new(),
+            sort: Sort { column: Column::State, descending: true },
+            filter: String::new(),
+            selected: None,
+            marked: BTreeSet::new(),
+            scroll: 0,
+            spark: Spark::default(),
+            logs: Logs { level: Level::Info, ..Logs::default() },
+            events_up: 0,
+        }
+    }
+
+    pub fn screen(&self) -> &Screen {
+        self.screens.last().unwrap_or(&Screen::Plugins)
+    }
+
+    /// The plugin that keys act on.
+    pub fn target(&self) -> Option<&str> {
+        match self.screen() {
+            Screen::Plugins => self.selected.as_deref(),
+            Screen::Detail(id) | Screen::Events(Some(id)) => Some(id),
+            Screen::Logs if self.logs.sources.len() == 1 => Some(&self.logs.sources[0]),
+            Screen::Logs | Screen::Events(None) | Screen::Workers => None,
+        }
+    }
+
+    /// Plugins that the filter lets through, in the order of the sort.
+    pub fn rows(&self) -> Vec<&Plugin> {
+        let mut rows: Vec<&Plugin> = match Filter::new(&self.filter) {
+            Some(mut filter) => self.plugins.values().filter(|plugin| filter.lets_through(plugin)).collect(),
+            None => self.plugins.values().collect(),
+        };
+        // Stable, over a map in the order of ids: equal ones do not jump about.
+        rows.sort_by(|a, b| {
+            let order = self.sort.column.compare(a, b);
+            if self.sort.descending { order.reverse() } else { order }
+        });
+        rows
+    }
+
+    /// The plugin that most wants attention, if any does.
+    pub fn worst(&self) -> Option<&Plugin> {
+        self.plugins
+            .values()
+            .filter(|plugin| plugin.condition().is_trouble())
+            .max_by_key(|plugin| (plugin.condition(), plugin.deaths_unix_ms.len()))
+    }
+
+    /// Rows above the list of plugins: two of header, the alarm where there is one, the column titles.
+    pub fn list_top(&self) -> u16 {
+        3 + u16::from(self.worst().is_some())
+    }
+
+    /// Rows that the list of plugins has; one is the footer's.
+    pub fn list_height(&self) -> usize {
+        usize::from(self.size.1.saturating_sub(self.list_top() + 1)).max(1)
+    }
+
+    /// Events of the screen, oldest first.
+    pub fn events_shown(&self) -> Vec<&Event> {
+        let only = match self.screen() {
+            Screen::Events(only) => only.as_deref(),
+            _ => None,
+        };
+        let words = self.filter.to_lowercase();
+        let words = if matches!(self.screen(), Screen::Events(_)) { words.as_str() } else { "" };
+        self.events
+            .iter()
+            .filter(|event| only.is_none_or(|id| event.plugin == id))
+            .filter(|event| {
+                words.is_empty()
+                    || format!("{} {} {}", event.plugin, event.kind, event.text())
+                        .to_lowercase()
+                        .contains(words)
+            })
+            .collect()
+    }
+}
+
+/// The words after `/`: fuzzy, over id, name and state; a leading `!` turns them around.
+struct Filter {
+    inverse: bool,
+    pattern: Pattern,
+    matcher: Matcher,
+}
+
+impl Filter {
+    fn new(words: &str) -> Option<Self> {
+        let (inverse, words) = match words.trim().strip_prefix('!') {
+            Some(rest) => (true, rest.trim()),
+            None => (false, words.trim()),
+        };
+        if words.is_empty() {
+            return None;
+        }
+        let pattern = Pattern::parse(words, CaseMatching::Ignore, Normalization::Smart);
+        Some(Self { inverse, pattern, matcher: Matcher::new(Config::DEFAULT) })
+    }
+
+    fn lets_through(&mut self, plugin: &Plugin) -> bool {
+        let mut buffer = Vec::new();
+        let mut found = |text: &str| {
+            buffer.clear();
+            self.pattern.score(Utf32Str::new(text, &mut buffer), &mut self.matcher).is_some()
+        };
+        let hit = found(&plugin.status.id) || found(&plugin.status.name) || found(plugin.condition().word());
+        hit != self.inverse
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_of_any_kind_become_one_harmless_line() {
+        let line = r#"{"timestamp":"2026-01-01T00:00:01.000Z","level":"error","plugin_id":"acme","message":"a\u001b[2Jb","status":500,"path":"/x y","none":null}"#;
+        let parsed = LogLine::parse("acme", line);
+        assert_eq!(parsed.text, "a^[[2Jb  path=\"/x y\" status=500");
+        assert_eq!((parsed.level, parsed.unix_ms), (Level::Error, 1_767_225_601_000));
+        let raw = LogLine::parse("acme", "no json \x07");
+        assert_eq!((raw.text.as_str(), raw.level), ("no json ^G", Level::Info));
+    }
+
+    #[test]
+    fn events_are_read_with_details_as_object_or_as_text() {
+        for details in [r#"{"exit":"exit code 1"}"#, r#""{\"exit\":\"exit code 1\"}""#] {
+            let line = format!(
+                r#"{{"id":7,"plugin_id":"acme","event_type":"crashed","timestamp":"1970-01-01T00:00:01.000Z","details":{details}}}"#
+            );
+            let event = Event::parse(&line).expect("an event");
+            assert_eq!((event.id, event.unix_ms, event.text().as_str()), (7, 1000, "exit=\"exit code 1\""));
+        }
+        assert_eq!(Event::parse("{}"), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! `--once`: the plugin list as plain text, for pipes and for terminals that can do nothing.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::columns::Column;
+use crate::feed;
+use crate::model::Model;
+use crate::text::{rate, span};
+use crate::update::{Msg, News, update};
+
+/// Between the two snapshots that rates need.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Fills the model with two snapshots.
+pub fn look(socket: &Path, model: &mut Model) -> io::Result<()> {
+    let mut count = 0;
+    feed::snapshots(socket, INTERVAL, |snapshot| {
+        let now = model.now;
+        // A snapshot asks for nothing.
+        let _ = update(model, now, Msg::News(News::Snapshot(Box::new(snapshot))));
+        count += 1;
+        count < 2
+    })?;
+    match count {
+        2 => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// A line about the core, a line of titles, a line for each plugin.
+pub fn table(model: &Model) -> String {
+    let Some(core) = &model.core else { return String::new() };
+    let requests: f64 = model.plugins.values().map(|plugin| plugin.latest().requests_per_s).sum();
+    let mut out = format!(
+        "toru {} up {} pid {}, {} plugins, {} workers, {} req/s\n",
+        core.version,
+        span(core.uptime_ms),
+        core.pid,
+        model.plugins.len(),
+        model.workers.len(),
+        rate(requests),
+    );
+    let columns: Vec<Column> = Column::ALL.into_iter().filter(|column| *column != Column::Trend).collect();
+    let mut rows = vec![columns.iter().map(|column| column.title().to_owned()).collect::<Vec<_>>()];
+    rows.extend(
+        model.rows().into_iter().map(|plugin| columns.iter().map(|column| column.text(plugin)).collect()),
+    );
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|index| rows.iter().map(|row| row[index].chars().count()).max().unwrap_or(0))
+        .collect();
+    for row in rows {
+        let mut line = String::new();
+        for ((column, cell), width) in columns.iter().zip(row).zip(&widths) {
+            match column.is_right_aligned() {
+                true => line.push_str(&format!("{cell:>width$}  ")),
+                false => line.push_str(&format!("{cell:<width$}  ")),
+            }
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}

@@ -1,0 +1,98 @@
+//! Recordings: what the core said and when, one JSON object a line, to be looked at later.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::feed::Tell;
+use crate::model::Now;
+use crate::update::News;
+
+#[derive(Serialize, Deserialize)]
+struct Entry<N> {
+    /// Since the recording began.
+    elapsed_ms: u64,
+    unix_ms: u64,
+    news: N,
+}
+
+/// Writes a recording.
+pub struct Recorder(File);
+
+impl Recorder {
+    /// Errors: the file is there already, or cannot be made. A recording never overwrites another.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(Self)
+    }
+
+    /// Snapshots, events and the state of the line; logs and outcomes belong to the one who looked.
+    pub fn write(&mut self, now: Now, news: &News) -> io::Result<()> {
+        if matches!(news, News::Snapshot(_) | News::Event(_) | News::Lost { .. }) {
+            let entry = Entry { elapsed_ms: now.elapsed.as_millis() as u64, unix_ms: now.unix_ms, news };
+            let mut line = serde_json::to_vec(&entry)?;
+            line.push(b'\n');
+            self.0.write_all(&line)?;
+        }
+        Ok(())
+    }
+}
+
+/// Plays a recording at its own pace; gives the time on the wall when it began.
+///
+/// Errors: no recording; a later line that is none ends the play.
+pub fn play(path: &Path, tell: Tell) -> io::Result<u64> {
+    let mut lines = BufReader::new(File::open(path)?).lines();
+    let first = lines.next().ok_or_else(|| io::Error::other("the recording is empty"))??;
+    let first: Entry<News> = serde_json::from_str(&first)?;
+    let begin = (first.elapsed_ms, first.unix_ms);
+    thread::spawn(move || {
+        let started = Instant::now();
+        if !tell(first.news) {
+            return;
+        }
+        let rest =
+            lines.map_while(Result::ok).map_while(|line| serde_json::from_str::<Entry<News>>(&line).ok());
+        for entry in rest {
+            let due = Duration::from_millis(entry.elapsed_ms.saturating_sub(begin.0));
+            thread::sleep(due.saturating_sub(started.elapsed()));
+            if !tell(entry.news) {
+                return;
+            }
+        }
+        tell(News::Lost { reason: "the recording has ended".into() });
+    });
+    Ok(begin.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+
+    #[test]
+    fn what_was_recorded_is_played() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let path = folder.path().join("session");
+        let mut recorder = Recorder::create(&path).expect("create");
+        let at = |ms| Now { elapsed: Duration::from_millis(ms), unix_ms: 1_000_000 + ms };
+        recorder.write(at(500), &News::Event("one".into())).expect("write");
+        recorder.write(at(501), &News::EventsUnavailable { reason: "not kept".into() }).expect("write");
+        recorder.write(at(502), &News::Snapshot(Box::default())).expect("write");
+        assert!(Recorder::create(&path).is_err(), "never overwritten");
+
+        let (sender, receiver) = mpsc::channel();
+        let begin = play(&path, Arc::new(move |news| sender.send(news).is_ok())).expect("play");
+        assert_eq!(begin, 1_000_500);
+        let played: Vec<News> = receiver.iter().collect();
+        assert!(
+            matches!(&played[..], [News::Event(one), News::Snapshot(_), News::Lost { .. }] if one == "one"),
+            "{played:?}"
+        );
+    }
+}

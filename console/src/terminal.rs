@@ -1,0 +1,195 @@
+//! The terminal: into raw mode and out of it whatever happens, keys in, frames out.
+
+use std::cell::RefCell;
+use std::io::{self, Stdout, Write};
+use std::rc::Rc;
+use std::sync::Once;
+
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::{Hide, Show};
+use ratatui::crossterm::event::{
+    DisableMouseCapture, EnableMouseCapture, Event, KeyCode, KeyEventKind, KeyModifiers, MouseButton,
+    MouseEventKind,
+};
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
+};
+use ratatui::crossterm::{execute, queue};
+use ratatui::{Frame, Terminal};
+
+use crate::update::{Key, Msg};
+
+/// Synchronized updates (DEC private mode 2026): the terminal shows a picture when it is whole.
+/// One that does not know the mode ignores it.
+const BEGIN: &[u8] = b"\x1b[?2026h";
+const END: &[u8] = b"\x1b[?2026l";
+
+/// Bytes of a frame, gathered so that they go out in one write, or not at all.
+#[derive(Clone, Default)]
+struct Gathered(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Gathered {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The terminal while it is ours. Dropping it gives it back.
+pub struct Screen {
+    terminal: Terminal<CrosstermBackend<Gathered>>,
+    gathered: Gathered,
+    stdout: Stdout,
+    mouse: bool,
+}
+
+impl Screen {
+    pub fn enter(mouse: bool) -> io::Result<Self> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                // The message would else be drawn over by the alternate screen's end.
+                let _ = restore();
+                before(panic);
+            }));
+        });
+        let gathered = Gathered::default();
+        let terminal = Terminal::new(CrosstermBackend::new(gathered.clone()))?;
+        let mut screen = Self { terminal, gathered, stdout: io::stdout(), mouse };
+        screen.take()?;
+        Ok(screen)
+    }
+
+    fn take(&mut self) -> io::Result<()> {
+        enable_raw_mode()?;
+        execute!(self.stdout, EnterAlternateScreen, Hide)?;
+        if self.mouse {
+            execute!(self.stdout, EnableMouseCapture)?;
+        }
+        self.repaint()
+    }
+
+    /// Columns and rows.
+    pub fn size(&self) -> io::Result<(u16, u16)> {
+        size()
+    }
+
+    /// The next frame is drawn in full.
+    pub fn repaint(&mut self) -> io::Result<()> {
+        self.terminal.clear()
+    }
+
+    pub fn draw(&mut self, view: impl FnOnce(&mut Frame<'_>)) -> io::Result<()> {
+        self.terminal.draw(view)?;
+        let bytes = self.gathered.0.take();
+        if !moves_cursor(&bytes) {
+            // No cell has changed; what is left hides the cursor again and resets colours.
+            return Ok(());
+        }
+        let mut frame = Vec::with_capacity(bytes.len() + BEGIN.len() + END.len());
+        frame.extend_from_slice(BEGIN);
+        frame.extend_from_slice(&bytes);
+        frame.extend_from_slice(END);
+        self.stdout.write_all(&frame)?;
+        self.stdout.flush()
+    }
+
+    /// Gives the terminal back, stops the process, and goes on when it is continued.
+    pub fn suspend(&mut self) -> io::Result<()> {
+        restore()?;
+        signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP)?;
+        self.take()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // The terminal may be gone, and nobody is left to tell.
+        let _ = restore();
+    }
+}
+
+/// Whether a frame has a cell in it: each change begins with a move of the cursor.
+fn moves_cursor(bytes: &[u8]) -> bool {
+    bytes.windows(2).enumerate().any(|(at, window)| {
+        window == b"\x1b["
+            && bytes[at + 2..]
+                .iter()
+                .find(|byte| byte.is_ascii_alphabetic())
+                .is_some_and(|last| *last == b'H')
+    })
+}
+
+/// Everything that [`Screen::enter`] changed, undone; harmless when done twice.
+fn restore() -> io::Result<()> {
+    let mut stdout = io::stdout();
+    queue!(stdout, DisableMouseCapture, LeaveAlternateScreen, Show)?;
+    stdout.write_all(END)?;
+    stdout.flush()?;
+    disable_raw_mode()
+}
+
+/// What the terminal said as what the model understands; `None` for what means nothing here.
+pub fn translate(event: Event) -> Option<Msg> {
+    let key = match event {
+        Event::Resize(columns, rows) => return Some(Msg::Resize(columns, rows)),
+        Event::Mouse(mouse) => {
+            return match mouse.kind {
+                MouseEventKind::ScrollDown => Some(Msg::Wheel { down: true }),
+                MouseEventKind::ScrollUp => Some(Msg::Wheel { down: false }),
+                MouseEventKind::Down(MouseButton::Left) => Some(Msg::Click { row: mouse.row }),
+                _ => None,
+            };
+        }
+        Event::Key(key) if key.kind != KeyEventKind::Release => key,
+        _ => return None,
+    };
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    Some(Msg::Key(match key.code {
+        KeyCode::Char(letter) if control => Key::Ctrl(letter.to_ascii_lowercase()),
+        KeyCode::Char(letter) => Key::Char(letter),
+        KeyCode::Enter => Key::Enter,
+        KeyCode::Esc => Key::Esc,
+        KeyCode::Tab => Key::Tab,
+        KeyCode::Backspace => Key::Backspace,
+        KeyCode::Delete => Key::Delete,
+        KeyCode::Up => Key::Up,
+        KeyCode::Down => Key::Down,
+        KeyCode::Left => Key::Left,
+        KeyCode::Right => Key::Right,
+        KeyCode::PageUp => Key::PageUp,
+        KeyCode::PageDown => Key::PageDown,
+        KeyCode::Home => Key::Home,
+        KeyCode::End => Key::End,
+        _ => return None,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ratatui::crossterm::event::KeyEvent;
+
+    #[test]
+    fn a_frame_without_cells_is_told_from_one_with() {
+        assert!(!moves_cursor(b""));
+        assert!(!moves_cursor(b"\x1b[39m\x1b[49m\x1b[0m\x1b[?25l"));
+        assert!(moves_cursor(b"\x1b[?25l\x1b[3;7Hx\x1b[0m"));
+    }
+
+    #[test]
+    fn keys_are_translated() {
+        let translated = |code, modifiers| match translate(Event::Key(KeyEvent::new(code, modifiers))) {
+            Some(Msg::Key(key)) => Some(key),
+            _ => None,
+        };
+        assert_eq!(translated(KeyCode::Char('Z'), KeyModifiers::CONTROL), Some(Key::Ctrl('z')));
+        assert_eq!(translated(KeyCode::Char('G'), KeyModifiers::SHIFT), Some(Key::Char('G')));
+        assert_eq!(translated(KeyCode::F(1), KeyModifiers::NONE), None);
+    }
+}

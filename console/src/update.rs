@@ -1,0 +1,1093 @@
+//! What happened becomes what is known: `Msg` in, changed [`Model`] and perhaps a [`Command`] out.
+//!
+//! Pure: no clock, no socket, no terminal. The time of a message is an argument.
+
+use serde::{Deserialize, Serialize};
+use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
+use tui_input::{Input, InputRequest};
+
+use crate::columns::Column;
+use crate::model::{
+    Confirm, EVENTS_MAX, Event, HISTORY_MAX, LOG_LINES_MAX, LOOP_WINDOW_MS, Level, Link, LogLine, Model, Now,
+    Plugin, Prompt, Sample, Screen, Spark, TOAST, Toast, Verb,
+};
+use crate::text::{self, clean, parse_time};
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Msg {
+    /// A second passed: what counts down or up is shown anew.
+    Tick,
+    Key(Key),
+    Wheel {
+        down: bool,
+    },
+    /// A click on a row of the screen, the first being 0.
+    Click {
+        row: u16,
+    },
+    Resize(u16, u16),
+    News(News),
+}
+
+/// A key, without the terminal library's detail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    Char(char),
+    Ctrl(char),
+    Enter,
+    Esc,
+    Tab,
+    Backspace,
+    Delete,
+    Up,
+    Down,
+    Left,
+    Right,
+    PageUp,
+    PageDown,
+    Home,
+    End,
+}
+
+/// From the core, as it came: also what a recording holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum News {
+    Lost {
+        reason: String,
+    },
+    Snapshot(Box<Snapshot>),
+    /// A line of `/v1/events`.
+    Event(String),
+    EventsUnavailable {
+        reason: String,
+    },
+    Log {
+        generation: u64,
+        plugin: String,
+        line: String,
+    },
+    LogUnavailable {
+        generation: u64,
+        plugin: String,
+        reason: String,
+    },
+    /// What became of an order.
+    Outcome {
+        verb: String,
+        plugin: String,
+        after_ms: u64,
+        error: Option<String>,
+    },
+}
+
+/// Something to do outside.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    Quit,
+    Suspend,
+    /// Draw everything anew: something else wrote to the terminal.
+    Repaint,
+    Order {
+        verb: Verb,
+        plugin: String,
+    },
+    FollowLogs {
+        generation: u64,
+        plugins: Vec<String>,
+    },
+    StopLogs,
+}
+
+pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
+    model.now = now;
+    if model.toast.as_ref().is_some_and(|toast| toast.until <= now.elapsed) {
+        model.toast = None;
+    }
+    let command = match msg {
+        Msg::Tick => None,
+        Msg::Key(key) => on_key(model, key),
+        Msg::Wheel { down } => {
+            scroll(model, if down { 3 } else { -3 });
+            None
+        }
+        Msg::Click { row } => {
+            let index = usize::from(row.saturating_sub(model.list_top())) + model.scroll;
+            let bare = *model.screen() == Screen::Plugins && model.confirm.is_none() && !model.help;
+            if bare && row >= model.list_top() && usize::from(row - model.list_top()) < model.list_height() {
+                let clicked = model.rows().get(index).map(|plugin| plugin.status.id.clone());
+                model.selected = clicked.or(model.selected.take());
+            }
+            None
+        }
+        Msg::Resize(columns, rows) => {
+            model.size = (columns, rows);
+            None
+        }
+        Msg::News(news) => {
+            on_news(model, news);
+            None
+        }
+    };
+    forget_old_deaths(model);
+    keep_selection_in_sight(model);
+    command
+}
+
+fn on_news(model: &mut Model, news: News) {
+    match news {
+        News::Lost { reason } => {
+            let reason = clean(&reason);
+            model.link = match std::mem::replace(&mut model.link, Link::Live) {
+                Link::Connecting { since, .. } => Link::Connecting { since, reason: Some(reason) },
+                Link::Live => Link::Lost { since: model.now, reason },
+                Link::Lost { since, .. } => Link::Lost { since, reason },
+            };
+        }
+        News::Snapshot(snapshot) => on_snapshot(model, *snapshot),
+        News::Event(line) => {
+            model.events_complaint = None;
+            if let Some(event) = Event::parse(&line) {
+                on_event(model, event);
+            }
+        }
+        News::EventsUnavailable { reason } => model.events_complaint = Some(clean(&reason)),
+        News::Log { generation, plugin, line } => {
+            let logs = &mut model.logs;
+            if generation == logs.generation {
+                logs.complaints.remove(&plugin);
+                logs.lines.push_back(LogLine::parse(&plugin, &line));
+                if logs.lines.len() > LOG_LINES_MAX {
+                    logs.lines.pop_front();
+                    logs.forgotten += 1;
+                }
+            }
+        }
+        News::LogUnavailable { generation, plugin, reason } => {
+            if generation == model.logs.generation {
+                model.logs.complaints.insert(plugin, clean(&reason));
+            }
+        }
+        News::Outcome { verb, plugin, after_ms, error } => {
+            model.pending.retain(|(pending, id)| pending.word() != verb || *id != plugin);
+            let (good, end) = match error {
+                None => (true, format!("done in {}", text::span(after_ms))),
+                Some(error) => (false, clean(&error)),
+            };
+            say(model, good, format!("{verb} {plugin}: {end}"));
+        }
+    }
+}
+
+fn say(model: &mut Model, good: bool, text: String) {
+    model.toast = Some(Toast { text, good, until: model.now.elapsed + TOAST });
+}
+
+fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
+    let unix_ms = parse_time(&snapshot.timestamp).unwrap_or(model.now.unix_ms);
+    // Counters start at nothing in a new core; differences to the old one's would be nonsense.
+    let before =
+        model.core.take().filter(|core| core.pid == snapshot.pid && core.uptime_ms < snapshot.uptime_ms);
+    let passed_s = before.as_ref().map(|core| (snapshot.uptime_ms - core.uptime_ms) as f64 / 1000.0);
+    let per_second = |now: u64, then: u64| match passed_s {
+        Some(seconds) if seconds > 0.0 => now.saturating_sub(then) as f64 / seconds,
+        _ => 0.0,
+    };
+    let events_live = !model.events.is_empty();
+
+    let mut former = std::mem::take(&mut model.plugins);
+    for status in std::mem::take(&mut snapshot.plugins) {
+        let status = clean_plugin(status);
+        let known = former.remove(&status.id);
+        let is_known = known.is_some();
+        let mut plugin = known.unwrap_or_default();
+        let old = std::mem::replace(&mut plugin.status, status);
+        let status = &plugin.status;
+        if is_known || passed_s.is_none() {
+            push_bounded(
+                &mut plugin.history,
+                Sample {
+                    unix_ms,
+                    requests_per_s: if is_known { per_second(status.requests, old.requests) } else { 0.0 },
+                    errors_per_s: if is_known { per_second(status.errors, old.errors) } else { 0.0 },
+                    p50_us: status.p50_us.unwrap_or(0),
+                    p95_us: status.p95_us.unwrap_or(0),
+                    p99_us: status.p99_us.unwrap_or(0),
+                    rss_bytes: status.rss_bytes.unwrap_or(0),
+                },
+            );
+        }
+        if status.restarts > 0
+            && let Some(uptime_ms) = status.uptime_ms
+            && (status.pid != old.pid || plugin.last_restart_unix_ms.is_none())
+        {
+            plugin.last_restart_unix_ms = Some(unix_ms.saturating_sub(uptime_ms));
+        }
+        // Without an audit trail a death shows as one more process after an end that nobody asked for.
+        let died = is_known
+            && passed_s.is_some()
+            && status.restarts > old.restarts
+            && status.last_exit.as_deref().is_some_and(|exit| exit != "exit code 0");
+        if died && !events_live {
+            let ordered = model.toast.as_ref().is_some_and(|toast| toast.text.contains(&status.id))
+                || model.pending.iter().any(|(_, id)| *id == status.id);
+            if !ordered {
+                plugin.deaths_unix_ms.push_back(unix_ms);
+            }
+        }
+        if status.state != "crashed" {
+            plugin.next_start_unix_ms = None;
+        }
+        model.plugins.insert(plugin.status.id.clone(), plugin);
+    }
+
+    let mut former = std::mem::take(&mut model.workers).into_iter();
+    for status in std::mem::take(&mut snapshot.workers) {
+        let mut worker = former.next().unwrap_or_default();
+        let old =
+            std::mem::replace(&mut worker.status, WorkerStatus { driver: clean(&status.driver), ..status });
+        worker.requests_per_s = per_second(worker.status.requests, old.requests);
+        push_bounded(&mut worker.history, worker.requests_per_s);
+        model.workers.push(worker);
+    }
+    snapshot.version = clean(&snapshot.version);
+    model.core = Some(snapshot);
+    model.since_unix_ms.get_or_insert(unix_ms);
+    model.link = Link::Live;
+}
+
+fn push_bounded<T>(history: &mut std::collections::VecDeque<T>, value: T) {
+    if history.len() == HISTORY_MAX {
+        history.pop_front();
+    }
+    history.push_back(value);
+}
+
+fn clean_plugin(mut status: PluginStatus) -> PluginStatus {
+    for text in [
+        &mut status.id,
+        &mut status.name,
+        &mut status.version,
+        &mut status.icon,
+        &mut status.route,
+        &mut status.health,
+        &mut status.socket_path,
+        &mut status.state,
+        &mut status.protocol,
+    ] {
+        *text = clean(text);
+    }
+    for text in [&mut status.author, &mut status.last_exit].into_iter().flatten() {
+        *text = clean(text);
+    }
+    status
+}
+
+fn on_event(model: &mut Model, event: Event) {
+    // After a reconnect the trail is told from its backlog on.
+    if model.events.iter().rev().any(|known| known.id == event.id && known.unix_ms == event.unix_ms) {
+        return;
+    }
+    let plugin = model.plugins.entry(event.plugin.clone()).or_insert_with(|| Plugin {
+        status: PluginStatus { id: event.plugin.clone(), ..PluginStatus::default() },
+        ..Plugin::default()
+    });
+    match event.kind.as_str() {
+        "crashed" => {
+            if event.unix_ms + LOOP_WINDOW_MS > model.now.unix_ms {
+                plugin.deaths_unix_ms.push_back(event.unix_ms);
+            }
+            plugin.next_start_unix_ms =
+                event.details.get("next_start_ms").and_then(|ms| ms.as_u64()).map(|ms| event.unix_ms + ms);
+            plugin.stderr = match event.details.get("stderr") {
+                Some(serde_json::Value::Array(lines)) => {
+                    lines.iter().filter_map(|line| line.as_str()).map(clean).collect()
+                }
+                Some(serde_json::Value::String(text)) => text.lines().map(clean).collect(),
+                _ => Vec::new(),
+            };
+        }
+        "ready" | "enabled" if plugin.next_start_unix_ms.is_some() => plugin.next_start_unix_ms = None,
+        _ => {}
+    }
+    if plugin.status.state.is_empty() {
+        // The trail knows plugins that were taken away.
+        model.plugins.remove(&event.plugin);
+    }
+    if model.events_up > 0 {
+        model.events_up += 1;
+    }
+    push_events(model, event);
+}
+
+fn push_events(model: &mut Model, event: Event) {
+    if model.events.len() == EVENTS_MAX {
+        model.events.pop_front();
+    }
+    model.events.push_back(event);
+}
+
+fn forget_old_deaths(model: &mut Model) {
+    for plugin in model.plugins.values_mut() {
+        while plugin.deaths_unix_ms.front().is_some_and(|at| at + LOOP_WINDOW_MS <= model.now.unix_ms) {
+            plugin.deaths_unix_ms.pop_front();
+        }
+    }
+}
+
+fn keep_selection_in_sight(model: &mut Model) {
+    let rows = model.rows();
+    let (count, height) = (rows.len(), model.list_height());
+    let at = model.selected.as_ref().and_then(|id| rows.iter().position(|plugin| plugin.status.id == *id));
+    let first = rows.first().map(|plugin| plugin.status.id.clone());
+    if at.is_none() {
+        model.selected = first;
+    }
+    let at = at.unwrap_or(0);
+    model.scroll =
+        model.scroll.min(at).max((at + 1).saturating_sub(height)).min(count.saturating_sub(height));
+}
+
+// ---- keys ----
+
+fn on_key(model: &mut Model, key: Key) -> Option<Command> {
+    match key {
+        Key::Ctrl('c') => return Some(Command::Quit),
+        Key::Ctrl('z') => return Some(Command::Suspend),
+        Key::Ctrl('l') => return Some(Command::Repaint),
+        _ => {}
+    }
+    if model.help {
+        model.help = false;
+        return None;
+    }
+    if let Some(confirm) = model.confirm.take() {
+        return on_answer(model, confirm, key);
+    }
+    if let Some(prompt) = model.prompt.take() {
+        return on_prompt(model, prompt, key);
+    }
+    match key {
+        Key::Char('q') => return Some(Command::Quit),
+        Key::Char('?') => model.help = true,
+        Key::Char(':') => model.prompt = Some(Prompt::Command(Input::default())),
+        Key::Esc => return back(model),
+        Key::Char('e') => open(model, Screen::Events(None)),
+        Key::Char('/') if *model.screen() == Screen::Logs => {
+            model.prompt = Some(Prompt::Search(Input::new(String::new())));
+        }
+        Key::Char('/') => model.prompt = Some(Prompt::Filter(Input::new(model.filter.clone()))),
+        Key::Char('!') if *model.screen() != Screen::Logs => {
+            let words = model.filter.trim_start_matches('!').trim().to_owned();
+            model.prompt = Some(Prompt::Filter(Input::new(format!("!{words}"))));
+        }
+        Key::Char('k') | Key::Up => scroll(model, -1),
+        Key::Char('j') | Key::Down => scroll(model, 1),
+        Key::Ctrl('u') | Key::Ctrl('b') | Key::PageUp => scroll(model, -page(model)),
+        Key::Ctrl('d') | Key::Ctrl('f') | Key::PageDown => scroll(model, page(model)),
+        Key::Char('g') | Key::Home => scroll(model, isize::MIN / 2),
+        Key::Char('G') | Key::End => scroll(model, isize::MAX / 2),
+        _ if *model.screen() == Screen::Logs => on_log_key(model, key),
+        Key::Char('w') => open(model, Screen::Workers),
+        Key::Char('l') => return open_logs(model),
+        Key::Char('v') => {
+            model.spark = match model.spark {
+                Spark::Requests => Spark::P99,
+                Spark::P99 => Spark::Requests,
+            }
+        }
+        Key::Char(letter) => on_letter(model, letter),
+        Key::Enter if *model.screen() == Screen::Plugins => {
+            if let Some(id) = model.selected.clone() {
+                open(model, Screen::Detail(id));
+            }
+        }
+        _ => {}
+    }
+    None
+}
+
+fn page(model: &Model) -> isize {
+    (isize::from(model.size.1 as i16) - 6).max(1)
+}
+
+fn on_letter(model: &mut Model, letter: char) {
+    if matches!(model.screen(), Screen::Plugins | Screen::Detail(_))
+        && let Some(verb) = Verb::ALL.into_iter().find(|verb| verb.key() == letter)
+    {
+        if let Some(id) = model.target().map(str::to_owned) {
+            ask(model, verb, &id);
+        }
+        return;
+    }
+    if *model.screen() != Screen::Plugins {
+        return;
+    }
+    if let Some(column) = Column::ALL.into_iter().find(|column| column.key() == letter) {
+        sort_by(model, column);
+        return;
+    }
+    match letter {
+        'o' => model.sort.descending = !model.sort.descending,
+        '<' | '>' => {
+            let count = Column::ALL.len();
+            let at = Column::ALL.iter().position(|column| *column == model.sort.column).unwrap_or(0);
+            let next = if letter == '>' { at + 1 } else { at + count - 1 };
+            sort_by(model, Column::ALL[next % count]);
+        }
+        ' ' => {
+            if let Some(id) = model.selected.clone() {
+                if !model.marked.remove(&id) {
+                    model.marked.insert(id);
+                }
+                scroll(model, 1);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn sort_by(model: &mut Model, column: Column) {
+    if model.sort.column == column {
+        model.sort.descending = !model.sort.descending;
+    } else {
+        model.sort.column = column;
+        model.sort.descending = column.begins_descending();
+    }
+}
+
+fn ask(model: &mut Model, verb: Verb, id: &str) {
+    if model.replay {
+        say(model, false, "this is a recording: nothing can be ordered".into());
+    } else if model.readonly {
+        say(model, false, format!("read-only: {} is off", verb.word()));
+    } else if model.link != Link::Live {
+        say(model, false, "no line to the core: nothing can be ordered".into());
+    } else if model.plugins.contains_key(id) {
+        model.confirm = Some(Confirm { verb, plugin: id.to_owned() });
+    } else {
+        say(model, false, format!("no plugin {id}"));
+    }
+}
+
+fn on_answer(model: &mut Model, confirm: Confirm, key: Key) -> Option<Command> {
+    match key {
+        Key::Char('y' | 'Y') => {
+            model.pending.push((confirm.verb, confirm.plugin.clone()));
+            Some(Command::Order { verb: confirm.verb, plugin: confirm.plugin })
+        }
+        Key::Char('n' | 'N' | 'q') | Key::Esc => {
+            say(model, true, format!("{} {}: left alone", confirm.verb.word(), confirm.plugin));
+            None
+        }
+        // A stray key neither confirms nor hides the question.
+        _ => {
+            model.confirm = Some(confirm);
+            None
+        }
+    }
+}
+
+fn open(model: &mut Model, screen: Screen) {
+    if *model.screen() != screen {
+        model.screens.retain(|open| *open != screen);
+        model.screens.push(screen);
+        model.events_up = 0;
+    }
+}
+
+/// Esc: the nearest thing that can be undone.
+fn back(model: &mut Model) -> Option<Command> {
+    let leaving = model.screens.len() > 1;
+    if *model.screen() == Screen::Logs && !model.logs.search.is_empty() {
+        model.logs.search.clear();
+    } else if leaving {
+        let left = model.screens.pop();
+        if left == Some(Screen::Logs) {
+            return Some(Command::StopLogs);
+        }
+    } else if !model.filter.is_empty() {
+        model.filter.clear();
+    } else {
+        model.marked.clear();
+    }
+    None
+}
+
+/// Logs of the marked plugins, else of the one under the cursor.
+fn open_logs(model: &mut Model) -> Option<Command> {
+    let marked = *model.screen() == Screen::Plugins && !model.marked.is_empty();
+    let plugins = match marked {
+        true => model.marked.iter().cloned().collect(),
+        false => model.target().map(|id| vec![id.to_owned()]).unwrap_or_default(),
+    };
+    follow(model, plugins)
+}
+
+fn follow(model: &mut Model, plugins: Vec<String>) -> Option<Command> {
+    if plugins.is_empty() {
+        say(model, false, "no plugin is selected".into());
+        return None;
+    }
+    if model.replay {
+        say(model, false, "a recording holds no logs".into());
+        return None;
+    }
+    let logs = &mut model.logs;
+    logs.generation += 1;
+    logs.sources = plugins.clone();
+    logs.lines.clear();
+    logs.complaints.clear();
+    logs.forgotten = 0;
+    logs.bottom = None;
+    logs.search.clear();
+    let generation = logs.generation;
+    open(model, Screen::Logs);
+    Some(Command::FollowLogs { generation, plugins })
+}
+
+/// Moves the cursor or the window by so many rows; far more than there are is the end.
+fn scroll(model: &mut Model, by: isize) {
+    match model.screen().clone() {
+        Screen::Plugins => {
+            let rows = model.rows();
+            let at = model.selected.as_ref().and_then(|id| rows.iter().position(|row| row.status.id == *id));
+            let to = at.unwrap_or(0).saturating_add_signed(by).min(rows.len().saturating_sub(1));
+            model.selected = rows.get(to).map(|plugin| plugin.status.id.clone());
+        }
+        Screen::Logs => {
+            let numbers: Vec<u64> = all_numbers(model);
+            let Some(last) = numbers.len().checked_sub(1) else { return };
+            let at = match model.logs.bottom {
+                Some(bottom) => numbers.partition_point(|number| *number <= bottom).saturating_sub(1),
+                None => last,
+            };
+            let full = usize::from(model.size.1.saturating_sub(3)).saturating_sub(1).min(last);
+            let to = at.saturating_add_signed(by).clamp(full, last);
+            // The end, reached by going down, follows again; the key for the end does so by name.
+            model.logs.bottom = if to == last && by > 0 { None } else { Some(numbers[to]) };
+        }
+        Screen::Events(_) => {
+            let most = model.events_shown().len().saturating_sub(1);
+            model.events_up = model.events_up.saturating_add_signed(by.saturating_neg()).min(most);
+        }
+        Screen::Detail(_) | Screen::Workers => {}
+    }
+}
+
+/// Numbers of the log lines of the level, also below the bottom.
+fn all_numbers(model: &Model) -> Vec<u64> {
+    let logs = &model.logs;
+    (logs.forgotten..)
+        .zip(&logs.lines)
+        .filter(|(_, line)| line.level >= logs.level)
+        .map(|(number, _)| number)
+        .collect()
+}
+
+fn on_log_key(model: &mut Model, key: Key) {
+    match key {
+        Key::Char('p' | ' ' | 'f') => {
+            model.logs.bottom = match model.logs.bottom {
+                Some(_) => None,
+                None => all_numbers(model).last().copied(),
+            }
+        }
+        Key::Char('w') => model.logs.wrap = !model.logs.wrap,
+        Key::Char('1') => model.logs.level = Level::Debug,
+        Key::Char('2') => model.logs.level = Level::Info,
+        Key::Char('3') => model.logs.level = Level::Warn,
+        Key::Char('4') => model.logs.level = Level::Error,
+        Key::Char('n') => find(model, true),
+        Key::Char('N') => find(model, false),
+        _ => {}
+    }
+}
+
+/// Brings the next match below (`newer`) or above the bottom line to the bottom.
+fn find(model: &mut Model, newer: bool) {
+    if model.logs.search.is_empty() {
+        say(model, false, "nothing to search for: / begins a search".into());
+        return;
+    }
+    let logs = &model.logs;
+    let bottom = logs.bottom.unwrap_or(u64::MAX);
+    let mut matches = (logs.forgotten..)
+        .zip(&logs.lines)
+        .filter(|(_, line)| line.level >= logs.level && logs.matches(line))
+        .map(|(number, _)| number);
+    let hit = match newer {
+        true => matches.find(|number| *number > bottom),
+        false => matches.take_while(|number| *number < bottom).last(),
+    };
+    match hit {
+        Some(number) => model.logs.bottom = Some(number),
+        None => {
+            let side = if newer { "below" } else { "above" };
+            let text = format!("no {:?} {side}", model.logs.search);
+            say(model, false, text);
+        }
+    }
+}
+
+fn on_prompt(model: &mut Model, mut prompt: Prompt, key: Key) -> Option<Command> {
+    let request = match key {
+        Key::Esc => {
+            if matches!(prompt, Prompt::Filter(_)) {
+                model.filter.clear();
+            }
+            return None;
+        }
+        Key::Enter => return on_entered(model, prompt),
+        Key::Tab => {
+            if let Prompt::Command(input) = &mut prompt {
+                let longest = common_prefix(&completions(model, input.value()));
+                if longest.len() > input.value().len() {
+                    *input = Input::new(longest);
+                }
+            }
+            model.prompt = Some(prompt);
+            return None;
+        }
+        Key::Char(letter) => InputRequest::InsertChar(letter),
+        // As in vim, erasing an empty line leaves it.
+        Key::Backspace if prompt.input().value().is_empty() => return None,
+        Key::Backspace | Key::Ctrl('h') => InputRequest::DeletePrevChar,
+        Key::Delete | Key::Ctrl('d') => InputRequest::DeleteNextChar,
+        Key::Ctrl('w') => InputRequest::DeletePrevWord,
+        Key::Ctrl('u') => InputRequest::DeleteLine,
+        Key::Ctrl('k') => InputRequest::DeleteTillEnd,
+        Key::Left | Key::Ctrl('b') => InputRequest::GoToPrevChar,
+        Key::Right | Key::Ctrl('f') => InputRequest::GoToNextChar,
+        Key::Home | Key::Ctrl('a') => InputRequest::GoToStart,
+        Key::End | Key::Ctrl('e') => InputRequest::GoToEnd,
+        _ => {
+            model.prompt = Some(prompt);
+            return None;
+        }
+    };
+    match &mut prompt {
+        Prompt::Filter(input) | Prompt::Search(input) | Prompt::Command(input) => {
+            input.handle(request);
+        }
+    }
+    if let Prompt::Filter(input) = &prompt {
+        // The list narrows while the words are typed.
+        model.filter = input.value().to_owned();
+    }
+    model.prompt = Some(prompt);
+    None
+}
+
+fn on_entered(model: &mut Model, prompt: Prompt) -> Option<Command> {
+    match prompt {
+        Prompt::Filter(input) => {
+            model.filter = input.value().trim().to_owned();
+            None
+        }
+        Prompt::Search(input) => {
+            model.logs.search = input.value().to_owned();
+            if !model.logs.search.is_empty() {
+                // From the end upwards: what just happened is what is looked for.
+                model.logs.bottom = model.logs.bottom.map(|bottom| bottom + 1);
+                find(model, false);
+            }
+            None
+        }
+        Prompt::Command(input) => run(model, input.value()),
+    }
+}
+
+/// Words of the command line, beside the verbs.
+const COMMANDS: [&str; 10] =
+    ["detail", "events", "filter", "help", "level", "logs", "plugins", "quit", "sort", "workers"];
+
+/// Whole lines that begin with what has been typed.
+pub fn completions(model: &Model, line: &str) -> Vec<String> {
+    let (head, last) = match line.rsplit_once(' ') {
+        Some((head, last)) => (format!("{head} "), last),
+        None => (String::new(), line),
+    };
+    let first = head.split_whitespace().next().unwrap_or_default();
+    let mut words: Vec<String> = match first {
+        "" => COMMANDS.into_iter().chain(Verb::ALL.map(Verb::word)).map(str::to_owned).collect(),
+        "sort" => Column::ALL.iter().map(|column| column.title().to_lowercase().replace(' ', "-")).collect(),
+        "level" => ["debug", "info", "warn", "error"].map(str::to_owned).to_vec(),
+        "help" | "plugins" | "quit" | "workers" | "filter" => Vec::new(),
+        _ => model.plugins.keys().cloned().collect(),
+    };
+    words.sort();
+    words.into_iter().filter(|word| word.starts_with(last)).map(|word| format!("{head}{word}")).collect()
+}
+
+fn common_prefix(lines: &[String]) -> String {
+    let Some(first) = lines.first() else { return String::new() };
+    let mut length = first.len();
+    for line in lines {
+        length = first
+            .char_indices()
+            .zip(line.chars())
+            .take_while(|((_, a), b)| a == b)
+            .last()
+            .map_or(0, |((at, a), _)| at + a.len_utf8())
+            .min(length);
+    }
+    let done = if lines.len() == 1 && !first.ends_with(' ') { " " } else { "" };
+    format!("{}{done}", &first[..length])
+}
+
+fn run(model: &mut Model, line: &str) -> Option<Command> {
+    let mut words = line.split_whitespace();
+    let first = words.next()?;
+    let rest: Vec<String> = words.map(str::to_owned).collect();
+    let target = rest.first().cloned().or_else(|| model.target().map(str::to_owned));
+    if let Some(verb) = Verb::ALL.into_iter().find(|verb| verb.word() == first) {
+        match target {
+            Some(id) => ask(model, verb, &id),
+            None => say(model, false, format!("{first} which plugin?")),
+        }
+        return None;
+    }
+    match first {
+        "q" | "q!" | "quit" | "exit" => return Some(Command::Quit),
+        "help" | "h" => model.help = true,
+        "plugins" | "pl" => model.screens.truncate(1),
+        "workers" | "w" => open(model, Screen::Workers),
+        "events" | "e" => open(model, Screen::Events(rest.first().cloned())),
+        "detail" | "d" => match target.filter(|id| model.plugins.contains_key(id)) {
+            Some(id) => open(model, Screen::Detail(id)),
+            None => say(model, false, format!("no plugin {}", rest.join(" "))),
+        },
+        "logs" | "l" if rest.is_empty() => return open_logs(model),
+        "logs" | "l" => match rest.iter().find(|id| !model.plugins.contains_key(*id)) {
+            Some(unknown) => say(model, false, format!("no plugin {unknown}")),
+            None => return follow(model, rest),
+        },
+        "filter" | "f" => model.filter = rest.join(" "),
+        "level" => match rest.first().map(String::as_str) {
+            Some("debug") => model.logs.level = Level::Debug,
+            Some("info") => model.logs.level = Level::Info,
+            Some("warn") => model.logs.level = Level::Warn,
+            Some("error") => model.logs.level = Level::Error,
+            _ => say(model, false, "level: debug, info, warn or error".into()),
+        },
+        "sort" => {
+            let name = rest.first().map(|word| word.replace('-', " ").to_uppercase()).unwrap_or_default();
+            match Column::ALL.into_iter().find(|column| column.title() == name) {
+                Some(column) => sort_by(model, column),
+                None => say(model, false, format!("sort: no column {name:?}")),
+            }
+        }
+        _ => say(model, false, format!("no command {:?}: ? helps", clean(first))),
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Condition;
+    use crate::testing::{Session, crashed, plugin};
+
+    fn requests(id: &str, requests: u64, errors: u64) -> PluginStatus {
+        PluginStatus { requests, errors, ..plugin(id) }
+    }
+
+    #[test]
+    fn rates_are_differences_and_a_new_core_starts_at_nothing() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![requests("acme", 1000, 10)]);
+        assert_eq!(session.model.plugins["acme"].latest().requests_per_s, 0.0, "one look tells no rate");
+        session.snapshot(vec![requests("acme", 1040, 12)]);
+        let sample = session.model.plugins["acme"].latest();
+        assert_eq!((sample.requests_per_s, sample.errors_per_s), (40.0, 2.0));
+        assert_eq!(session.model.workers[0].requests_per_s, 40.0);
+        let again = Snapshot {
+            timestamp: "2026-01-01T03:12:09.000Z".into(),
+            pid: 778,
+            uptime_ms: 500,
+            plugins: vec![requests("acme", 5, 0)],
+            ..Snapshot::default()
+        };
+        session.news(News::Snapshot(Box::new(again)));
+        assert_eq!(session.model.plugins["acme"].latest().requests_per_s, 0.0);
+    }
+
+    #[test]
+    fn history_has_its_limit() {
+        let mut session = Session::new(80, 24);
+        for second in 0..HISTORY_MAX as u64 + 50 {
+            session.snapshot(vec![requests("acme", second, 0)]);
+        }
+        assert_eq!(session.model.plugins["acme"].history.len(), HISTORY_MAX);
+        assert_eq!(session.model.workers[0].history.len(), HISTORY_MAX);
+        for id in 0..EVENTS_MAX as u64 + 5 {
+            session.event(id, "acme", "ready", "null");
+        }
+        assert_eq!(session.model.events.len(), EVENTS_MAX);
+        session.typed("l");
+        for _ in 0..LOG_LINES_MAX + 5 {
+            session.log("acme", "info", "line");
+        }
+        assert_eq!((session.model.logs.lines.len(), session.model.logs.forgotten), (LOG_LINES_MAX, 5));
+    }
+
+    #[test]
+    fn two_deaths_make_a_loop_and_two_quiet_minutes_end_it() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme"), plugin("zebra")]);
+        session.snapshot(vec![plugin("acme"), crashed("zebra", 1)]);
+        assert_eq!(session.model.plugins["zebra"].condition(), Condition::Crashed);
+        assert_eq!(session.model.selected.as_deref(), Some("acme"), "the cursor stays where it was");
+        assert_eq!(session.model.rows()[0].status.id, "zebra", "the trouble is on top");
+        session.snapshot(vec![plugin("acme"), crashed("zebra", 2)]);
+        assert_eq!(session.model.plugins["zebra"].condition(), Condition::CrashLoop);
+        let back =
+            PluginStatus { restarts: 2, last_exit: Some("killed by SIGKILL".into()), ..plugin("zebra") };
+        session.snapshot(vec![plugin("acme"), back.clone()]);
+        assert_eq!(session.model.plugins["zebra"].condition(), Condition::CrashLoop, "running for a second");
+        session.seconds += LOOP_WINDOW_MS / 1000;
+        session.snapshot(vec![plugin("acme"), back]);
+        assert_eq!(session.model.plugins["zebra"].condition(), Condition::Running);
+        assert!(session.model.worst().is_none());
+    }
+
+    #[test]
+    fn an_ordered_restart_is_no_death() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme")]);
+        for restarts in 1..4 {
+            session.typed("ry");
+            assert_eq!(session.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
+            let last_exit = Some("killed by SIGTERM".into());
+            session.snapshot(vec![PluginStatus { restarts, last_exit, ..plugin("acme") }]);
+            session.news(News::Outcome {
+                verb: "restart".into(),
+                plugin: "acme".into(),
+                after_ms: 40,
+                error: None,
+            });
+        }
+        assert_eq!(session.model.plugins["acme"].condition(), Condition::Running);
+        assert!(session.model.pending.is_empty());
+    }
+
+    #[test]
+    fn a_restart_shows_when_it_was() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme")]);
+        let again = |pid, uptime_ms| PluginStatus {
+            restarts: 1,
+            pid: Some(pid),
+            uptime_ms: Some(uptime_ms),
+            ..plugin("acme")
+        };
+        session.snapshot(vec![again(9, 400)]);
+        let at = session.unix_ms() - 400;
+        session.snapshot(vec![again(9, 1401)]);
+        assert_eq!(session.model.plugins["acme"].last_restart_unix_ms, Some(at), "it does not wander");
+    }
+
+    #[test]
+    fn the_back_off_counts_down_until_the_plugin_starts() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![crashed("zebra", 3)]);
+        session.event(5, "zebra", "crashed", r#"{"next_start_ms":4000}"#);
+        let next = session.model.plugins["zebra"].next_start_unix_ms.expect("announced");
+        assert_eq!(next, session.unix_ms() + 4000);
+        session.snapshot(vec![plugin("zebra")]);
+        assert_eq!(session.model.plugins["zebra"].next_start_unix_ms, None);
+    }
+
+    #[test]
+    fn events_that_come_again_after_a_reconnect_are_not_doubled() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme")]);
+        for _ in 0..2 {
+            session.event(1, "acme", "ready", "null").event(2, "acme", "crashed", "null");
+        }
+        assert_eq!(session.model.events.len(), 2);
+        assert_eq!(session.model.plugins["acme"].deaths_unix_ms.len(), 1);
+        session.event(3, "gone", "stopped", "null");
+        assert!(!session.model.plugins.contains_key("gone"), "the trail makes no plugins");
+    }
+
+    #[test]
+    fn a_lost_line_says_since_when_and_heals() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme")]);
+        let lost_at = session.model.now;
+        session.news(News::Lost { reason: "one".into() });
+        session.seconds += 5;
+        session.news(News::Lost { reason: "two\u{1b}".into() });
+        assert_eq!(session.model.link, Link::Lost { since: lost_at, reason: "two^[".into() });
+        session.typed("r");
+        assert!(session.model.confirm.is_none(), "nobody would hear the order");
+        session.snapshot(vec![plugin("acme")]);
+        assert_eq!(session.model.link, Link::Live);
+    }
+
+    #[test]
+    fn an_action_needs_its_answer() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        session.key(Key::Down).typed("x");
+        let asked = session.model.confirm.clone();
+        assert_eq!(asked, Some(Confirm { verb: Verb::Stop, plugin: "bolt".into() }));
+        session.key(Key::Enter).key(Key::Down);
+        assert_eq!(session.model.confirm, asked, "a stray key neither confirms nor hides the question");
+        assert_eq!(session.command, None);
+        session.key(Key::Esc);
+        assert_eq!((session.model.confirm.clone(), session.command.clone()), (None, None));
+        for verb in Verb::ALL {
+            session.typed(&verb.key().to_string()).typed("y");
+            assert_eq!(session.command, Some(Command::Order { verb, plugin: "bolt".into() }));
+        }
+        session.typed(":restart acme").key(Key::Enter).typed("y");
+        assert_eq!(session.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
+    }
+
+    #[test]
+    fn read_only_takes_no_action() {
+        let mut session = Session::new(80, 24);
+        session.model.readonly = true;
+        session.snapshot(vec![plugin("acme")]);
+        for verb in Verb::ALL {
+            session.typed(&verb.key().to_string());
+            assert!(session.model.confirm.is_none());
+            session.typed(&format!(":{} acme", verb.word())).key(Key::Enter);
+            assert!(session.model.confirm.is_none());
+        }
+        assert!(session.model.toast.as_ref().is_some_and(|toast| !toast.good));
+    }
+
+    #[test]
+    fn an_outcome_is_shown_for_a_while() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme")]);
+        let error = Some("conflict: it failed (409)".to_owned());
+        session.news(News::Outcome { verb: "start".into(), plugin: "acme".into(), after_ms: 7, error });
+        let toast = session.model.toast.clone().expect("shown");
+        assert_eq!((toast.text.as_str(), toast.good), ("start acme: conflict: it failed (409)", false));
+        session.seconds += TOAST.as_secs() - 1;
+        session.send(Msg::Tick);
+        assert!(session.model.toast.is_some());
+        session.seconds += 1;
+        session.send(Msg::Tick);
+        assert_eq!(session.model.toast, None);
+    }
+
+    #[test]
+    fn filters_are_fuzzy_and_turn_around() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![
+            plugin("hello-python"),
+            plugin("hello-rust"),
+            plugin("acme"),
+            crashed("zebra", 0),
+        ]);
+        let shown = |session: &Session| {
+            session.model.rows().iter().map(|row| row.status.id.clone()).collect::<Vec<_>>().join(" ")
+        };
+        session.typed("/hpy");
+        assert_eq!(shown(&session), "hello-python", "while it is typed");
+        session.key(Key::Enter).typed("!");
+        assert_eq!(session.model.prompt.as_ref().map(|prompt| prompt.input().value()), Some("!hpy"));
+        session.key(Key::Enter);
+        session.typed("!").key(Key::Enter);
+        assert_eq!(session.model.filter, "!hpy");
+        session.key(Key::Esc);
+        assert_eq!(session.model.filter, "", "Esc lets everything through again");
+        session.typed("!hello").key(Key::Enter);
+        assert_eq!(shown(&session), "zebra acme");
+        session.typed("/").key(Key::Ctrl('u')).typed("crashed").key(Key::Enter);
+        assert_eq!(shown(&session), "zebra", "states are words too");
+        assert_eq!(
+            session.model.selected.as_deref(),
+            Some("zebra"),
+            "the cursor is on something that is shown"
+        );
+    }
+
+    #[test]
+    fn the_cursor_stays_on_its_plugin_and_in_sight() {
+        let mut session = Session::new(80, 10);
+        let plugins = || (0..50).map(|number| plugin(&format!("p{number:02}"))).collect::<Vec<_>>();
+        session.snapshot(plugins());
+        session.typed("G");
+        assert_eq!(session.model.selected.as_deref(), Some("p49"));
+        assert_eq!(session.model.scroll, 50 - session.model.list_height());
+        session.snapshot(plugins().split_off(10));
+        assert_eq!(session.model.selected.as_deref(), Some("p49"));
+        session.send(Msg::Resize(80, 7)).typed("g");
+        assert_eq!((session.model.selected.as_deref(), session.model.scroll), (Some("p10"), 0));
+        session.send(Msg::Click { row: session.model.list_top() + 2 });
+        assert_eq!(session.model.selected.as_deref(), Some("p12"));
+        session.send(Msg::Wheel { down: true });
+        assert_eq!(session.model.selected.as_deref(), Some("p15"));
+    }
+
+    #[test]
+    fn logs_follow_pause_and_are_searched() {
+        let mut session = Session::new(80, 9);
+        session.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        session.typed(" ").typed(" ").typed("l");
+        let generation = session.model.logs.generation;
+        let plugins = vec!["acme".to_owned(), "bolt".to_owned()];
+        assert_eq!(session.command, Some(Command::FollowLogs { generation, plugins }));
+        for number in 0..30 {
+            let level = if number % 10 == 0 { "error" } else { "info" };
+            session.log("acme", level, &format!("line {number}"));
+        }
+        let last = |session: &Session| session.model.logs.shown().last().map(|(_, line)| line.text.clone());
+        assert_eq!(last(&session).as_deref(), Some("line 29"));
+        session.typed("kk").log("acme", "info", "line 30");
+        assert_eq!(last(&session).as_deref(), Some("line 27"), "what is read does not run away");
+        session.typed("/LINE 1").key(Key::Enter);
+        assert_eq!(last(&session).as_deref(), Some("line 19"), "upwards from where one is");
+        session.typed("NNn");
+        assert_eq!(last(&session).as_deref(), Some("line 18"));
+        session.typed("4");
+        assert_eq!(last(&session).as_deref(), Some("line 10"));
+        session.typed("1G");
+        assert_eq!((last(&session).as_deref(), session.model.logs.bottom), (Some("line 30"), None));
+        let old = News::Log { generation: generation - 1, plugin: "acme".into(), line: "old".into() };
+        session.news(old);
+        assert_eq!(last(&session).as_deref(), Some("line 30"), "news of a view that was left");
+        session.key(Key::Esc).key(Key::Esc);
+        assert_eq!(
+            (session.command.clone(), session.model.screen()),
+            (Some(Command::StopLogs), &Screen::Plugins)
+        );
+    }
+
+    #[test]
+    fn the_command_line_completes() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("hello-python"), plugin("hello-rust")]);
+        session.typed(":resta").key(Key::Tab).typed("h").key(Key::Tab);
+        let typed =
+            |session: &Session| session.model.prompt.as_ref().map(|prompt| prompt.input().value().to_owned());
+        assert_eq!(typed(&session).as_deref(), Some("restart hello-"));
+        session.typed("r").key(Key::Tab).key(Key::Enter);
+        let asked = session.model.confirm.take();
+        assert_eq!(asked, Some(Confirm { verb: Verb::Restart, plugin: "hello-rust".into() }));
+        session.typed(":sort last-exit").key(Key::Enter);
+        assert_eq!(session.model.sort.column, Column::LastExit);
+        session.typed(":nonsense").key(Key::Enter);
+        assert!(session.model.toast.as_ref().is_some_and(|toast| toast.text.contains("nonsense")));
+        for (line, screen) in [
+            ("workers", Screen::Workers),
+            ("events hello-rust", Screen::Events(Some("hello-rust".into()))),
+            ("detail hello-rust", Screen::Detail("hello-rust".into())),
+            ("plugins", Screen::Plugins),
+        ] {
+            session.typed(":").typed(line).key(Key::Enter);
+            assert_eq!(session.model.screen(), &screen);
+        }
+        session.typed(":q").key(Key::Enter);
+        assert_eq!(session.command, Some(Command::Quit));
+    }
+}

@@ -1,0 +1,327 @@
+//! The model as a frame. Reads `&Model`, decides nothing, keeps nothing.
+//!
+//! Colour repeats what a word or a sign says already, so that mono loses nothing.
+//! Everything is drawn with its proper signs; [`draw`] replaces them at the end where only ASCII may be used.
+
+mod chart;
+mod detail;
+mod lists;
+mod overlay;
+mod plugins;
+#[cfg(test)]
+mod tests;
+mod theme;
+
+use ratatui::Frame;
+use ratatui::buffer::Buffer;
+use ratatui::layout::{Position, Rect};
+use ratatui::text::{Line, Span};
+
+use crate::model::{Condition, Link, Logs, Model, Prompt, Screen};
+use crate::text;
+use crate::update::completions;
+
+pub use theme::{Look, Theme};
+use theme::{Role, sign, to_ascii_cells};
+
+/// Below this nothing useful can be said.
+const SIZE_MIN: (u16, u16) = (20, 6);
+/// Below this the header keeps to the states of the plugins.
+const NARROW: u16 = 60;
+
+pub fn draw(model: &Model, look: Look, frame: &mut Frame<'_>) {
+    let area = frame.area();
+    let buffer = frame.buffer_mut();
+    if area.width < SIZE_MIN.0 || area.height < SIZE_MIN.1 {
+        buffer.set_stringn(0, 0, "too small", area.width.into(), look.style(Role::Bad));
+        return;
+    }
+    let (header, rest) = cut_top(area, 2);
+    let (body, footer) = cut_bottom(rest, 1);
+    draw_header(model, look, buffer, header);
+    match model.screen() {
+        Screen::Plugins => plugins::draw(model, look, buffer, body),
+        Screen::Detail(id) => detail::draw(model, look, buffer, body, id),
+        Screen::Logs => lists::draw_logs(model, look, buffer, body),
+        Screen::Events(_) => lists::draw_events(model, look, buffer, body),
+        Screen::Workers => lists::draw_workers(model, look, buffer, body),
+    }
+    if model.link != Link::Live {
+        // The last picture, but nobody shall take it for the present.
+        for position in body.positions() {
+            buffer[position].set_style(look.stale());
+        }
+    }
+    let cursor = draw_footer(model, look, buffer, footer);
+    if model.help {
+        overlay::draw_help(model, look, buffer, area);
+    } else if let Some(confirm) = &model.confirm {
+        overlay::draw_confirm(model, look, buffer, area, confirm);
+    }
+    if look.ascii {
+        to_ascii_cells(buffer);
+    }
+    if let Some(cursor) = cursor {
+        frame.set_cursor_position(cursor);
+    }
+}
+
+fn cut_top(area: Rect, rows: u16) -> (Rect, Rect) {
+    let rows = rows.min(area.height);
+    (Rect { height: rows, ..area }, Rect { y: area.y + rows, height: area.height - rows, ..area })
+}
+
+fn cut_bottom(area: Rect, rows: u16) -> (Rect, Rect) {
+    let rows = rows.min(area.height);
+    (
+        Rect { height: area.height - rows, ..area },
+        Rect { y: area.y + area.height - rows, height: rows, ..area },
+    )
+}
+
+/// One row: `right` at the right edge in full, `left` in what remains.
+fn bar(buffer: &mut Buffer, area: Rect, left: &Line<'_>, right: &Line<'_>) {
+    if area.height == 0 {
+        return;
+    }
+    let right_width = (right.width() as u16).min(area.width);
+    let left_width = area.width - right_width;
+    put(buffer, Rect { width: left_width.saturating_sub(u16::from(right_width > 0)), ..area }, left);
+    buffer.set_line(area.x + left_width, area.y, right, right_width);
+}
+
+/// One row of text; `…` where it was cut.
+fn put(buffer: &mut Buffer, area: Rect, line: &Line<'_>) {
+    if area.width == 0 || area.height == 0 {
+        return;
+    }
+    buffer.set_line(area.x, area.y, line, area.width);
+    if line.width() > usize::from(area.width) {
+        buffer[(area.x + area.width - 1, area.y)].set_symbol("…");
+    }
+}
+
+/// Parts with a dot between them.
+fn joined<'a>(look: Look, parts: Vec<Span<'a>>) -> Line<'a> {
+    let mut spans = Vec::with_capacity(parts.len() * 2);
+    for part in parts {
+        if !spans.is_empty() {
+            spans.push(Span::styled(" · ", look.style(Role::Dim)));
+        }
+        spans.push(part);
+    }
+    Line::from(spans)
+}
+
+fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
+    let (first, second) = cut_top(area, 1);
+    let link = match &model.link {
+        _ if model.replay => Span::styled(
+            format!("recording of {} UTC", text::clock(model.now.unix_ms)),
+            look.style(Role::Warn),
+        ),
+        Link::Connecting { .. } => Span::styled("○ connecting", look.style(Role::Busy)),
+        Link::Live if area.width < NARROW => Span::styled("● live", look.style(Role::Good)),
+        Link::Live => {
+            Span::styled(format!("● live {} UTC", text::clock(model.now.unix_ms)), look.style(Role::Good))
+        }
+        Link::Lost { since, .. } if area.width < NARROW => {
+            Span::styled(format!("LOST {}", text::clock(since.unix_ms)), look.style(Role::Alarm))
+        }
+        Link::Lost { since, .. } => {
+            let ago = model.now.elapsed.saturating_sub(since.elapsed).as_millis() as u64 / 1000 * 1000;
+            Span::styled(
+                format!(" LOST since {} ({}) ", text::clock(since.unix_ms), text::span(ago)),
+                look.style(Role::Alarm),
+            )
+        }
+    };
+    let mut parts = vec![Span::styled("toru", look.style(Role::Title))];
+    if let Some(core) = &model.core {
+        if area.width >= NARROW {
+            parts[0] = Span::styled(format!("toru {}", core.version), look.style(Role::Title));
+        }
+        parts.extend(census(model, look));
+        parts.push(Span::raw(format!("up {}", text::span(core.uptime_ms))));
+        parts.push(Span::raw(format!("pid {}", core.pid)));
+        if core.dropped_log_lines > 0 {
+            let lost = format!("{} log lines dropped", text::count(core.dropped_log_lines));
+            parts.push(Span::styled(lost, look.style(Role::Warn)));
+        }
+    }
+    bar(buffer, first, &joined(look, parts), &Line::from(link));
+    put(buffer, second, &joined(look, situation(model, look)));
+}
+
+/// `1 worker`, `2 workers`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// How many plugins are how, worst first.
+fn census<'a>(model: &Model, look: Look) -> Vec<Span<'a>> {
+    let mut counts = std::collections::BTreeMap::<Condition, usize>::new();
+    for plugin in model.plugins.values() {
+        *counts.entry(plugin.condition()).or_default() += 1;
+    }
+    let parts = counts.into_iter().rev();
+    parts
+        .map(|(condition, count)| {
+            Span::styled(format!("{count} {}", condition.word()), look.condition(condition))
+        })
+        .collect()
+}
+
+/// The second row: where one is, and the numbers over everything.
+fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
+    let title = |text: String| Span::styled(text, look.style(Role::Title));
+    let mut parts = Vec::new();
+    match model.screen() {
+        Screen::Plugins => parts.push(title("Plugins".into())),
+        Screen::Detail(id) => parts.push(title(format!("Plugin {id}"))),
+        Screen::Logs => {
+            let Logs { sources, bottom, level, wrap, search, .. } = &model.logs;
+            parts.push(title(format!("Logs of {}", sources.join(", "))));
+            parts.push(match bottom {
+                None => Span::styled("following", look.style(Role::Good)),
+                Some(bottom) => {
+                    let newer = model.logs.forgotten + model.logs.lines.len() as u64;
+                    let text = format!("paused, {} below", newer.saturating_sub(bottom + 1));
+                    Span::styled(text, look.style(Role::Warn))
+                }
+            });
+            parts.push(Span::raw(format!("{} and above", level.word())));
+            if *wrap {
+                parts.push(Span::raw("wrapped"));
+            }
+            if !search.is_empty() {
+                parts.push(Span::styled(format!("/{search}"), look.style(Role::Key)));
+            }
+        }
+        Screen::Events(None) => parts.push(title("Events".into())),
+        Screen::Events(Some(id)) => parts.push(title(format!("Events of {id}"))),
+        Screen::Workers => parts.push(title("Workers".into())),
+    }
+    let reason = match &model.link {
+        Link::Connecting { reason, .. } => reason.as_deref(),
+        Link::Lost { reason, .. } => Some(reason.as_str()).filter(|_| !model.replay),
+        Link::Live => None,
+    };
+    if let Some(reason) = reason {
+        parts.push(Span::styled(format!("{reason}; trying again"), look.style(Role::Bad)));
+        return parts;
+    }
+    if matches!(model.screen(), Screen::Plugins | Screen::Events(_)) && !model.filter.is_empty() {
+        let shown = match model.screen() {
+            Screen::Plugins => format!("/{} {} of {}", model.filter, model.rows().len(), model.plugins.len()),
+            _ => format!("/{}", model.filter),
+        };
+        parts.push(Span::styled(shown, look.style(Role::Key)));
+    }
+    if matches!(model.screen(), Screen::Plugins | Screen::Workers) && model.core.is_some() {
+        let requests: f64 = model.plugins.values().map(|plugin| plugin.latest().requests_per_s).sum();
+        let errors: f64 = model.plugins.values().map(|plugin| plugin.latest().errors_per_s).sum();
+        parts.push(Span::raw(format!("{} req/s", text::rate(requests))));
+        let role = if errors > 0.0 { Role::Bad } else { Role::Plain };
+        parts.push(Span::styled(format!("{} err/s", text::rate(errors)), look.style(role)));
+        let connections: u64 = model.workers.iter().map(|worker| worker.status.connections).sum();
+        let driver = model.workers.first().map_or("", |worker| worker.status.driver.as_str());
+        parts.push(Span::raw(format!("{} clients", text::count(connections))));
+        parts.push(Span::raw(format!("{} on {driver}", counted(model.workers.len(), "worker"))));
+    }
+    if model.readonly {
+        parts.push(Span::styled("read-only", look.style(Role::Warn)));
+    }
+    parts
+}
+
+/// The last row: what is typed, else what has happened, else what can be done. Gives the cursor's place.
+fn draw_footer(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) -> Option<Position> {
+    if let Some(prompt) = &model.prompt {
+        let sign = match prompt {
+            Prompt::Filter(_) => "filter /",
+            Prompt::Search(_) => "search /",
+            Prompt::Command(_) => ":",
+        };
+        let input = prompt.input();
+        let width = usize::from(area.width).saturating_sub(sign.len() + 1);
+        let skipped = input.visual_scroll(width);
+        let mut shown: String = input.value().to_owned();
+        let mut hidden = 0;
+        while hidden < skipped && !shown.is_empty() {
+            let first = shown.remove(0);
+            hidden += Span::raw(first.to_string()).width().max(1);
+        }
+        let mut spans =
+            vec![Span::styled(sign, look.style(Role::Key)), Span::raw(crate::text::clean(&shown))];
+        if matches!(prompt, Prompt::Command(_)) {
+            let offers: Vec<String> = completions(model, input.value())
+                .into_iter()
+                .filter(|offer| offer != input.value())
+                .map(|offer| offer.rsplit(' ').next().unwrap_or_default().to_owned())
+                .collect();
+            if !offers.is_empty() {
+                spans.push(Span::styled(format!("   Tab: {}", offers.join(" ")), look.style(Role::Dim)));
+            }
+        }
+        put(buffer, area, &Line::from(spans));
+        let column = sign.len() + input.visual_cursor().saturating_sub(hidden);
+        return Some(Position::new(area.x + (column as u16).min(area.width - 1), area.y));
+    }
+    if let Some((verb, id)) = model.pending.last() {
+        let text = format!(" {} {id}: on its way…", verb.word());
+        put(buffer, area, &Line::styled(text, look.style(Role::Busy)));
+    } else if let Some(toast) = &model.toast {
+        let (mark, role) = if toast.good { ("●", Role::Good) } else { ("✖", Role::Alarm) };
+        put(buffer, area, &Line::styled(format!("{mark} {}", toast.text), look.style(role)));
+    } else {
+        put(buffer, area, &hints(model, look));
+    }
+    None
+}
+
+fn hints<'a>(model: &Model, look: Look) -> Line<'a> {
+    let mut keys: Vec<(&str, &str)> = vec![("?", "help"), ("q", "quit")];
+    match model.screen() {
+        Screen::Plugins => {
+            keys.extend([
+                ("enter", "detail"),
+                ("l", "logs"),
+                ("e", "events"),
+                ("w", "workers"),
+                ("/", "filter"),
+            ]);
+            if !model.readonly {
+                keys.push(("r", "restart"));
+            }
+        }
+        Screen::Detail(_) => {
+            keys.extend([("esc", "back"), ("l", "logs"), ("e", "events")]);
+            if !model.readonly {
+                keys.extend([("r", "restart"), ("s", "start"), ("x", "stop")]);
+            }
+        }
+        Screen::Logs => keys.extend([
+            ("esc", "back"),
+            ("space", "pause"),
+            ("1-4", "level"),
+            ("/", "search"),
+            ("n N", "next"),
+            ("w", "wrap"),
+        ]),
+        Screen::Events(_) => keys.extend([("esc", "back"), ("j k", "scroll"), ("/", "filter")]),
+        Screen::Workers => keys.extend([("esc", "back")]),
+    }
+    keys.push((":", "command"));
+    let mut spans = Vec::new();
+    for (key, what) in keys {
+        spans.push(Span::styled(key.to_owned(), look.style(Role::Key)));
+        spans.push(Span::styled(format!(" {what}  "), look.style(Role::Dim)));
+    }
+    Line::from(spans)
+}
+
+/// The sign and the word of a condition.
+fn badge<'a>(condition: Condition, look: Look) -> Span<'a> {
+    Span::styled(format!("{} {}", sign(condition), condition.word()), look.condition(condition))
+}

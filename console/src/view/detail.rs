@@ -1,0 +1,174 @@
+//! One plugin: its facts, ten minutes of charts, what happened lately, its last words.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::text::{Line, Span};
+
+use super::chart::{self, Chart, Series, binary_ceiling, decimal_ceiling};
+use super::lists::event_line;
+use super::plugins::countdown;
+use super::theme::{Look, Role};
+use super::{badge, counted, cut_top, joined, put};
+use crate::columns::moment;
+use crate::model::{Model, Plugin, Sample};
+use crate::text;
+
+/// Below this the charts stand over each other.
+const SIDE_BY_SIDE_MIN: u16 = 75;
+
+pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str) {
+    let Some(plugin) = model.plugins.get(id) else {
+        put(
+            buffer,
+            area,
+            &Line::styled(format!("{id} is gone: its file was taken away."), look.style(Role::Warn)),
+        );
+        return;
+    };
+    let facts = facts(model, look, plugin);
+    let (top, mut rest) = cut_top(area, facts.len() as u16);
+    for (row, line) in (0..top.height).zip(&facts) {
+        put(buffer, Rect { y: top.y + row, height: 1, ..top }, line);
+    }
+
+    let events: Vec<_> = model.events.iter().rev().filter(|event| event.plugin == id).collect();
+    let stderr = &plugin.stderr;
+    let charts = charts(plugin);
+    if area.width >= SIDE_BY_SIDE_MIN {
+        // What is told below gets what it needs, up to half.
+        let told = (events.len().max(1) + 1 + stderr.len() + usize::from(!stderr.is_empty())) as u16;
+        let height = rest.height.saturating_sub(told).max(rest.height / 2).clamp(5, 14).min(rest.height);
+        let (row, below) = cut_top(rest, height);
+        // The three numbers of the latency need the most room.
+        let latency = row.width * 2 / 5;
+        let memory = row.width * 27 / 100;
+        let mut x = row.x;
+        for (chart, width) in charts.iter().zip([row.width - latency - memory - 2, latency, memory]) {
+            chart::draw(chart, look, buffer, Rect { x, width, ..row });
+            x += width + 1;
+        }
+        rest = below;
+    } else {
+        for chart in &charts {
+            // Where it is tight the last lines matter more than the memory.
+            if rest.height < 8 {
+                break;
+            }
+            let (row, below) = cut_top(rest, 5);
+            chart::draw(chart, look, buffer, row);
+            rest = below;
+        }
+    }
+
+    // Titles take a row each; the rest is shared, and what one does not need the other gets.
+    let stderr_rows = if stderr.is_empty() { 0 } else { (stderr.len() as u16 + 1).min(rest.height / 2) };
+    let (above, below) = cut_top(rest, rest.height - stderr_rows);
+    let since = model.since_unix_ms.map(text::clock).unwrap_or_default();
+    let title = format!("Events (e: all)   charts since {since} UTC");
+    put(buffer, above, &Line::styled(title, look.style(Role::Title)));
+    if events.is_empty() {
+        let why = model.events_complaint.as_deref().unwrap_or("none yet");
+        let (_, row) = cut_top(above, 1);
+        put(buffer, row, &Line::styled(why.to_owned(), look.style(Role::Dim)));
+    }
+    for (row, event) in (1..above.height).zip(events) {
+        put(buffer, Rect { y: above.y + row, height: 1, ..above }, &event_line(look, event, None));
+    }
+    if below.height > 0 {
+        put(buffer, below, &Line::styled("Last words on stderr", look.style(Role::Title)));
+        let skip = stderr.len().saturating_sub(usize::from(below.height) - 1);
+        for (row, line) in (1..below.height).zip(&stderr[skip..]) {
+            put(buffer, Rect { y: below.y + row, height: 1, ..below }, &Line::raw(line.as_str()));
+        }
+    }
+}
+
+fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin) -> Vec<Line<'a>> {
+    let status = &plugin.status;
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let mut name = vec![Span::styled(status.name.as_str(), look.style(Role::Title))];
+    name.push(Span::raw(format!("version {}", status.version)));
+    if let Some(author) = &status.author {
+        name.push(Span::raw(format!("by {author}")));
+    }
+    name.push(Span::raw(format!("route {}", status.route)));
+    name.push(Span::raw(format!("protocol {}", status.protocol)));
+
+    let mut state = vec![badge(plugin.condition(), look)];
+    if let Some(next) = countdown(model, plugin) {
+        state.push(Span::styled(next, look.style(Role::Warn)));
+    }
+    if let Some(uptime) = status.uptime_ms {
+        state.push(Span::raw(format!("up {}", text::span(uptime))));
+    }
+    if let Some(pid) = status.pid {
+        state.push(Span::raw(format!("pid {pid}")));
+    }
+    if let Some(ping) = status.ping_us {
+        state.push(Span::raw(format!("ping {}", text::latency(ping))));
+    }
+    let last = plugin
+        .last_restart_unix_ms
+        .map(|at| format!(", last {}", moment(at, model.now.unix_ms)))
+        .unwrap_or_default();
+    state.push(Span::raw(format!("{}{last}", counted(status.restarts as usize, "restart"))));
+    if !status.enabled {
+        state.push(Span::styled("disabled", look.style(Role::Warn)));
+    }
+
+    let errors = Span::styled(
+        format!("{} errors", text::count(status.errors)),
+        look.style(if status.errors > 0 { Role::Bad } else { Role::Plain }),
+    );
+    let mut load = vec![
+        Span::raw(format!("{} requests", text::count(status.requests))),
+        errors,
+        Span::raw(format!("{} in flight", text::count(status.in_flight))),
+        Span::raw(format!("{} queued", text::count(status.queued))),
+        Span::raw(format!("cpu {}", or_dash(status.cpu_percent.map(|cpu| format!("{cpu:.1}%"))))),
+        Span::raw(format!("memory {}", or_dash(status.rss_bytes.map(text::bytes)))),
+    ];
+    if status.stray_answers > 0 {
+        load.push(Span::styled(
+            format!("{} stray", text::count(status.stray_answers)),
+            look.style(Role::Warn),
+        ));
+    }
+    let exit = status.last_exit.as_deref().unwrap_or("none");
+    vec![
+        joined(look, name),
+        joined(look, state),
+        joined(look, load),
+        joined(look, vec![Span::raw(format!("last exit: {exit}")), Span::raw(status.socket_path.as_str())]),
+    ]
+}
+
+fn charts(plugin: &Plugin) -> [Chart<'static>; 3] {
+    let points = |value: fn(&Sample) -> f64| {
+        plugin.history.iter().map(|sample| (sample.unix_ms, value(sample))).collect::<Vec<_>>()
+    };
+    [
+        Chart {
+            title: "requests/s",
+            series: vec![Series { name: " ", points: points(|sample| sample.requests_per_s) }],
+            label: text::rate,
+            ceiling: decimal_ceiling,
+        },
+        Chart {
+            title: "",
+            series: vec![
+                Series { name: "p50 ", points: points(|sample| sample.p50_us as f64) },
+                Series { name: " p95 ", points: points(|sample| sample.p95_us as f64) },
+                Series { name: " p99 ", points: points(|sample| sample.p99_us as f64) },
+            ],
+            label: |us| text::latency(us as u64),
+            ceiling: decimal_ceiling,
+        },
+        Chart {
+            title: "memory",
+            series: vec![Series { name: " ", points: points(|sample| sample.rss_bytes as f64) }],
+            label: |bytes| text::bytes(bytes as u64),
+            ceiling: binary_ceiling,
+        },
+    ]
+}

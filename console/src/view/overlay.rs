@@ -1,0 +1,108 @@
+//! What lies over a screen for a moment: the question before an action, and help.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Clear, Widget};
+
+use super::theme::{Look, Role};
+use super::{badge, joined, put};
+use crate::columns::Column;
+use crate::model::{Confirm, Model, Screen, Verb};
+use crate::text;
+
+/// A bordered box in the middle with these lines.
+fn boxed(look: Look, buffer: &mut Buffer, area: Rect, title: &str, lines: &[Line<'_>]) {
+    let width = lines.iter().map(Line::width).max().unwrap_or(0).max(title.chars().count() + 2) as u16 + 4;
+    let (width, height) = (width.min(area.width), (lines.len() as u16 + 2).min(area.height));
+    let place =
+        Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
+    Clear.render(place, buffer);
+    let block = Block::bordered().title(Span::styled(format!(" {title} "), look.style(Role::Title)));
+    let inner = block.inner(place);
+    block.render(place, buffer);
+    for (row, line) in (0..inner.height).zip(lines) {
+        let row = Rect { x: inner.x + 1, y: inner.y + row, width: inner.width.saturating_sub(2), height: 1 };
+        put(buffer, row, line);
+    }
+}
+
+pub fn draw_confirm(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, confirm: &Confirm) {
+    let Confirm { verb, plugin: id } = confirm;
+    let mut lines = Vec::new();
+    if let Some(plugin) = model.plugins.get(id) {
+        let mut state = vec![badge(plugin.condition(), look)];
+        if let Some(uptime) = plugin.status.uptime_ms {
+            state.push(Span::raw(format!("up {}", text::span(uptime))));
+        }
+        state.push(Span::raw(format!("{} in flight", plugin.status.in_flight)));
+        lines.push(joined(look, state));
+    }
+    lines.push(Line::raw(verb.meaning()));
+    lines.push(Line::default());
+    lines.push(Line::from(vec![
+        Span::styled("y", look.style(Role::Key)),
+        Span::raw(format!(" {} {id}    ", verb.word())),
+        Span::styled("n", look.style(Role::Key)),
+        Span::raw(" leave it alone"),
+    ]));
+    let mut word = verb.word().to_owned();
+    word[..1].make_ascii_uppercase();
+    boxed(look, buffer, area, &format!("{word} {id}?"), &lines);
+}
+
+pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
+    let row = |keys: &str, what: &str| {
+        Line::from(vec![
+            Span::styled(format!("{keys:<12}"), look.style(Role::Key)),
+            Span::raw(what.to_owned()),
+        ])
+    };
+    let (title, mut lines) = match model.screen() {
+        Screen::Plugins => {
+            let sorts: Vec<String> = Column::ALL
+                .iter()
+                .map(|column| format!("{} {}", column.key(), column.title().to_lowercase()))
+                .collect();
+            let mut lines = vec![
+                row("j k g G", "down, up, first, last; also arrows, PgUp PgDn"),
+                row("enter", "detail: charts, events, last words"),
+                row("l e w", "logs, events, workers"),
+                row("space", "mark; l then merges the logs of the marked"),
+                row("/ !", "filter by fuzzy words, by what they leave over"),
+                row("v", "trend of requests or of p99"),
+                row("< > o", "sort by column left, right; other way round"),
+            ];
+            for (number, some) in sorts.chunks(6).enumerate() {
+                lines.push(row(if number == 0 { "sort" } else { "" }, &some.join(", ")));
+            }
+            ("Plugins", lines)
+        }
+        Screen::Detail(_) => ("Detail", vec![row("l e", "its logs, all events"), row("esc", "back")]),
+        Screen::Logs => (
+            "Logs",
+            vec![
+                row("j k g G", "down, up, oldest, newest; also arrows, PgUp PgDn"),
+                row("space p f", "pause, follow"),
+                row("1 2 3 4", "debug, info, warn, error and above"),
+                row("/", "search upwards"),
+                row("n N", "next match below, above"),
+                row("w", "wrap"),
+            ],
+        ),
+        Screen::Events(_) => {
+            ("Events", vec![row("j k g G", "newer, older, oldest, newest"), row("/", "filter")])
+        }
+        Screen::Workers => ("Workers", vec![row("esc", "back")]),
+    };
+    if matches!(model.screen(), Screen::Plugins | Screen::Detail(_)) {
+        let verbs: Vec<String> =
+            Verb::ALL.iter().map(|verb| format!("{} {}", verb.key(), verb.word())).collect();
+        let off = if model.readonly { " (off: read-only)" } else { "" };
+        lines.push(row("actions", &format!("{}{off}", verbs.join(", "))));
+    }
+    lines.push(row(":", "command line, Tab completes: restart ID, logs ID ID, sort COLUMN"));
+    lines.push(row("esc q", "back, quit; ^Z suspends, ^L repaints"));
+    lines.push(Line::styled("any key closes this", look.style(Role::Dim)));
+    boxed(look, buffer, area, title, &lines);
+}

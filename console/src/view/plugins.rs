@@ -1,0 +1,164 @@
+//! The first screen: every plugin on a row, the troubled ones on top.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::Modifier;
+use ratatui::text::{Line, Span};
+
+use super::chart::spark;
+use super::theme::{Look, Role};
+use super::{badge, cut_top, put};
+use crate::columns::{Column, fit, trend};
+use crate::model::{Condition, Link, Model, Plugin, Spark};
+use crate::text;
+
+/// Columns for the cursor and the mark.
+const GUTTER: u16 = 2;
+
+pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
+    let mut area = area;
+    if let Some(worst) = model.worst() {
+        let (row, rest) = cut_top(area, 1);
+        buffer.set_style(row, look.style(Role::Alarm));
+        put(buffer, row, &Line::styled(alarm(model, worst), look.style(Role::Alarm)));
+        area = rest;
+    }
+    let (titles, list) = cut_top(area, 1);
+    let rows = model.rows();
+    let id_width = rows.iter().map(|plugin| plugin.status.id.chars().count()).max().unwrap_or(0) as u16;
+    let columns = fit(area.width.saturating_sub(GUTTER), id_width);
+
+    let mut x = titles.x + GUTTER;
+    for &(column, width) in &columns {
+        draw_title(model, look, buffer, Rect { x, width, ..titles }, column);
+        x += width + 1;
+    }
+    if rows.is_empty() {
+        let (first, second) = cut_top(Rect { x: list.x + GUTTER, width: list.width - GUTTER, ..list }, 1);
+        let (say, hint) = nothing(model);
+        put(buffer, first, &Line::styled(say, look.style(Role::Title)));
+        put(buffer, second, &Line::styled(hint, look.style(Role::Dim)));
+        return;
+    }
+    for (row, plugin) in (0..list.height).zip(rows.into_iter().skip(model.scroll)) {
+        let area = Rect { y: list.y + row, height: 1, ..list };
+        draw_row(model, look, buffer, area, &columns, plugin);
+    }
+}
+
+fn nothing(model: &Model) -> (&'static str, &'static str) {
+    match (&model.link, model.core.is_some()) {
+        (_, true) if !model.plugins.is_empty() => ("No plugin passes the filter.", "Esc clears it."),
+        (_, true) => ("No plugins.", "Put an executable into the plugins folder: plugins/<name>.binary"),
+        (Link::Connecting { .. }, false) => {
+            ("Waiting for the core.", "toru serve starts it; --socket PATH names its control socket.")
+        }
+        _ => ("Waiting for the first snapshot.", ""),
+    }
+}
+
+/// What is wrong with the worst plugin, in one line.
+fn alarm(model: &Model, worst: &Plugin) -> String {
+    let others = model.plugins.values().filter(|plugin| plugin.condition().is_trouble()).count() - 1;
+    let mut words = format!("▲ {} {}", worst.status.id, worst.condition().word());
+    if others > 0 {
+        words.push_str(&format!(" (+{others} more)"));
+    }
+    let deaths = worst.deaths_unix_ms.len();
+    match worst.condition() {
+        Condition::Hung => words.push_str(": no answer to pings"),
+        Condition::CrashLoop if deaths >= 2 => words.push_str(&format!(": {deaths} crashes in 2 min")),
+        Condition::CrashLoop => words.push_str(&format!(": {} restarts", worst.status.restarts)),
+        Condition::Failed => words.push_str(": given up, restart it when mended"),
+        _ => {}
+    }
+    if let Some(exit) = &worst.status.last_exit {
+        words.push_str(&format!(", {exit}"));
+    }
+    if let Some(next) = countdown(model, worst) {
+        words.push_str(&format!(", {next}"));
+    }
+    words
+}
+
+/// When the core means to start it, while it waits.
+pub fn countdown(model: &Model, plugin: &Plugin) -> Option<String> {
+    if model.link != Link::Live || plugin.status.state != "crashed" {
+        return None;
+    }
+    let next = plugin.next_start_unix_ms?;
+    Some(match next.checked_sub(model.now.unix_ms) {
+        Some(ms) if ms > 0 => format!("starts in {}", text::span(ms.div_ceil(1000) * 1000)),
+        _ => "about to start".into(),
+    })
+}
+
+fn draw_title(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, column: Column) {
+    let sorted = model.sort.column == column;
+    let style = look.style(if sorted { Role::Key } else { Role::Dim });
+    let title = match (column, model.spark) {
+        (Column::Trend, Spark::Requests) => "TREND REQ/S",
+        (Column::Trend, Spark::P99) => "TREND P99",
+        _ => column.title(),
+    };
+    let mut spans = Vec::new();
+    // The letter that sorts by it is underlined where the title has it.
+    let key = title.find(column.key());
+    for (at, letter) in title.char_indices() {
+        let style = if key == Some(at) { style.add_modifier(Modifier::UNDERLINED) } else { style };
+        spans.push(Span::styled(letter.to_string(), style));
+    }
+    if sorted {
+        spans.push(Span::styled(if model.sort.descending { "▼" } else { "▲" }, style));
+    }
+    let line = Line::from(spans);
+    let space = area.width.saturating_sub(line.width() as u16);
+    let indent = if column.is_right_aligned() { space } else { 0 };
+    put(buffer, Rect { x: area.x + indent, width: area.width - indent, ..area }, &line);
+}
+
+fn draw_row(
+    model: &Model,
+    look: Look,
+    buffer: &mut Buffer,
+    area: Rect,
+    columns: &[(Column, u16)],
+    plugin: &Plugin,
+) {
+    let condition = plugin.condition();
+    let id = &plugin.status.id;
+    let selected = model.selected.as_ref() == Some(id);
+    let marked = model.marked.contains(id);
+    let base = match condition {
+        Condition::Disabled | Condition::Stopped => look.style(Role::Dim),
+        condition if condition.is_trouble() => look.style(Role::Bad),
+        _ => look.style(Role::Plain),
+    };
+    let gutter = format!("{}{}", if selected { ">" } else { " " }, if marked { "+" } else { " " });
+    buffer.set_stringn(area.x, area.y, gutter, GUTTER.into(), look.style(Role::Key));
+    let mut x = area.x + GUTTER;
+    for &(column, width) in columns {
+        let cell = Rect { x, width, height: 1, y: area.y };
+        x += width + 1;
+        let line = match column {
+            Column::State => Line::from(badge(condition, look)),
+            Column::Trend => {
+                Line::styled(spark(&trend(plugin, model.spark, width.into())), look.style(Role::Series(0)))
+            }
+            _ => {
+                let hot = column == Column::Errors && plugin.latest().errors_per_s > 0.0;
+                let style = if hot { look.style(Role::Bad) } else { base };
+                Line::styled(column.text(plugin), style)
+            }
+        };
+        let space = width.saturating_sub(line.width() as u16);
+        let indent = if column.is_right_aligned() { space } else { 0 };
+        put(buffer, Rect { x: cell.x + indent, width: width - indent, ..cell }, &line);
+    }
+    if selected {
+        // The badge keeps its own colours: it is louder than the cursor.
+        let from = area.x + GUTTER + if condition.is_trouble() { Column::State.width() + 1 } else { 0 };
+        let width = (area.x + area.width).saturating_sub(from);
+        buffer.set_style(Rect { x: from, width, ..area }, look.style(Role::Selected));
+    }
+}
