@@ -119,8 +119,10 @@ fn introduce(address: SocketAddr, supervisor: &Handle, folder: &Path) {
         }
     }
     text.push_str(&format!(
-        "\nAll plugins at a glance:\n                curl -s -H \"Authorization: Bearer $(cat {})\" http://{address}/api/plugins\n",
-        folder.join("data/token").display()
+        "\nAll plugins at a glance, in another terminal:\n                \
+         cargo run --release -p toru-console -- --socket {control}\n                \
+         curl -s --unix-socket {control} http://toru/api/plugins\n",
+        control = folder.join("control.sock").display()
     ));
     text.push_str("\nCtrl-C stops it and cleans up.\n");
     let mut out = io::stdout();
