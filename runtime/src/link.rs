@@ -30,6 +30,7 @@ use toru_supervisor::{Command, KvAnswer, Level};
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
 use crate::driver::Driver;
 use crate::exchange::{Delivery, ExchangeId};
+use crate::log::LineBudget;
 use crate::worker::{Message, Target, Worker};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
@@ -59,6 +60,7 @@ pub struct Link {
     /// When the frame began of which only a part is there.
     frame_since: Cell<Option<Instant>>,
     strays: Cell<(Option<Instant>, u32)>,
+    log_budget: LineBudget,
 }
 
 /// How a connection's life ended.
@@ -98,6 +100,7 @@ impl Link {
             write_since: Cell::new(None),
             frame_since: Cell::new(None),
             strays: Cell::new((None, 0)),
+            log_budget: LineBudget::default(),
         }
     }
 
@@ -371,6 +374,9 @@ fn take(
             worker.shared.store.ask(&target.shared.id, request.into(), reply);
         }
         PluginMessage::Log { level, message, fields_json } => {
+            if !link.log_budget.take(&worker.shared.logger, &target.shared.id) {
+                return Ok(());
+            }
             let fields: Option<Map<String, Value>> =
                 fields_json.and_then(|fields| serde_json::from_str(&fields).ok());
             worker.shared.logger.plugin(&target.shared.id, Level::from_word(level), message, fields.as_ref());

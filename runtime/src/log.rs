@@ -7,6 +7,7 @@
 //! Own code rather than `tracing`: the contract fixes the keys and their order, each plugin has its own rotated file,
 //! and a drop has to be counted; what would be left of a subscriber is its macros.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -18,7 +19,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use toru_plugin_api::json::write_string;
 use toru_plugin_api::time::{as_str, rfc3339_millis};
 use toru_supervisor::Level;
@@ -181,6 +182,39 @@ impl Logger {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// Lines of one plugin that are logged in a second, from each place they come from; a flood beyond it is counted instead.
+const PLUGIN_LINES_PER_SECOND: u32 = 1000;
+
+/// How much a plugin may still log in this second. Each thread that takes lines from plugins has its own.
+#[derive(Debug, Default)]
+pub struct LineBudget {
+    since: Cell<Option<Instant>>,
+    lines: Cell<u32>,
+    dropped: Cell<u64>,
+}
+
+impl LineBudget {
+    /// Whether one more line may be logged; says how many were not, once a new second begins.
+    pub fn take(&self, logger: &Logger, id: &Arc<str>) -> bool {
+        let now = Instant::now();
+        if self.since.get().is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
+            self.since.set(Some(now));
+            self.lines.set(0);
+            let dropped = self.dropped.take();
+            if dropped > 0 {
+                let fields = json!({ "dropped": dropped });
+                logger.plugin(id, Level::Warn, "Output lines dropped", fields.as_object());
+            }
+        }
+        if self.lines.get() == PLUGIN_LINES_PER_SECOND {
+            self.dropped.set(self.dropped.get() + 1);
+            return false;
+        }
+        self.lines.set(self.lines.get() + 1);
+        true
     }
 }
 
@@ -347,7 +381,6 @@ impl Files {
 mod tests {
     use super::*;
     use crate::config::Access;
-    use serde_json::json;
 
     fn config(rotate_bytes: u64) -> LogConfig {
         LogConfig {

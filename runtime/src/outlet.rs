@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 use toru_plugin_api::metadata::Protocol;
@@ -11,11 +10,8 @@ use toru_supervisor::{KvAnswer, KvQuestion, Level, PluginView, Stream};
 
 use crate::gate::Gate;
 use crate::kv::Store;
-use crate::log::Logger;
+use crate::log::{LineBudget, Logger};
 use crate::worker::{Mailbox, Message, PluginShared, Stats};
-
-/// Output lines of one plugin that are logged in a second; a flood beyond it is counted instead.
-const OUTPUT_LINES_PER_SECOND: u32 = 1000;
 
 /// The supervisor's only way to the rest of the daemon. Lives on its thread.
 pub struct Outlet {
@@ -24,15 +20,7 @@ pub struct Outlet {
     pub store: Store,
     pub legacy_connections: u32,
     pub plugins: RefCell<HashMap<usize, Arc<PluginShared>>>,
-    pub output: RefCell<HashMap<String, OutputBudget>>,
-}
-
-/// How much of its output a plugin may still log in this second.
-pub struct OutputBudget {
-    id: Arc<str>,
-    since: Instant,
-    lines: u32,
-    dropped: u64,
+    pub output: RefCell<HashMap<String, (Arc<str>, LineBudget)>>,
 }
 
 impl toru_supervisor::Outlet for Outlet {
@@ -102,28 +90,13 @@ impl toru_supervisor::Outlet for Outlet {
 }
 
 impl Outlet {
-    /// Whether one more line may be logged; says how many were not, once a new second begins.
+    /// The plugin's id for its log, if one more line may be logged.
     fn take_budget(&self, plugin_id: &str) -> Option<Arc<str>> {
-        let now = Instant::now();
         let mut output = self.output.borrow_mut();
         if !output.contains_key(plugin_id) {
-            let fresh = OutputBudget { id: plugin_id.into(), since: now, lines: 0, dropped: 0 };
-            output.insert(plugin_id.to_owned(), fresh);
+            output.insert(plugin_id.to_owned(), (plugin_id.into(), LineBudget::default()));
         }
-        let budget = output.get_mut(plugin_id)?;
-        if now.duration_since(budget.since).as_secs() >= 1 {
-            budget.since = now;
-            budget.lines = 0;
-            if budget.dropped > 0 {
-                let fields = json!({ "dropped": std::mem::take(&mut budget.dropped) });
-                self.logger.plugin(&budget.id, Level::Warn, "Output lines dropped", fields.as_object());
-            }
-        }
-        if budget.lines == OUTPUT_LINES_PER_SECOND {
-            budget.dropped += 1;
-            return None;
-        }
-        budget.lines += 1;
-        Some(budget.id.clone())
+        let (id, budget) = output.get(plugin_id)?;
+        budget.take(&self.logger, id).then(|| id.clone())
     }
 }
