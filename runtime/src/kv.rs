@@ -15,6 +15,7 @@
 //! dies in between may a value be there whose write was refused.
 
 mod database;
+pub mod offline;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -515,7 +516,9 @@ impl Writer {
                     self.degrade(&error);
                 }
             }
-            self.retry_at = Some(Instant::now() + RETRY_PAUSE);
+            if self.database.is_some() {
+                self.retry_at = Some(Instant::now() + RETRY_PAUSE);
+            }
             return self.shared.put_back(batch.events, batch.enabled);
         }
     }
@@ -593,15 +596,17 @@ impl Writer {
 
     /// No write is trusted any more: after a failed sync the kernel may show what the disk does not have.
     fn degrade(&mut self, error: &rusqlite::Error) {
-        if self.database.take().is_some() {
-            let text = format!(
-                "the database {} could not be written and is closed: {error}; trying again every {} s",
-                self.path.display(),
-                RETRY_PAUSE.as_secs()
-            );
-            (self.notice)(Level::Error, &text);
+        // Questions that come while it is closed must not put off when it is opened again.
+        if self.database.take().is_none() {
+            return;
         }
         self.retry_at = Some(Instant::now() + RETRY_PAUSE);
+        let text = format!(
+            "the database {} could not be written and is closed: {error}; trying again every {} s",
+            self.path.display(),
+            RETRY_PAUSE.as_secs()
+        );
+        (self.notice)(Level::Error, &text);
     }
 
     fn reopen(&mut self) {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use toru_runtime::cli::{CliError, Daemon, kv_question};
 use toru_runtime::config::{Config, DriverChoice, Overrides};
+use toru_runtime::kv::offline;
 
 /// Exit codes, beside 2 for bad usage, which clap gives.
 mod exit {
@@ -78,6 +79,27 @@ enum Command {
         key: Option<String>,
         value: Option<String>,
     },
+    /// Back up, check or restore the database.
+    Db {
+        /// Configuration file of the daemon.
+        #[arg(long, env = "TORU_CONFIG", value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Folder with the database [default: as the configuration says].
+        #[arg(long, env = "TORU_DATA_DIR", value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        action: DbAction,
+    },
+}
+
+#[derive(Subcommand)]
+enum DbAction {
+    /// Copy the database to FILE, also while the daemon writes, and check the copy.
+    Backup { file: PathBuf },
+    /// Look at every page of the database, also while the daemon uses it.
+    Check,
+    /// Put a copy of FILE in the database's place and keep the old one aside; the daemon must not run.
+    Restore { file: PathBuf },
 }
 
 /// Where the running daemon is.
@@ -219,6 +241,7 @@ fn main() -> ExitCode {
         }
         Command::Check(args) => check(*args),
         Command::Plugin(command) => plugin(command),
+        Command::Db { config, data_dir, action } => db(config, data_dir, action),
         Command::Kv { daemon, action, id, key, value } => {
             let (word, needs_key, needs_value) = match action {
                 KvAction::Get => ("get", true, false),
@@ -321,6 +344,32 @@ fn serve(args: ServeArgs) -> u8 {
     };
     match toru_runtime::run(config, announce) {
         Ok(()) => exit::STOPPED,
+        Err(error) => complain(&error, exit::FAILURE),
+    }
+}
+
+fn db(config: Option<PathBuf>, data_dir: Option<PathBuf>, action: DbAction) -> u8 {
+    let overrides = Overrides { config, data_dir, ..Overrides::default() };
+    let data_dir = match Config::load(&overrides) {
+        Ok(config) => config.data_dir,
+        Err(error) => return complain(&error, exit::BAD_CONFIG),
+    };
+    let done = match &action {
+        DbAction::Backup { file } => {
+            offline::backup(&data_dir, file).map(|content| format!("{}: {content}", file.display()))
+        }
+        DbAction::Check => offline::check(&data_dir)
+            .map(|content| format!("{}: {content}", data_dir.join("toru.db").display())),
+        DbAction::Restore { file } => offline::restore(&data_dir, file).map(|(content, kept)| {
+            let kept = kept.map(|kept| format!("\nthe one before is kept as {}", kept.display()));
+            format!("{}: {content}{}", data_dir.join("toru.db").display(), kept.unwrap_or_default())
+        }),
+    };
+    match done {
+        Ok(said) => {
+            let _ = writeln!(io::stdout(), "{said}");
+            exit::STOPPED
+        }
         Err(error) => complain(&error, exit::FAILURE),
     }
 }

@@ -1,6 +1,6 @@
 //! The file itself: how it is made, opened and upgraded, and every statement that is run on it.
 //!
-//! Knows nothing of threads, queues or time limits; called by the two threads of [`super`].
+//! Knows nothing of threads, queues or time limits; called by the two threads of [`super`] and by [`super::offline`].
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -88,23 +88,35 @@ pub fn open(path: &Path, synchronous: Synchronous) -> Result<Connection, OpenErr
 /// be told from one that lost its content, and refused.
 fn make(path: &Path) -> rusqlite::Result<()> {
     let fresh = path.with_extension("db.new");
-    let from_io = |error: io::Error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(from_io(error)),
         _ => {}
     }
-    // SQLite gives the files beside it the mode of this one.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).map_err(from_io)?;
+    create_private(&fresh)?;
     let mut database = Connection::open(&fresh)?;
     take_steps(&mut database, 0)?;
     database.close().map_err(|(_, error)| error)?;
     fs::rename(&fresh, path).and_then(|()| sync_folder(path)).map_err(from_io)
 }
 
+/// An empty file for its owner alone; SQLite gives the files that it makes beside it the same mode.
+pub fn create_private(path: &Path) -> rusqlite::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop).map_err(from_io)
+}
+
+pub fn from_io(error: io::Error) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
+}
+
 /// Makes a change of names in the folder of `path` durable.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-        .sync_all()
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Whether the database at `path` can be read and its pages hang together.
+pub fn is_sound(path: &Path) -> bool {
+    connect_read_only(path).and_then(|database| quick_check(&database)).is_ok_and(|found| found == "ok")
 }
 
 /// A connection for the one thread that writes.

@@ -549,3 +549,57 @@ fn the_files_are_for_their_owner_alone() {
     }
     owner.finish();
 }
+
+#[test]
+fn a_damaged_database_and_its_log_are_kept_aside_as_they_are() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, owner, _) = open(dir.path());
+    ask(&store, "p", set("k", "backed up"));
+    let saved = dir.path().join("saved");
+    let content = offline::backup(dir.path(), &saved).expect("a backup beside the store");
+    assert_eq!((content.plugins, content.values, content.value_bytes), (1, 1, 10));
+    ask(&store, "p", set("k", "later"));
+    // As a killed process leaves them, and with a page gone.
+    let killed = tempfile::tempdir().expect("temporary directory");
+    let path = killed.path().join("toru.db");
+    for name in ["toru.db", "toru.db-wal"] {
+        std::fs::copy(dir.path().join(name), killed.path().join(name)).expect("copy");
+    }
+    owner.finish();
+    let mut torn = std::fs::read(&path).expect("read");
+    torn[..4096].fill(0x5a);
+    std::fs::write(&path, &torn).expect("write");
+    let log = std::fs::read(path.with_extension("db-wal")).expect("read");
+    let error = offline::check(killed.path()).expect_err("it is damaged").to_string();
+    assert!(error.contains("toru.db"), "{error}");
+
+    let (restored, kept) = offline::restore(killed.path(), &saved).expect("restored");
+    assert_eq!(restored, content);
+    let kept = kept.expect("there was one");
+    assert!(std::fs::read(&kept).expect("read") == torn, "it is evidence");
+    let mut kept_log = kept.into_os_string();
+    kept_log.push("-wal");
+    assert!(std::fs::read(kept_log).expect("read") == log, "it is evidence");
+    let (store, owner, _) = open(killed.path());
+    assert_eq!(ask(&store, "p", get("k")), KvAnswer::Value(Some("backed up".into())));
+    owner.finish();
+}
+
+#[test]
+fn a_backup_neither_replaces_the_database_nor_leaves_a_half_behind() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (_, owner, _) = open(dir.path());
+    for name in ["toru.db", "toru.db-wal"] {
+        let error = offline::backup(dir.path(), &dir.path().join(name)).expect_err(name).to_string();
+        assert!(error.contains("belongs to the database"), "{error}");
+    }
+    let elsewhere = tempfile::tempdir().expect("temporary directory");
+    let folder = elsewhere.path().join("is-a-folder");
+    std::fs::create_dir_all(folder.join("with-content")).expect("folder");
+    offline::backup(dir.path(), &folder).expect_err("a folder is no file");
+    assert_eq!(std::fs::read_dir(elsewhere.path()).expect("read").count(), 1, "nothing is left");
+    offline::backup(dir.path(), &elsewhere.path().join("no/such/folder")).expect_err("no folder");
+    owner.finish();
+    let error = offline::check(elsewhere.path()).expect_err("none there").to_string();
+    assert!(error.contains("there is no database"), "{error}");
+}
