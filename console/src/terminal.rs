@@ -15,6 +15,7 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
 };
 use ratatui::crossterm::{execute, queue};
+use ratatui::layout::Rect;
 use ratatui::{Frame, Terminal};
 
 use crate::update::{Key, Msg};
@@ -81,7 +82,9 @@ impl Screen {
 
     /// The next frame is drawn in full.
     pub fn repaint(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+        // Not `Terminal::clear`: it asks the terminal for its cursor, and the thread that reads keys would get the answer.
+        let (width, height) = size()?;
+        self.terminal.resize(Rect { x: 0, y: 0, width, height })
     }
 
     pub fn draw(&mut self, view: impl FnOnce(&mut Frame<'_>)) -> io::Result<()> {

@@ -226,7 +226,7 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
         parts.push(Span::styled(format!("{} err/s", text::rate(errors)), look.style(role)));
         let connections: u64 = model.workers.iter().map(|worker| worker.status.connections).sum();
         let driver = model.workers.first().map_or("", |worker| worker.status.driver.as_str());
-        parts.push(Span::raw(format!("{} clients", text::count(connections))));
+        parts.push(Span::raw(format!("{} client{}", text::count(connections), if connections == 1 { "" } else { "s" })));
         parts.push(Span::raw(format!("{} on {driver}", counted(model.workers.len(), "worker"))));
     }
     if model.readonly {

@@ -5,6 +5,7 @@
 mod boundaries;
 mod cli;
 mod concurrency;
+mod console;
 mod control;
 mod drivers;
 mod faults;

@@ -161,7 +161,7 @@ fn charts(plugin: &Plugin) -> [Chart<'static>; 3] {
                 Series { name: " p95 ", points: points(|sample| sample.p95_us as f64) },
                 Series { name: " p99 ", points: points(|sample| sample.p99_us as f64) },
             ],
-            label: |us| text::latency(us as u64),
+            label: |us| if us < 1.0 { "-".into() } else { text::latency(us as u64) },
             ceiling: decimal_ceiling,
         },
         Chart {

@@ -1,0 +1,218 @@
+//! The console on a real terminal, that of tmux, over a real core.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use rustix::process::{Pid, kill_process};
+use tempfile::TempDir;
+use toru_tests::{Daemon, Signal, Stage, binary, has_program, output, wait_for, wait_within};
+
+/// A tmux server of its own with one shell in 80 columns and 24 rows.
+struct Terminal {
+    folder: TempDir,
+}
+
+impl Terminal {
+    /// `None`, with a printed reason, where there is no tmux.
+    fn start() -> Option<Self> {
+        if !has_program("tmux") {
+            println!("skipped: no tmux here");
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("tm").tempdir_in("/tmp").expect("/tmp can be written");
+        let terminal = Self { folder };
+        // The words of an operator's own shell and terminal shall not matter.
+        let started =
+            terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "exec sh -i"]);
+        assert!(started.status.success(), "{started:?}");
+        Some(terminal)
+    }
+
+    fn tmux(&self, words: &[&str]) -> Output {
+        let mut command = Command::new("tmux");
+        command.env_remove("TMUX").env_remove("NO_COLOR").env("LC_ALL", "C.UTF-8").env("PS1", "$ ");
+        output(command.args(["-u", "-S"]).arg(self.folder.path().join("server")).args(words))
+    }
+
+    fn screen(&self) -> String {
+        let captured = self.tmux(&["capture-pane", "-p"]);
+        assert!(captured.status.success(), "{captured:?}");
+        String::from_utf8(captured.stdout).expect("the screen is text")
+    }
+
+    fn keys(&self, keys: &[&str]) {
+        let sent = self.tmux(&[&["send-keys"], keys].concat());
+        assert!(sent.status.success(), "{sent:?}");
+    }
+
+    fn wait_text(&self, text: &str) {
+        self.wait("the words on the screen", |screen| screen.contains(text).then_some(()), text);
+    }
+
+    fn wait<T>(&self, what: &str, accept: impl Fn(&str) -> Option<T>, detail: &str) -> T {
+        wait_for(&format!("{what} {detail:?}"), || accept(&self.screen()))
+    }
+
+    /// Starts the console over `daemon` in the shell; gives its pid.
+    fn console(&self, daemon: &Daemon) -> Pid {
+        let pid_file = self.folder.path().join("pid");
+        let _ = fs::remove_file(&pid_file);
+        let line = format!(
+            "clear; sh -c 'echo $$ > {}; exec {} --socket {}'; echo \"left with $?\"",
+            pid_file.display(),
+            binary("toru-console").display(),
+            daemon.root().join("control.sock").display(),
+        );
+        self.keys(&[&line, "Enter"]);
+        self.wait_text("● live");
+        let pid = fs::read_to_string(pid_file).expect("the shell wrote it").trim().parse().expect("a pid");
+        Pid::from_raw(pid).expect("not zero")
+    }
+
+    /// The console is gone with status 0, and the terminal is as the shell wants it.
+    fn assert_intact(&self) {
+        self.wait_text("left with 0");
+        let flags = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{mouse_any_flag}"]);
+        assert_eq!(String::from_utf8_lossy(&flags.stdout).trim(), "0 1 0", "screen, cursor, mouse");
+        self.keys(&[
+            "clear; stty -a | tr ' ' '\\n' | grep -x -e icanon -e echo -e isig | sort | tr '\\n' +",
+            "Enter",
+        ]);
+        self.wait_text("echo+icanon+isig+");
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the screen\n{}", self.screen());
+        }
+        self.tmux(&["kill-server"]);
+    }
+}
+
+/// What follows a plugin's id on its row: uptime, restarts, requests/s …
+fn row(screen: &str, id: &str) -> Option<Vec<String>> {
+    screen.lines().find_map(|line| {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        words.any(|word| word == id).then(|| words.collect())
+    })
+}
+
+fn restarts(screen: &str) -> Option<u64> {
+    row(screen, "echo").filter(|_| screen.contains("PLUGIN"))?.get(1)?.parse().ok()
+}
+
+fn daemon() -> Daemon {
+    let daemon = Stage::new().plugin("echo", "toru-plugin-echo").start();
+    daemon.wait_running("echo");
+    daemon
+}
+
+#[test]
+fn a_kill_is_seen_a_restart_is_ordered_and_the_terminal_is_left_intact() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    terminal.console(&daemon);
+    terminal.wait("the plugin's row", |screen| (restarts(screen)? == 0).then_some(()), "");
+
+    kill_process(daemon.plugin_pid("echo"), Signal::KILL).expect("it runs");
+    daemon.wait_status("echo", "again", |status| status["restarts"] == 1);
+    wait_within(Duration::from_secs(3), "the restart on the screen", || {
+        (restarts(&terminal.screen())? == 1).then_some(())
+    });
+
+    terminal.keys(&["r"]);
+    terminal.wait_text("Restart echo?");
+    terminal.keys(&["y"]);
+    terminal.wait_text("restart echo: done in");
+    daemon.wait_status("echo", "restarted by key", |status| status["restarts"] == 2);
+    terminal.wait("the ordered restart", |screen| (restarts(screen)? == 2).then_some(()), "");
+
+    terminal.keys(&["Enter"]);
+    terminal.wait_text("killed by SIGKILL");
+    terminal.keys(&["q"]);
+    terminal.assert_intact();
+}
+
+#[test]
+fn signals_and_suspension_give_the_terminal_back() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+        let pid = terminal.console(&daemon);
+        kill_process(pid, signal).expect("it runs");
+        terminal.assert_intact();
+    }
+    terminal.console(&daemon);
+    terminal.keys(&["C-z"]);
+    terminal.wait("the shell again", |screen| (!screen.contains("● live")).then_some(()), "");
+    terminal.keys(&["fg", "Enter"]);
+    terminal.wait("the plugin's row", restarts, "");
+    // Another size, and nothing of the old picture is left over.
+    terminal.tmux(&["resize-window", "-x", "60", "-y", "12"]);
+    terminal.wait(
+        "the footer in the last of twelve rows",
+        |screen| screen.lines().nth(11)?.starts_with("? help").then_some(()),
+        "",
+    );
+    terminal.keys(&["q"]);
+    terminal.wait("the shell at last", |screen| (!screen.contains("PLUGIN")).then_some(()), "");
+}
+
+#[test]
+fn a_lost_core_is_said_to_be_lost_and_is_found_again() {
+    let mut daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    terminal.console(&daemon);
+    terminal.wait("the plugin's row", restarts, "");
+    daemon.kill();
+    terminal.wait_text("LOST since");
+    assert!(restarts(&terminal.screen()).is_some(), "the last picture stays: {}", terminal.screen());
+    let daemon = daemon.start_again();
+    terminal.wait_text("● live");
+    daemon.wait_running("echo");
+    terminal.keys(&["q"]);
+    terminal.assert_intact();
+}
+
+#[test]
+fn what_a_plugin_prints_never_steers_the_terminal() {
+    let evil = "#!/bin/sh\nif [ \"$1\" = --metadata ]; then\n\
+        echo '{\"id\":\"evil\",\"name\":\"Evil\",\"version\":\"1.0.0\",\"icon\":\"x\",\"route\":\"/evil\",\"author\":null}'\n\
+        exit 0\nfi\nprintf 'wipe \\033[2J\\033[?1049l title \\033]0;gotcha\\007\\n' >&2\nsleep 0.3\nexit 1\n";
+    let daemon = Stage::new().script("evil", evil).start();
+    daemon.wait_event("evil", "crashed", 1);
+    let Some(terminal) = Terminal::start() else { return };
+    terminal.console(&daemon);
+    terminal.keys(&[":logs evil", "Enter"]);
+    terminal.wait_text("wipe ^[[2J^[[?1049l title ^[]0;gotcha^G");
+    terminal.keys(&["Escape"]);
+    // Apart, since together they would be Alt and Enter.
+    terminal.wait_text("PLUGIN");
+    terminal.keys(&["Enter"]);
+    terminal.wait_text("Last words on stderr");
+    let state = terminal.tmux(&["display-message", "-p", "#{alternate_on} #{pane_title}"]);
+    let state = String::from_utf8_lossy(&state.stdout).into_owned();
+    assert!(state.starts_with("1 ") && !state.contains("gotcha"), "{state}");
+    terminal.keys(&["q"]);
+    terminal.assert_intact();
+}
+
+#[test]
+fn once_says_what_the_daemon_says() {
+    let daemon = daemon();
+    let once = |socket: &Path| {
+        output(Command::new(binary("toru-console")).arg("--once").arg("--socket").arg(socket))
+    };
+    let seen = once(&daemon.root().join("control.sock"));
+    assert!(seen.status.success(), "{seen:?}");
+    let table = String::from_utf8(seen.stdout).expect("text");
+    assert!(row(&table, "echo").is_some(), "{table}");
+    let pid = daemon.plugin_pid("echo").as_raw_nonzero().to_string();
+    assert!(table.contains(&pid), "{table}");
+}
