@@ -22,6 +22,10 @@ test-python:
 bench:
     cargo bench -p toru-benches
 
+# Durable values and reads a second: bare SQLite, the store, and the whole path.
+bench-kv:
+    cargo bench -p toru-runtime --bench kv
+
 # The example plugins, served from a temporary folder.
 demo:
     cargo run --release -- demo
