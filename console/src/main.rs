@@ -39,6 +39,10 @@ use view::{Look, Theme};
 const UNAVAILABLE: u8 = 69;
 /// A slow line gets ten pictures a second at most, however much happens.
 const FRAME: Duration = Duration::from_millis(100);
+/// What waits for a screen that is slow; beyond it the core is read no further.
+const INPUTS_MAX: usize = 4096;
+/// How long a terminal that takes nothing may keep the console from ending.
+const END_GRACE: Duration = Duration::from_secs(2);
 /// What counts up or down is shown anew this often.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -91,7 +95,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// As the daemon chooses it: CONTRACT in the README, "Settings".
+/// As the daemon chooses it; README.md, "Settings", has the table.
 fn default_socket() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if rustix::process::geteuid().is_root() {
@@ -166,7 +170,7 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
         None => None,
     };
 
-    let (sender, inputs) = mpsc::channel();
+    let (sender, inputs) = mpsc::sync_channel(INPUTS_MAX);
     let tell: Tell = {
         let sender = sender.clone();
         Arc::new(move |news| sender.send(Input::Msg(Msg::News(news))).is_ok())
@@ -182,6 +186,13 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGTSTP, SIGCONT])?;
         thread::spawn(move || {
             for signal in signals.forever() {
+                let ends = !matches!(signal, SIGTSTP | SIGCONT);
+                if ends {
+                    thread::spawn(|| {
+                        thread::sleep(END_GRACE);
+                        terminal::abandon();
+                    });
+                }
                 if sender.send(Input::Signal(signal)).is_err() {
                     return;
                 }

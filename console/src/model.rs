@@ -18,6 +18,8 @@ use crate::text::{clean, parse_time};
 pub const HISTORY_MAX: usize = 600;
 /// Lines that a log view holds; older ones go.
 pub const LOG_LINES_MAX: usize = 10_000;
+/// Characters of a log line that are held: a plugin may print a megabyte without a line end.
+pub const LOG_LINE_CHARS_MAX: usize = 4096;
 /// Entries of the audit trail that are held; older ones go.
 pub const EVENTS_MAX: usize = 2000;
 /// Deaths further apart than this are accidents, closer together a loop.
@@ -220,7 +222,12 @@ impl LogLine {
     /// A line of the plugin's log; one that is no JSON object is shown as it is.
     pub fn parse(plugin: &str, line: &str) -> Self {
         let Ok(Value::Object(mut object)) = serde_json::from_str(line) else {
-            return Self { plugin: clean(plugin), unix_ms: 0, level: Level::Info, text: clean(line) };
+            return Self {
+                plugin: clean(plugin),
+                unix_ms: 0,
+                level: Level::Info,
+                text: clean(shortened(line)),
+            };
         };
         let mut take = |key: &str| match object.remove(key) {
             Some(Value::String(text)) => text,
@@ -229,11 +236,16 @@ impl LogLine {
         let unix_ms = parse_time(&take("timestamp")).unwrap_or_default();
         let level = Level::from_word(&take("level"));
         let message = take("message");
+        let message = shortened(&message);
         take("plugin_id");
         let rest = fields(&object);
-        let gap = if rest.is_empty() { "" } else { "  " };
-        Self { plugin: clean(plugin), unix_ms, level, text: format!("{}{gap}{rest}", clean(&message)) }
+        let (rest, gap) = (shortened(&rest), if rest.is_empty() { "" } else { "  " });
+        Self { plugin: clean(plugin), unix_ms, level, text: format!("{}{gap}{rest}", clean(message)) }
     }
+}
+
+fn shortened(text: &str) -> &str {
+    text.char_indices().nth(LOG_LINE_CHARS_MAX).map_or(text, |(end, _)| &text[..end])
 }
 
 /// `key=value` pairs, cleaned, without those that say nothing.
@@ -581,6 +593,8 @@ mod tests {
         let parsed = LogLine::parse("acme", line);
         assert_eq!(parsed.text, "a^[[2Jb  path=\"/x y\" status=500");
         assert_eq!((parsed.level, parsed.unix_ms), (Level::Error, 1_767_225_601_000));
+        let endless = LogLine::parse("acme", &"ü".repeat(LOG_LINE_CHARS_MAX + 1));
+        assert_eq!(endless.text.chars().count(), LOG_LINE_CHARS_MAX);
         let raw = LogLine::parse("acme", "no json \x07");
         assert_eq!((raw.text.as_str(), raw.level), ("no json ^G", Level::Info));
     }

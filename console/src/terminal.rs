@@ -137,6 +137,12 @@ fn restore() -> io::Result<()> {
     disable_raw_mode()
 }
 
+/// Ends the process though the terminal takes nothing: what can be undone without writing is undone.
+pub fn abandon() -> ! {
+    let _ = disable_raw_mode();
+    std::process::exit(1)
+}
+
 /// What the terminal said as what the model understands; `None` for what means nothing here.
 pub fn translate(event: Event) -> Option<Msg> {
     let key = match event {

@@ -224,6 +224,9 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
             && (status.pid != old.pid || plugin.last_restart_unix_ms.is_none())
         {
             plugin.last_restart_unix_ms = Some(unix_ms.saturating_sub(uptime_ms));
+        } else if is_known && status.restarts > old.restarts && status.uptime_ms.is_none() {
+            // It came and went between two looks.
+            plugin.last_restart_unix_ms = Some(unix_ms);
         }
         // Without an audit trail a death shows as one more process after an end that nobody asked for.
         let died = is_known
@@ -308,6 +311,9 @@ fn on_event(model: &mut Model, event: Event) {
                 Some(serde_json::Value::String(text)) => text.lines().map(clean).collect(),
                 _ => Vec::new(),
             };
+        }
+        "restarting" => {
+            plugin.last_restart_unix_ms = plugin.last_restart_unix_ms.max(Some(event.unix_ms));
         }
         "ready" | "enabled" if plugin.next_start_unix_ms.is_some() => plugin.next_start_unix_ms = None,
         _ => {}
@@ -887,7 +893,13 @@ mod tests {
         session.snapshot(vec![again(9, 400)]);
         let at = session.unix_ms() - 400;
         session.snapshot(vec![again(9, 1401)]);
-        assert_eq!(session.model.plugins["acme"].last_restart_unix_ms, Some(at), "it does not wander");
+        let last = |session: &Session| session.model.plugins["acme"].last_restart_unix_ms;
+        assert_eq!(last(&session), Some(at), "it does not wander");
+        session.snapshot(vec![crashed("acme", 2)]);
+        assert_eq!(last(&session), Some(session.unix_ms()), "one that came and went between two looks");
+        session.seconds += 10;
+        session.event(1, "acme", "restarting", "null");
+        assert_eq!(last(&session), Some(session.unix_ms()), "the audit trail knows it better");
     }
 
     #[test]

@@ -116,6 +116,7 @@ fn joined<'a>(look: Look, parts: Vec<Span<'a>>) -> Line<'a> {
 fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let (first, second) = cut_top(area, 1);
     let link = match &model.link {
+        Link::Lost { .. } if model.replay => Span::styled("the recording has ended", look.style(Role::Warn)),
         _ if model.replay => Span::styled(
             format!("recording of {} UTC", text::clock(model.now.unix_ms)),
             look.style(Role::Warn),
@@ -226,7 +227,11 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
         parts.push(Span::styled(format!("{} err/s", text::rate(errors)), look.style(role)));
         let connections: u64 = model.workers.iter().map(|worker| worker.status.connections).sum();
         let driver = model.workers.first().map_or("", |worker| worker.status.driver.as_str());
-        parts.push(Span::raw(format!("{} client{}", text::count(connections), if connections == 1 { "" } else { "s" })));
+        parts.push(Span::raw(format!(
+            "{} client{}",
+            text::count(connections),
+            if connections == 1 { "" } else { "s" }
+        )));
         parts.push(Span::raw(format!("{} on {driver}", counted(model.workers.len(), "worker"))));
     }
     if model.readonly {

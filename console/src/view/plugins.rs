@@ -2,7 +2,7 @@
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
-use ratatui::style::Modifier;
+use ratatui::style::{Color, Modifier};
 use ratatui::text::{Line, Span};
 
 use super::chart::spark;
@@ -156,9 +156,10 @@ fn draw_row(
         put(buffer, Rect { x: cell.x + indent, width: width - indent, ..cell }, &line);
     }
     if selected {
-        // The badge keeps its own colours: it is louder than the cursor.
-        let from = area.x + GUTTER + if condition.is_trouble() { Column::State.width() + 1 } else { 0 };
+        // The badge keeps its own colours, which say more than the cursor; the rest is one bar without them.
+        let from = area.x + GUTTER + Column::State.width() + 1;
         let width = (area.x + area.width).saturating_sub(from);
-        buffer.set_style(Rect { x: from, width, ..area }, look.style(Role::Selected));
+        let bar = look.style(Role::Selected).fg(Color::Reset).bg(Color::Reset);
+        buffer.set_style(Rect { x: from, width, ..area }, bar);
     }
 }
