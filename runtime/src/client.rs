@@ -122,7 +122,7 @@ pub async fn serve<S: ClientStream>(
     // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
     let _entry = entry;
     if crowded {
-        let _ = writer.write_all(canned(&worker, Failure::Crowded.to_answer(""))).await;
+        let _ = writer.write_all(canned(&worker, &Failure::Crowded)).await;
         return;
     }
     let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
@@ -130,6 +130,8 @@ pub async fn serve<S: ClientStream>(
     let mut working = pin!(None);
     let mut request: Option<Request> = None;
     let mut account: Option<Account> = None;
+    // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
+    // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
     loop {
         // Take in what has come, as far as it goes.
@@ -138,10 +140,12 @@ pub async fn serve<S: ClientStream>(
                 Event::NeedInput => break false,
                 Event::Head(head) => match begin(&worker, &head, &peer) {
                     Ok(begun) => {
+                        phase.0 = HttpPhase::Closing;
                         request = Some(begun);
                         connection.send_continue();
                     }
                     Err((failure, request_id, target)) => {
+                        phase.0 = HttpPhase::Closing;
                         if let Some(target) = target {
                             let refused = failure.status();
                             note(&worker, &target, head.method, head.target.raw, refused, Duration::ZERO);
@@ -177,8 +181,7 @@ pub async fn serve<S: ClientStream>(
                 Event::Failed(error) => {
                     request = None;
                     if connection.can_respond() {
-                        let id = ExchangeGuard::open(&worker).id;
-                        let request_id = made_id(&worker, id);
+                        let request_id = fresh_id(&worker);
                         let failure =
                             Failure::Malformed { status: error.status(), detail: error.to_string() };
                         respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
@@ -242,8 +245,7 @@ pub async fn serve<S: ClientStream>(
                 match outcome {
                     Ok(0) if slot.expired.get() => {
                         if matches!(connection.phase(), HttpPhase::Head | HttpPhase::Body) {
-                            let _ =
-                                writer.write_all(canned(&worker, Failure::ClientTooSlow.to_answer(""))).await;
+                            let _ = writer.write_all(canned(&worker, &Failure::ClientTooSlow)).await;
                         }
                         return;
                     }
@@ -645,12 +647,13 @@ fn respond(worker: &Worker, connection: &mut Connection, mut answer: LocalAnswer
     });
 }
 
-/// An answer outside any request, after which the connection closes.
-fn canned(worker: &Worker, answer: LocalAnswer) -> Vec<u8> {
+/// A failure outside any request, after which the connection closes.
+fn canned(worker: &Rc<Worker>, failure: &Failure) -> Vec<u8> {
+    let request_id = fresh_id(worker);
     let mut connection = Connection::new(worker.shared.http_limits.clone());
     connection.handle_input(b"GET / HTTP/1.0\r\n\r\n");
     while !matches!(connection.poll_event(), Event::ResponseDue) {}
-    respond(worker, &mut connection, answer, "");
+    respond(worker, &mut connection, failure.to_answer(&request_id), &request_id);
     connection.take_output()
 }
 
@@ -687,6 +690,11 @@ fn usable_id(value: &[u8]) -> Option<&str> {
     let visible =
         !value.is_empty() && value.len() <= REQUEST_ID_BYTES_MAX && value.iter().all(u8::is_ascii_graphic);
     if visible { std::str::from_utf8(value).ok() } else { None }
+}
+
+/// An id for a failure that belongs to no request.
+fn fresh_id(worker: &Rc<Worker>) -> String {
+    made_id(worker, ExchangeGuard::open(worker).id)
 }
 
 /// A request id that no other run of this installation gives out.

@@ -142,7 +142,16 @@ impl Link {
         }
     }
 
+    /// Answers a kv question. A plugin that asks and does not read is answered `busy`, in the end cut off: its answers
+    /// must not fill the core's memory.
     pub fn send_kv_reply(&self, worker: &Worker, request_id: &str, answer: &KvAnswer) {
+        let waiting = self.outbox.borrow().len();
+        if waiting > 2 * OUTBOX_BYTES_MAX {
+            worker.report_broken(self.index, self.generation, "does not read its kv answers".into(), true);
+            return self.close();
+        }
+        let busy = KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() };
+        let answer = if waiting > OUTBOX_BYTES_MAX { &busy } else { answer };
         let stamp = worker.timestamp();
         let max = worker.shared.config.message_bytes_max;
         self.send(|outbox| {
