@@ -1,6 +1,9 @@
 //! HTTP as a client sees it: routing, bodies, fields, framing, and what is refused.
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use toru_tests::{Daemon, Response, Stage, request_bytes, wait_for};
@@ -617,4 +620,16 @@ fn health_is_public_and_ready_means_every_plugin() {
     assert_eq!(daemon.get("/readyz").status, 503);
     assert_eq!(daemon.manage("POST", "/api/plugins/q/disable", b"").status, 200);
     wait_for("readyz without q", || (daemon.get("/readyz").status == 200).then_some(()));
+}
+
+#[test]
+fn a_refused_request_is_a_sign_of_life_too() {
+    let daemon = Stage::new().set("http.idle_timeout_ms", 1500).start();
+    let mut client = daemon.client();
+    let began = Instant::now();
+    // Each well within the deadline, all together far beyond it: what is observed is that nothing happens.
+    while began.elapsed() < Duration::from_millis(4000) {
+        assert_eq!(client.request("GET", "/api/plugins/nobody/x", &[], b"").status, 404);
+        thread::sleep(Duration::from_millis(150));
+    }
 }

@@ -343,3 +343,61 @@ impl Drop for Unmount {
         }
     }
 }
+
+/// A plugin that stores a large value, asks for it hundreds of times, and reads none of the answers.
+const ASKS_AND_NEVER_READS: &str = r#"#!/usr/bin/env python3
+import json, os, socket, struct, sys, threading
+if sys.argv[1:] == ["--metadata"]:
+    print(json.dumps({"id": "greedy", "name": "Greedy", "version": "1", "icon": "g", "route": "/greedy", "protocol": "1.1"}))
+    sys.exit()
+
+def write(peer, message):
+    text = json.dumps(message).encode()
+    peer.sendall(struct.pack(">I", len(text)) + text)
+
+def read(stream):
+    head = stream.read(4)
+    if len(head) < 4:
+        return None
+    return json.loads(stream.read(struct.unpack(">I", head)[0]))
+
+def kv(number, **question):
+    return {"type": "kv", "request_id": f"k{number}", "payload": question}
+
+def serve(peer):
+    stream = peer.makefile("rb")
+    while message := read(stream):
+        kind, payload = message["type"], message["payload"]
+        if kind == "lifecycle" and payload["action"] == "init":
+            write(peer, {"type": "lifecycle", "payload": {"action": "ready"}})
+        elif kind == "lifecycle" and payload["action"] == "ping":
+            write(peer, {"type": "lifecycle", "payload": {"action": "pong", "seq": payload["seq"]}})
+        elif kind == "lifecycle" and payload["action"] == "shutdown":
+            os._exit(0)
+        elif kind == "http":
+            write(peer, kv(0, action="set", key="large", value="x" * 900_000))
+            read(stream)
+            for number in range(1, 400):
+                write(peer, kv(number, action="get", key="large"))
+            threading.Event().wait()
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(os.environ["TORU_PLUGIN_SOCKET"])
+listener.listen()
+while True:
+    threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"#;
+
+#[test]
+fn answers_that_nobody_reads_do_not_fill_the_core() {
+    let daemon =
+        Stage::new().script("greedy", ASKS_AND_NEVER_READS).set("http.request_timeout_ms", 3000).start();
+    daemon.wait_running("greedy");
+    let before = daemon.memory_kib("VmRSS");
+    let answer = daemon.get("/api/plugins/greedy/ask");
+    assert!([502, 504].contains(&answer.status), "{answer:?}");
+    // All 400 answers would be 360 MB.
+    let peak = daemon.memory_kib("VmHWM").saturating_sub(before);
+    assert!(peak < 150 * 1024, "{peak} KiB more than before");
+    assert_eq!(daemon.get("/healthz").status, 200);
+}
