@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::{Value, json};
 
-use toru_tests::{Daemon, Stage, binary, output, wait_for};
+use toru_tests::{Daemon, Stage, binary, output, stage_faulty, wait_for};
 
 const USAGE: i32 = 2;
 const UNREACHABLE: i32 = 69;
@@ -34,7 +34,7 @@ fn version_and_help() {
     assert!(text(&printed.stdout).starts_with("toru "), "{printed:?}");
     let printed = output(Command::new(binary("toru")).arg("--help"));
     assert_eq!(printed.status.code(), Some(0));
-    for word in ["serve", "demo", "status", "plugin", "kv"] {
+    for word in ["serve", "demo", "check", "status", "plugin", "events", "kv"] {
         assert!(text(&printed.stdout).contains(word), "{word}");
     }
 }
@@ -215,4 +215,40 @@ fn values_are_read_and_written() {
     let printed = daemon.toru("kv", &["get", "p", "colour"]);
     assert_eq!(printed.status.code(), Some(1), "no such key: {printed:?}");
     assert!(printed.stdout.is_empty());
+}
+
+#[test]
+fn check_validates_without_starting_anything() {
+    let stage = Stage::new().faulty("p", &json!({})).legacy_rust("old");
+    let plugins = stage.plugins();
+    let check = |stage: &Stage| {
+        let mut command = stage.command("check");
+        command.arg("--plugins-dir").arg(stage.plugins());
+        output(&mut command)
+    };
+    let printed = check(&stage);
+    assert_eq!(printed.status.code(), Some(0), "{printed:?}");
+    let trace = fs::read_to_string(plugins.join("p.binary.trace")).unwrap();
+    assert!(!trace.contains("\"start\""), "{trace}");
+    stage_faulty(&plugins, "q", &json!({"metadata": {"route": "bad"}}));
+    let printed = check(&stage);
+    assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "{printed:?}");
+    let said = format!("{}{}", text(&printed.stdout), text(&printed.stderr));
+    assert!(said.contains("q.binary") && said.contains("route"), "{said}");
+}
+
+#[test]
+fn events_are_printed() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.wait_event("p", "ready", 1);
+    for word in ["discovered", "started", "ready"] {
+        assert!(toru(&daemon, "events", &[]).contains(word), "{word}");
+        assert!(toru(&daemon, "events", &["--plugin", "p"]).contains(word), "{word}");
+    }
+    assert!(!toru(&daemon, "events", &["--plugin", "nobody"]).contains("started"));
+    for line in toru(&daemon, "events", &["--json"]).lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert!(event["event_type"].is_string(), "{event}");
+    }
 }

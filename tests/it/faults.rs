@@ -328,7 +328,7 @@ fn a_plugin_in_back_off_is_503_until_it_is_back() {
     let daemon = Stage::new().set("supervisor.backoff_ms", "[3000]").faulty("p", &json!({})).start();
     daemon.wait_ready("p");
     assert_problem(&daemon.get("/api/plugins/p/exit/1"), 502);
-    daemon.wait_event("p", "restarting", 1);
+    daemon.wait_event("p", "crashed", 1);
     let answer = daemon.get("/api/plugins/p/x");
     assert_problem(&answer, 503);
     let seconds: u32 = answer.field("retry-after").unwrap_or_default().parse().unwrap();

@@ -74,17 +74,20 @@ fn of_duplicates_the_first_in_name_order_wins() {
         .faulty("c", &json!({"metadata": {"route": "/one"}}))
         .faulty("d", &json!({}))
         .start();
-    daemon.wait_ready("same");
-    daemon.wait_ready("d");
     for file in ["b.binary", "c.binary"] {
         wait_for(&format!("a complaint about {file}"), || {
             (!complaints(&daemon, file).is_empty()).then_some(())
         });
     }
-    assert_eq!(daemon.starts("a").len(), 1);
-    assert_eq!(daemon.starts("b").len() + daemon.starts("c").len(), 0);
+    // A later one that described itself sooner may have run for a moment; it had to give way.
+    wait_for("the first to run", || (daemon.starts("a").len() == 1).then_some(()));
+    daemon.wait_ready("same");
+    daemon.wait_ready("d");
+    wait_for("the others to be gone", || (daemon.processes().len() == 2).then_some(()));
     assert_eq!(daemon.get("/api/plugins/route/one/x").status, 200);
     assert_problem(&daemon.get("/api/plugins/route/two/x"), 404);
+    assert_problem(&daemon.get("/api/plugins/c/x"), 404);
+    assert!(complaints(&daemon, "a.binary: ").is_empty());
 }
 
 #[test]
@@ -131,6 +134,8 @@ fn a_plugin_gets_its_environment_and_its_init() {
     let daemon = Stage::new()
         .set("plugins.p.greeting", "\"hello\"")
         .set("plugins.p.numbers", "[1, 2]")
+        .set("plugins.p.process.env", "{ FAULTY_EXTRA = \"yes\" }")
+        .set("plugins.p.process.args", "[\"--verbose\"]")
         .faulty("p", &json!({}))
         .faulty("old", &json!({"protocol": "1.0"}))
         .start();
@@ -141,6 +146,9 @@ fn a_plugin_gets_its_environment_and_its_init() {
     let environment = &start["environment"];
     assert_eq!(environment["TORU_PLUGIN_SOCKET"], json!(socket));
     assert_eq!(environment["TORU_PLUGIN_ID"], "p");
+    assert_eq!(environment["FAULTY_EXTRA"], "yes");
+    assert_eq!(start["arguments"], json!(["--verbose"]));
+    assert_eq!(daemon.starts("old")[0]["environment"]["FAULTY_EXTRA"], json!(null), "for p alone");
     let instance = environment["TORU_INSTANCE_ID"].as_str().unwrap().to_owned();
     assert!(instance.len() >= 16, "{instance}");
 
@@ -693,4 +701,22 @@ fn a_1_1_plugin_may_be_framed_in_lines() {
     let answer = client.request("POST", "/api/plugins/p/mirror", &[], body.as_bytes());
     assert_eq!(answer.text(), body);
     assert_problem(&client.get("/api/plugins/p/garbage"), 502);
+}
+
+#[test]
+fn a_summary_line_comes_at_the_interval() {
+    let daemon = Stage::new().set("log.summary_interval_s", 1).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let text = wait_for("a summary with requests", || {
+        daemon.get("/api/plugins/p/x");
+        daemon
+            .plugin_log("p")
+            .iter()
+            .chain(&daemon.supervisor_log())
+            .find(|line| line.get("requests").is_some_and(|count| count.as_u64() > Some(0)))
+            .map(Value::to_string)
+    });
+    for word in ["errors", "p50", "p95", "p99", "uptime", "restarts", "cpu"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
 }
