@@ -442,7 +442,10 @@ pub struct Model {
     /// Orders on their way.
     pub pending: Vec<(Verb, String)>,
     pub sort: Sort,
+    /// Of the plugins.
     pub filter: String,
+    /// Of the events: words that a line has to hold.
+    pub events_filter: String,
     /// Id of the plugin under the cursor.
     pub selected: Option<String>,
     pub marked: BTreeSet<String>,
@@ -476,6 +479,7 @@ impl Model {
             pending: Vec::new(),
             sort: Sort { column: Column::State, descending: true },
             filter: String::new(),
+            events_filter: String::new(),
             selected: None,
             marked: BTreeSet::new(),
             scroll: 0,
@@ -496,6 +500,22 @@ impl Model {
             Screen::Detail(id) | Screen::Events(Some(id)) => Some(id),
             Screen::Logs if self.logs.sources.len() == 1 => Some(&self.logs.sources[0]),
             Screen::Logs | Screen::Events(None) | Screen::Workers => None,
+        }
+    }
+
+    /// The filter of the screen, where it has one.
+    pub fn filter_of_screen(&self) -> Option<&String> {
+        match self.screen() {
+            Screen::Plugins => Some(&self.filter),
+            Screen::Events(_) => Some(&self.events_filter),
+            Screen::Detail(_) | Screen::Logs | Screen::Workers => None,
+        }
+    }
+
+    pub fn set_filter(&mut self, words: String) {
+        match self.screen() {
+            Screen::Events(_) => self.events_filter = words,
+            Screen::Plugins | Screen::Detail(_) | Screen::Logs | Screen::Workers => self.filter = words,
         }
     }
 
@@ -537,16 +557,19 @@ impl Model {
             Screen::Events(only) => only.as_deref(),
             _ => None,
         };
-        let words = self.filter.to_lowercase();
-        let words = if matches!(self.screen(), Screen::Events(_)) { words.as_str() } else { "" };
+        let (inverse, words) = match self.events_filter.strip_prefix('!') {
+            Some(rest) => (true, rest.trim().to_lowercase()),
+            None => (false, self.events_filter.trim().to_lowercase()),
+        };
         self.events
             .iter()
             .filter(|event| only.is_none_or(|id| event.plugin == id))
             .filter(|event| {
                 words.is_empty()
-                    || format!("{} {} {}", event.plugin, event.kind, event.text())
-                        .to_lowercase()
-                        .contains(words)
+                    || inverse
+                        != format!("{} {} {}", event.plugin, event.kind, event.text())
+                            .to_lowercase()
+                            .contains(&words)
             })
             .collect()
     }

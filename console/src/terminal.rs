@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Stdout, Write};
 use std::rc::Rc;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
@@ -19,6 +20,9 @@ use ratatui::layout::Rect;
 use ratatui::{Frame, Terminal};
 
 use crate::update::{Key, Msg};
+
+/// Whether the terminal is in our mode.
+static OURS: AtomicBool = AtomicBool::new(false);
 
 /// Synchronized updates (DEC private mode 2026): the terminal shows a picture when it is whole.
 /// One that does not know the mode ignores it.
@@ -57,6 +61,10 @@ impl Screen {
                 // The message would else be drawn over by the alternate screen's end.
                 let _ = restore();
                 before(panic);
+                if std::thread::current().name() != Some("main") {
+                    // The screen would go on without what that thread did, and on a terminal that is no longer ours.
+                    std::process::exit(101);
+                }
             }));
         });
         let gathered = Gathered::default();
@@ -67,6 +75,7 @@ impl Screen {
     }
 
     fn take(&mut self) -> io::Result<()> {
+        OURS.store(true, Relaxed);
         enable_raw_mode()?;
         execute!(self.stdout, EnterAlternateScreen, Hide)?;
         if self.mouse {
@@ -128,8 +137,12 @@ fn moves_cursor(bytes: &[u8]) -> bool {
     })
 }
 
-/// Everything that [`Screen::enter`] changed, undone; harmless when done twice.
+/// Everything that [`Screen::enter`] changed, undone; nothing when that is done already,
+/// since a second end of the alternate screen moves the cursor back over what was printed since.
 fn restore() -> io::Result<()> {
+    if !OURS.swap(false, Relaxed) {
+        return Ok(());
+    }
     let mut stdout = io::stdout();
     queue!(stdout, DisableMouseCapture, LeaveAlternateScreen, Show)?;
     stdout.write_all(END)?;

@@ -380,14 +380,24 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
         Key::Char('?') => model.help = true,
         Key::Char(':') => model.prompt = Some(Prompt::Command(Input::default())),
         Key::Esc => return back(model),
-        Key::Char('e') => open(model, Screen::Events(None)),
+        Key::Char('e') => {
+            let only = match model.screen() {
+                Screen::Detail(id) => Some(id.clone()),
+                _ => None,
+            };
+            open(model, Screen::Events(only));
+        }
         Key::Char('/') if *model.screen() == Screen::Logs => {
             model.prompt = Some(Prompt::Search(Input::new(String::new())));
         }
-        Key::Char('/') => model.prompt = Some(Prompt::Filter(Input::new(model.filter.clone()))),
+        Key::Char('/') => {
+            let filter = model.filter_of_screen().cloned();
+            model.prompt = filter.map(|words| Prompt::Filter(Input::new(words)));
+        }
         Key::Char('!') if *model.screen() != Screen::Logs => {
-            let words = model.filter.trim_start_matches('!').trim().to_owned();
-            model.prompt = Some(Prompt::Filter(Input::new(format!("!{words}"))));
+            let filter =
+                model.filter_of_screen().map(|words| words.trim_start_matches('!').trim().to_owned());
+            model.prompt = filter.map(|words| Prompt::Filter(Input::new(format!("!{words}"))));
         }
         Key::Char('k') | Key::Up => scroll(model, -1),
         Key::Char('j') | Key::Down => scroll(model, 1),
@@ -509,6 +519,8 @@ fn back(model: &mut Model) -> Option<Command> {
     let leaving = model.screens.len() > 1;
     if *model.screen() == Screen::Logs && !model.logs.search.is_empty() {
         model.logs.search.clear();
+    } else if leaving && model.filter_of_screen().is_some_and(|words| !words.is_empty()) {
+        model.set_filter(String::new());
     } else if leaving {
         let left = model.screens.pop();
         if left == Some(Screen::Logs) {
@@ -642,7 +654,7 @@ fn on_prompt(model: &mut Model, mut prompt: Prompt, key: Key) -> Option<Command>
     let request = match key {
         Key::Esc => {
             if matches!(prompt, Prompt::Filter(_)) {
-                model.filter.clear();
+                model.set_filter(String::new());
             }
             return None;
         }
@@ -681,7 +693,7 @@ fn on_prompt(model: &mut Model, mut prompt: Prompt, key: Key) -> Option<Command>
     }
     if let Prompt::Filter(input) = &prompt {
         // The list narrows while the words are typed.
-        model.filter = input.value().to_owned();
+        model.set_filter(input.value().to_owned());
     }
     model.prompt = Some(prompt);
     None
@@ -690,7 +702,7 @@ fn on_prompt(model: &mut Model, mut prompt: Prompt, key: Key) -> Option<Command>
 fn on_entered(model: &mut Model, prompt: Prompt) -> Option<Command> {
     match prompt {
         Prompt::Filter(input) => {
-            model.filter = input.value().trim().to_owned();
+            model.set_filter(input.value().trim().to_owned());
             None
         }
         Prompt::Search(input) => {
@@ -771,7 +783,7 @@ fn run(model: &mut Model, line: &str) -> Option<Command> {
             Some(unknown) => say(model, false, format!("no plugin {unknown}")),
             None => return follow(model, rest),
         },
-        "filter" | "f" => model.filter = rest.join(" "),
+        "filter" | "f" => model.set_filter(rest.join(" ")),
         "level" => match rest.first().map(String::as_str) {
             Some("debug") => model.logs.level = Level::Debug,
             Some("info") => model.logs.level = Level::Info,
@@ -1021,6 +1033,34 @@ mod tests {
             Some("zebra"),
             "the cursor is on something that is shown"
         );
+    }
+
+    #[test]
+    fn events_have_a_filter_of_their_own() {
+        let mut session = Session::new(80, 24);
+        session.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        session.event(1, "acme", "ready", r#"{"pid":7}"#).event(
+            2,
+            "bolt",
+            "crashed",
+            r#"{"exit":"exit code 7"}"#,
+        );
+        session.event(3, "acme", "stopped", "null");
+        session.typed("/bolt").key(Key::Enter).typed("e");
+        let shown =
+            |session: &Session| session.model.events_shown().iter().map(|event| event.id).collect::<Vec<_>>();
+        assert_eq!(shown(&session), [1, 2, 3], "that of the plugins is another");
+        session.typed("/CODE");
+        assert_eq!(shown(&session), [2]);
+        session.key(Key::Enter).typed("!").key(Key::Enter);
+        assert_eq!(shown(&session), [1, 3]);
+        session.key(Key::Esc);
+        assert_eq!(shown(&session), [1, 2, 3]);
+        session.key(Key::Esc);
+        assert_eq!((session.model.screen(), session.model.filter.as_str()), (&Screen::Plugins, "bolt"));
+        session.key(Key::Enter).typed("/").typed("e");
+        assert_eq!(session.model.screen(), &Screen::Events(Some("bolt".into())), "no filter on a detail");
+        assert_eq!(shown(&session), [2], "those of the plugin that was looked at");
     }
 
     #[test]

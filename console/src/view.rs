@@ -212,11 +212,12 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
         parts.push(Span::styled(format!("{reason}; trying again"), look.style(Role::Bad)));
         return parts;
     }
-    if matches!(model.screen(), Screen::Plugins | Screen::Events(_)) && !model.filter.is_empty() {
-        let shown = match model.screen() {
-            Screen::Plugins => format!("/{} {} of {}", model.filter, model.rows().len(), model.plugins.len()),
-            _ => format!("/{}", model.filter),
+    if let Some(words) = model.filter_of_screen().filter(|words| !words.is_empty()) {
+        let (shown, all) = match model.screen() {
+            Screen::Plugins => (model.rows().len(), model.plugins.len()),
+            _ => (model.events_shown().len(), model.events.len()),
         };
+        let shown = format!("/{words} {shown} of {all}");
         parts.push(Span::styled(shown, look.style(Role::Key)));
     }
     if matches!(model.screen(), Screen::Plugins | Screen::Workers) && model.core.is_some() {

@@ -2,10 +2,11 @@
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use ratatui::style::Color;
 use ratatui::text::{Line, Span};
 
 use super::put;
-use super::theme::{Look, Role};
+use super::theme::{Look, Role, Theme};
 
 const EIGHTHS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
 /// Columns of the labels at the left of a chart, the axis among them.
@@ -121,6 +122,8 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
     );
 
     // From the back: what is in front covers what is behind, which is higher.
+    // Without colours, shades tell them apart.
+    let shaded = look.ascii || look.theme == Theme::Mono;
     for (number, series) in chart.series.iter().enumerate().rev() {
         let mut columns = vec![0.0f64; plot.width.into()];
         let mut before: Option<(usize, u64, f64)> = None;
@@ -146,13 +149,14 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
                     break;
                 }
                 let symbol = match (number, left) {
-                    (0, _) => EIGHTHS[left.min(8)],
-                    (1, 4..) => "▒",
-                    (1, _) => "▂",
-                    (_, 4..) => "░",
-                    (_, _) => "▁",
+                    (1, 4..) if shaded => "▒",
+                    (2.., 4..) if shaded => "░",
+                    _ => EIGHTHS[left.min(8)],
                 };
-                buffer[(plot.x + column as u16, plot.y + row)].set_symbol(symbol).set_style(style);
+                let cell = &mut buffer[(plot.x + column as u16, plot.y + row)];
+                // The rest of a cell that is filled in part is the series behind, not a gap in it.
+                let behind = if cell.symbol() == " " || shaded || left >= 8 { Color::Reset } else { cell.fg };
+                cell.set_symbol(symbol).set_style(style.bg(behind));
                 left = left.saturating_sub(8);
             }
         }

@@ -64,7 +64,7 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     let stderr_rows = if stderr.is_empty() { 0 } else { (stderr.len() as u16 + 1).min(rest.height / 2) };
     let (above, below) = cut_top(rest, rest.height - stderr_rows);
     let since = model.since_unix_ms.map(text::clock).unwrap_or_default();
-    let title = format!("Events (e: all)   charts since {since} UTC");
+    let title = format!("Events (e: more)   charts since {since} UTC");
     put(buffer, above, &Line::styled(title, look.style(Role::Title)));
     if events.is_empty() {
         let why = model.events_complaint.as_deref().unwrap_or("none yet");

@@ -78,7 +78,7 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
             }
             ("Plugins", lines)
         }
-        Screen::Detail(_) => ("Detail", vec![row("l e", "its logs, all events"), row("esc", "back")]),
+        Screen::Detail(_) => ("Detail", vec![row("l e", "its log, its events"), row("esc", "back")]),
         Screen::Logs => (
             "Logs",
             vec![

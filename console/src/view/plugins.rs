@@ -156,10 +156,15 @@ fn draw_row(
         put(buffer, Rect { x: cell.x + indent, width: width - indent, ..cell }, &line);
     }
     if selected {
-        // The badge keeps its own colours, which say more than the cursor; the rest is one bar without them.
-        let from = area.x + GUTTER + Column::State.width() + 1;
-        let width = (area.x + area.width).saturating_sub(from);
+        // The badge and the trend keep their colours, which say more than the cursor; the rest is one bar without them.
         let bar = look.style(Role::Selected).fg(Color::Reset).bg(Color::Reset);
-        buffer.set_style(Rect { x: from, width, ..area }, bar);
+        let mut x = area.x + GUTTER;
+        for (column, width) in columns {
+            if !matches!(column, Column::State | Column::Trend) {
+                let right = (x + width + 1).min(area.x + area.width);
+                buffer.set_style(Rect { x, width: right - x, ..area }, bar);
+            }
+            x += width + 1;
+        }
     }
 }
