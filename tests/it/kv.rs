@@ -157,6 +157,8 @@ fn every_acknowledged_value_is_there_after_a_sigkill() {
                 request.to_string().as_bytes(),
             );
             match answer {
+                // Each worker learns of the plugin by a message of its own.
+                Ok(answer) if answer.status == 404 => {}
                 Ok(answer) => {
                     assert_eq!(answer.status, 200, "{answer:?}");
                     acknowledged = next;
