@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
 use ratatui::crossterm::event;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
 
 use feed::{Feed, Tell};
 use model::{Model, Now};
@@ -183,11 +183,10 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
     };
     {
         let sender = sender.clone();
-        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGTSTP, SIGCONT])?;
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGCONT])?;
         thread::spawn(move || {
             for signal in signals.forever() {
-                let ends = !matches!(signal, SIGTSTP | SIGCONT);
-                if ends {
+                if signal != SIGCONT {
                     thread::spawn(|| {
                         thread::sleep(END_GRACE);
                         terminal::abandon();
@@ -251,8 +250,11 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                     }
                     update(&mut model, now, msg)
                 }
-                Input::Signal(SIGTSTP) => Some(Command::Suspend),
-                Input::Signal(SIGCONT) => Some(Command::Repaint),
+                Input::Signal(SIGCONT) => {
+                    screen.resume()?;
+                    model.size = screen.size()?;
+                    None
+                }
                 Input::Signal(_) | Input::Hangup => Some(Command::Quit),
             };
             match (command, &feed) {

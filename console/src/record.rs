@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn what_was_recorded_is_played() {
         let folder = tempfile::tempdir().expect("temporary directory");
-        let path = folder.path().join("session");
+        let path = folder.path().join("recording");
         let mut recorder = Recorder::create(&path).expect("create");
         let at = |ms| Now { elapsed: Duration::from_millis(ms), unix_ms: 1_000_000 + ms };
         recorder.write(at(500), &News::Event("one".into())).expect("write");

@@ -5,6 +5,7 @@ use std::io::{self, Stdout, Write};
 use std::rc::Rc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
@@ -111,10 +112,24 @@ impl Screen {
         self.stdout.flush()
     }
 
-    /// Gives the terminal back, stops the process, and goes on when it is continued.
+    /// Gives the terminal back, stops as Ctrl-Z stops others, and goes on when continued.
+    ///
+    /// The signal goes to the whole process group, as the terminal would send it, so that a script around the console
+    /// stops with it. Where no shell could continue it the kernel ignores the signal, and the console simply goes on:
+    /// hence not SIGSTOP, which would leave it stopped for ever.
     pub fn suspend(&mut self) -> io::Result<()> {
+        /// The signal may be taken by another thread: this one must not touch the terminal before all have stopped.
+        const TO_STOP: Duration = Duration::from_millis(50);
         restore()?;
-        signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTSTP)?;
+        rustix::process::kill_current_process_group(rustix::process::Signal::TSTP)?;
+        std::thread::sleep(TO_STOP);
+        self.take()
+    }
+
+    /// Takes the terminal anew after the process was stopped, by whomever.
+    pub fn resume(&mut self) -> io::Result<()> {
+        // The shell has set its own mode meanwhile, and raw mode is not entered twice.
+        disable_raw_mode()?;
         self.take()
     }
 }

@@ -1,4 +1,4 @@
-//! A session without a core and without a terminal: messages in, the model and its picture out.
+//! A console without a core and without a terminal: messages in, the model and its picture out.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::view::{self, Look};
 /// 03:12:00 UTC on some day.
 const BEGIN_UNIX_MS: u64 = 1_767_237_120_000;
 
-pub struct Session {
+pub struct Rig {
     pub model: Model,
     pub look: Look,
     pub seconds: u64,
@@ -66,7 +66,7 @@ pub fn crashed(id: &str, restarts: u64) -> PluginStatus {
     }
 }
 
-impl Session {
+impl Rig {
     pub fn new(columns: u16, rows: u16) -> Self {
         let now = Now { elapsed: Duration::ZERO, unix_ms: BEGIN_UNIX_MS };
         let model = Model::new(now, (columns, rows), false, false);

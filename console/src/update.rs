@@ -807,7 +807,7 @@ fn run(model: &mut Model, line: &str) -> Option<Command> {
 mod tests {
     use super::*;
     use crate::model::Condition;
-    use crate::testing::{Session, crashed, plugin};
+    use crate::testing::{Rig, crashed, plugin};
 
     fn requests(id: &str, requests: u64, errors: u64) -> PluginStatus {
         PluginStatus { requests, errors, ..plugin(id) }
@@ -815,13 +815,13 @@ mod tests {
 
     #[test]
     fn rates_are_differences_and_a_new_core_starts_at_nothing() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![requests("acme", 1000, 10)]);
-        assert_eq!(session.model.plugins["acme"].latest().requests_per_s, 0.0, "one look tells no rate");
-        session.snapshot(vec![requests("acme", 1040, 12)]);
-        let sample = session.model.plugins["acme"].latest();
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![requests("acme", 1000, 10)]);
+        assert_eq!(rig.model.plugins["acme"].latest().requests_per_s, 0.0, "one look tells no rate");
+        rig.snapshot(vec![requests("acme", 1040, 12)]);
+        let sample = rig.model.plugins["acme"].latest();
         assert_eq!((sample.requests_per_s, sample.errors_per_s), (40.0, 2.0));
-        assert_eq!(session.model.workers[0].requests_per_s, 40.0);
+        assert_eq!(rig.model.workers[0].requests_per_s, 40.0);
         let again = Snapshot {
             timestamp: "2026-01-01T03:12:09.000Z".into(),
             pid: 778,
@@ -829,317 +829,303 @@ mod tests {
             plugins: vec![requests("acme", 5, 0)],
             ..Snapshot::default()
         };
-        session.news(News::Snapshot(Box::new(again)));
-        assert_eq!(session.model.plugins["acme"].latest().requests_per_s, 0.0);
+        rig.news(News::Snapshot(Box::new(again)));
+        assert_eq!(rig.model.plugins["acme"].latest().requests_per_s, 0.0);
     }
 
     #[test]
     fn history_has_its_limit() {
-        let mut session = Session::new(80, 24);
+        let mut rig = Rig::new(80, 24);
         for second in 0..HISTORY_MAX as u64 + 50 {
-            session.snapshot(vec![requests("acme", second, 0)]);
+            rig.snapshot(vec![requests("acme", second, 0)]);
         }
-        assert_eq!(session.model.plugins["acme"].history.len(), HISTORY_MAX);
-        assert_eq!(session.model.workers[0].history.len(), HISTORY_MAX);
+        assert_eq!(rig.model.plugins["acme"].history.len(), HISTORY_MAX);
+        assert_eq!(rig.model.workers[0].history.len(), HISTORY_MAX);
         for id in 0..EVENTS_MAX as u64 + 5 {
-            session.event(id, "acme", "ready", "null");
+            rig.event(id, "acme", "ready", "null");
         }
-        assert_eq!(session.model.events.len(), EVENTS_MAX);
-        session.typed("l");
+        assert_eq!(rig.model.events.len(), EVENTS_MAX);
+        rig.typed("l");
         for _ in 0..LOG_LINES_MAX + 5 {
-            session.log("acme", "info", "line");
+            rig.log("acme", "info", "line");
         }
-        assert_eq!((session.model.logs.lines.len(), session.model.logs.forgotten), (LOG_LINES_MAX, 5));
+        assert_eq!((rig.model.logs.lines.len(), rig.model.logs.forgotten), (LOG_LINES_MAX, 5));
     }
 
     #[test]
     fn two_deaths_make_a_loop_and_two_quiet_minutes_end_it() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme"), plugin("zebra")]);
-        session.snapshot(vec![plugin("acme"), crashed("zebra", 1)]);
-        assert_eq!(session.model.plugins["zebra"].condition(), Condition::Crashed);
-        assert_eq!(session.model.selected.as_deref(), Some("acme"), "the cursor stays where it was");
-        assert_eq!(session.model.rows()[0].status.id, "zebra", "the trouble is on top");
-        session.snapshot(vec![plugin("acme"), crashed("zebra", 2)]);
-        assert_eq!(session.model.plugins["zebra"].condition(), Condition::CrashLoop);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme"), plugin("zebra")]);
+        rig.snapshot(vec![plugin("acme"), crashed("zebra", 1)]);
+        assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Crashed);
+        assert_eq!(rig.model.selected.as_deref(), Some("acme"), "the cursor stays where it was");
+        assert_eq!(rig.model.rows()[0].status.id, "zebra", "the trouble is on top");
+        rig.snapshot(vec![plugin("acme"), crashed("zebra", 2)]);
+        assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop);
         let back =
             PluginStatus { restarts: 2, last_exit: Some("killed by SIGKILL".into()), ..plugin("zebra") };
-        session.snapshot(vec![plugin("acme"), back.clone()]);
-        assert_eq!(session.model.plugins["zebra"].condition(), Condition::CrashLoop, "running for a second");
-        session.seconds += LOOP_WINDOW_MS / 1000;
-        session.snapshot(vec![plugin("acme"), back]);
-        assert_eq!(session.model.plugins["zebra"].condition(), Condition::Running);
-        assert!(session.model.worst().is_none());
+        rig.snapshot(vec![plugin("acme"), back.clone()]);
+        assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop, "running for a second");
+        rig.seconds += LOOP_WINDOW_MS / 1000;
+        rig.snapshot(vec![plugin("acme"), back]);
+        assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Running);
+        assert!(rig.model.worst().is_none());
     }
 
     #[test]
     fn an_ordered_restart_is_no_death() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme")]);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]);
         for restarts in 1..4 {
-            session.typed("ry");
-            assert_eq!(session.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
+            rig.typed("ry");
+            assert_eq!(rig.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
             let last_exit = Some("killed by SIGTERM".into());
-            session.snapshot(vec![PluginStatus { restarts, last_exit, ..plugin("acme") }]);
-            session.news(News::Outcome {
+            rig.snapshot(vec![PluginStatus { restarts, last_exit, ..plugin("acme") }]);
+            rig.news(News::Outcome {
                 verb: "restart".into(),
                 plugin: "acme".into(),
                 after_ms: 40,
                 error: None,
             });
         }
-        assert_eq!(session.model.plugins["acme"].condition(), Condition::Running);
-        assert!(session.model.pending.is_empty());
+        assert_eq!(rig.model.plugins["acme"].condition(), Condition::Running);
+        assert!(rig.model.pending.is_empty());
     }
 
     #[test]
     fn a_restart_shows_when_it_was() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme")]);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]);
         let again = |pid, uptime_ms| PluginStatus {
             restarts: 1,
             pid: Some(pid),
             uptime_ms: Some(uptime_ms),
             ..plugin("acme")
         };
-        session.snapshot(vec![again(9, 400)]);
-        let at = session.unix_ms() - 400;
-        session.snapshot(vec![again(9, 1401)]);
-        let last = |session: &Session| session.model.plugins["acme"].last_restart_unix_ms;
-        assert_eq!(last(&session), Some(at), "it does not wander");
-        session.snapshot(vec![crashed("acme", 2)]);
-        assert_eq!(last(&session), Some(session.unix_ms()), "one that came and went between two looks");
-        session.seconds += 10;
-        session.event(1, "acme", "restarting", "null");
-        assert_eq!(last(&session), Some(session.unix_ms()), "the audit trail knows it better");
+        rig.snapshot(vec![again(9, 400)]);
+        let at = rig.unix_ms() - 400;
+        rig.snapshot(vec![again(9, 1401)]);
+        let last = |rig: &Rig| rig.model.plugins["acme"].last_restart_unix_ms;
+        assert_eq!(last(&rig), Some(at), "it does not wander");
+        rig.snapshot(vec![crashed("acme", 2)]);
+        assert_eq!(last(&rig), Some(rig.unix_ms()), "one that came and went between two looks");
+        rig.seconds += 10;
+        rig.event(1, "acme", "restarting", "null");
+        assert_eq!(last(&rig), Some(rig.unix_ms()), "the audit trail knows it better");
     }
 
     #[test]
     fn the_back_off_counts_down_until_the_plugin_starts() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![crashed("zebra", 3)]);
-        session.event(5, "zebra", "crashed", r#"{"next_start_ms":4000}"#);
-        let next = session.model.plugins["zebra"].next_start_unix_ms.expect("announced");
-        assert_eq!(next, session.unix_ms() + 4000);
-        session.snapshot(vec![plugin("zebra")]);
-        assert_eq!(session.model.plugins["zebra"].next_start_unix_ms, None);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![crashed("zebra", 3)]);
+        rig.event(5, "zebra", "crashed", r#"{"next_start_ms":4000}"#);
+        let next = rig.model.plugins["zebra"].next_start_unix_ms.expect("announced");
+        assert_eq!(next, rig.unix_ms() + 4000);
+        rig.snapshot(vec![plugin("zebra")]);
+        assert_eq!(rig.model.plugins["zebra"].next_start_unix_ms, None);
     }
 
     #[test]
     fn events_that_come_again_after_a_reconnect_are_not_doubled() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme")]);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]);
         for _ in 0..2 {
-            session.event(1, "acme", "ready", "null").event(2, "acme", "crashed", "null");
+            rig.event(1, "acme", "ready", "null").event(2, "acme", "crashed", "null");
         }
-        assert_eq!(session.model.events.len(), 2);
-        assert_eq!(session.model.plugins["acme"].deaths_unix_ms.len(), 1);
-        session.event(3, "gone", "stopped", "null");
-        assert!(!session.model.plugins.contains_key("gone"), "the trail makes no plugins");
+        assert_eq!(rig.model.events.len(), 2);
+        assert_eq!(rig.model.plugins["acme"].deaths_unix_ms.len(), 1);
+        rig.event(3, "gone", "stopped", "null");
+        assert!(!rig.model.plugins.contains_key("gone"), "the trail makes no plugins");
     }
 
     #[test]
     fn a_lost_line_says_since_when_and_heals() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme")]);
-        let lost_at = session.model.now;
-        session.news(News::Lost { reason: "one".into() });
-        session.seconds += 5;
-        session.news(News::Lost { reason: "two\u{1b}".into() });
-        assert_eq!(session.model.link, Link::Lost { since: lost_at, reason: "two^[".into() });
-        session.typed("r");
-        assert!(session.model.confirm.is_none(), "nobody would hear the order");
-        session.snapshot(vec![plugin("acme")]);
-        assert_eq!(session.model.link, Link::Live);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]);
+        let lost_at = rig.model.now;
+        rig.news(News::Lost { reason: "one".into() });
+        rig.seconds += 5;
+        rig.news(News::Lost { reason: "two\u{1b}".into() });
+        assert_eq!(rig.model.link, Link::Lost { since: lost_at, reason: "two^[".into() });
+        rig.typed("r");
+        assert!(rig.model.confirm.is_none(), "nobody would hear the order");
+        rig.snapshot(vec![plugin("acme")]);
+        assert_eq!(rig.model.link, Link::Live);
     }
 
     #[test]
     fn an_action_needs_its_answer() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme"), plugin("bolt")]);
-        session.key(Key::Down).typed("x");
-        let asked = session.model.confirm.clone();
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        rig.key(Key::Down).typed("x");
+        let asked = rig.model.confirm.clone();
         assert_eq!(asked, Some(Confirm { verb: Verb::Stop, plugin: "bolt".into() }));
-        session.key(Key::Enter).key(Key::Down);
-        assert_eq!(session.model.confirm, asked, "a stray key neither confirms nor hides the question");
-        assert_eq!(session.command, None);
-        session.key(Key::Esc);
-        assert_eq!((session.model.confirm.clone(), session.command.clone()), (None, None));
+        rig.key(Key::Enter).key(Key::Down);
+        assert_eq!(rig.model.confirm, asked, "a stray key neither confirms nor hides the question");
+        assert_eq!(rig.command, None);
+        rig.key(Key::Esc);
+        assert_eq!((rig.model.confirm.clone(), rig.command.clone()), (None, None));
         for verb in Verb::ALL {
-            session.typed(&verb.key().to_string()).typed("y");
-            assert_eq!(session.command, Some(Command::Order { verb, plugin: "bolt".into() }));
+            rig.typed(&verb.key().to_string()).typed("y");
+            assert_eq!(rig.command, Some(Command::Order { verb, plugin: "bolt".into() }));
         }
-        session.typed(":restart acme").key(Key::Enter).typed("y");
-        assert_eq!(session.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
+        rig.typed(":restart acme").key(Key::Enter).typed("y");
+        assert_eq!(rig.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
     }
 
     #[test]
     fn read_only_takes_no_action() {
-        let mut session = Session::new(80, 24);
-        session.model.readonly = true;
-        session.snapshot(vec![plugin("acme")]);
+        let mut rig = Rig::new(80, 24);
+        rig.model.readonly = true;
+        rig.snapshot(vec![plugin("acme")]);
         for verb in Verb::ALL {
-            session.typed(&verb.key().to_string());
-            assert!(session.model.confirm.is_none());
-            session.typed(&format!(":{} acme", verb.word())).key(Key::Enter);
-            assert!(session.model.confirm.is_none());
+            rig.typed(&verb.key().to_string());
+            assert!(rig.model.confirm.is_none());
+            rig.typed(&format!(":{} acme", verb.word())).key(Key::Enter);
+            assert!(rig.model.confirm.is_none());
         }
-        assert!(session.model.toast.as_ref().is_some_and(|toast| !toast.good));
+        assert!(rig.model.toast.as_ref().is_some_and(|toast| !toast.good));
     }
 
     #[test]
     fn an_outcome_is_shown_for_a_while() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme")]);
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]);
         let error = Some("conflict: it failed (409)".to_owned());
-        session.news(News::Outcome { verb: "start".into(), plugin: "acme".into(), after_ms: 7, error });
-        let toast = session.model.toast.clone().expect("shown");
+        rig.news(News::Outcome { verb: "start".into(), plugin: "acme".into(), after_ms: 7, error });
+        let toast = rig.model.toast.clone().expect("shown");
         assert_eq!((toast.text.as_str(), toast.good), ("start acme: conflict: it failed (409)", false));
-        session.seconds += TOAST.as_secs() - 1;
-        session.send(Msg::Tick);
-        assert!(session.model.toast.is_some());
-        session.seconds += 1;
-        session.send(Msg::Tick);
-        assert_eq!(session.model.toast, None);
+        rig.seconds += TOAST.as_secs() - 1;
+        rig.send(Msg::Tick);
+        assert!(rig.model.toast.is_some());
+        rig.seconds += 1;
+        rig.send(Msg::Tick);
+        assert_eq!(rig.model.toast, None);
     }
 
     #[test]
     fn filters_are_fuzzy_and_turn_around() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![
-            plugin("hello-python"),
-            plugin("hello-rust"),
-            plugin("acme"),
-            crashed("zebra", 0),
-        ]);
-        let shown = |session: &Session| {
-            session.model.rows().iter().map(|row| row.status.id.clone()).collect::<Vec<_>>().join(" ")
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("hello-python"), plugin("hello-rust"), plugin("acme"), crashed("zebra", 0)]);
+        let shown = |rig: &Rig| {
+            rig.model.rows().iter().map(|row| row.status.id.clone()).collect::<Vec<_>>().join(" ")
         };
-        session.typed("/hpy");
-        assert_eq!(shown(&session), "hello-python", "while it is typed");
-        session.key(Key::Enter).typed("!");
-        assert_eq!(session.model.prompt.as_ref().map(|prompt| prompt.input().value()), Some("!hpy"));
-        session.key(Key::Enter);
-        session.typed("!").key(Key::Enter);
-        assert_eq!(session.model.filter, "!hpy");
-        session.key(Key::Esc);
-        assert_eq!(session.model.filter, "", "Esc lets everything through again");
-        session.typed("!hello").key(Key::Enter);
-        assert_eq!(shown(&session), "zebra acme");
-        session.typed("/").key(Key::Ctrl('u')).typed("crashed").key(Key::Enter);
-        assert_eq!(shown(&session), "zebra", "states are words too");
-        assert_eq!(
-            session.model.selected.as_deref(),
-            Some("zebra"),
-            "the cursor is on something that is shown"
-        );
+        rig.typed("/hpy");
+        assert_eq!(shown(&rig), "hello-python", "while it is typed");
+        rig.key(Key::Enter).typed("!");
+        assert_eq!(rig.model.prompt.as_ref().map(|prompt| prompt.input().value()), Some("!hpy"));
+        rig.key(Key::Enter);
+        rig.typed("!").key(Key::Enter);
+        assert_eq!(rig.model.filter, "!hpy");
+        rig.key(Key::Esc);
+        assert_eq!(rig.model.filter, "", "Esc lets everything through again");
+        rig.typed("!hello").key(Key::Enter);
+        assert_eq!(shown(&rig), "zebra acme");
+        rig.typed("/").key(Key::Ctrl('u')).typed("crashed").key(Key::Enter);
+        assert_eq!(shown(&rig), "zebra", "states are words too");
+        assert_eq!(rig.model.selected.as_deref(), Some("zebra"), "the cursor is on something that is shown");
     }
 
     #[test]
     fn events_have_a_filter_of_their_own() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("acme"), plugin("bolt")]);
-        session.event(1, "acme", "ready", r#"{"pid":7}"#).event(
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        rig.event(1, "acme", "ready", r#"{"pid":7}"#).event(
             2,
             "bolt",
             "crashed",
             r#"{"exit":"exit code 7"}"#,
         );
-        session.event(3, "acme", "stopped", "null");
-        session.typed("/bolt").key(Key::Enter).typed("e");
-        let shown =
-            |session: &Session| session.model.events_shown().iter().map(|event| event.id).collect::<Vec<_>>();
-        assert_eq!(shown(&session), [1, 2, 3], "that of the plugins is another");
-        session.typed("/CODE");
-        assert_eq!(shown(&session), [2]);
-        session.key(Key::Enter).typed("!").key(Key::Enter);
-        assert_eq!(shown(&session), [1, 3]);
-        session.key(Key::Esc);
-        assert_eq!(shown(&session), [1, 2, 3]);
-        session.key(Key::Esc);
-        assert_eq!((session.model.screen(), session.model.filter.as_str()), (&Screen::Plugins, "bolt"));
-        session.key(Key::Enter).typed("/").typed("e");
-        assert_eq!(session.model.screen(), &Screen::Events(Some("bolt".into())), "no filter on a detail");
-        assert_eq!(shown(&session), [2], "those of the plugin that was looked at");
+        rig.event(3, "acme", "stopped", "null");
+        rig.typed("/bolt").key(Key::Enter).typed("e");
+        let shown = |rig: &Rig| rig.model.events_shown().iter().map(|event| event.id).collect::<Vec<_>>();
+        assert_eq!(shown(&rig), [1, 2, 3], "that of the plugins is another");
+        rig.typed("/CODE");
+        assert_eq!(shown(&rig), [2]);
+        rig.key(Key::Enter).typed("!").key(Key::Enter);
+        assert_eq!(shown(&rig), [1, 3]);
+        rig.key(Key::Esc);
+        assert_eq!(shown(&rig), [1, 2, 3]);
+        rig.key(Key::Esc);
+        assert_eq!((rig.model.screen(), rig.model.filter.as_str()), (&Screen::Plugins, "bolt"));
+        rig.key(Key::Enter).typed("/").typed("e");
+        assert_eq!(rig.model.screen(), &Screen::Events(Some("bolt".into())), "no filter on a detail");
+        assert_eq!(shown(&rig), [2], "those of the plugin that was looked at");
     }
 
     #[test]
     fn the_cursor_stays_on_its_plugin_and_in_sight() {
-        let mut session = Session::new(80, 10);
+        let mut rig = Rig::new(80, 10);
         let plugins = || (0..50).map(|number| plugin(&format!("p{number:02}"))).collect::<Vec<_>>();
-        session.snapshot(plugins());
-        session.typed("G");
-        assert_eq!(session.model.selected.as_deref(), Some("p49"));
-        assert_eq!(session.model.scroll, 50 - session.model.list_height());
-        session.snapshot(plugins().split_off(10));
-        assert_eq!(session.model.selected.as_deref(), Some("p49"));
-        session.send(Msg::Resize(80, 7)).typed("g");
-        assert_eq!((session.model.selected.as_deref(), session.model.scroll), (Some("p10"), 0));
-        session.send(Msg::Click { row: session.model.list_top() + 2 });
-        assert_eq!(session.model.selected.as_deref(), Some("p12"));
-        session.send(Msg::Wheel { down: true });
-        assert_eq!(session.model.selected.as_deref(), Some("p15"));
+        rig.snapshot(plugins());
+        rig.typed("G");
+        assert_eq!(rig.model.selected.as_deref(), Some("p49"));
+        assert_eq!(rig.model.scroll, 50 - rig.model.list_height());
+        rig.snapshot(plugins().split_off(10));
+        assert_eq!(rig.model.selected.as_deref(), Some("p49"));
+        rig.send(Msg::Resize(80, 7)).typed("g");
+        assert_eq!((rig.model.selected.as_deref(), rig.model.scroll), (Some("p10"), 0));
+        rig.send(Msg::Click { row: rig.model.list_top() + 2 });
+        assert_eq!(rig.model.selected.as_deref(), Some("p12"));
+        rig.send(Msg::Wheel { down: true });
+        assert_eq!(rig.model.selected.as_deref(), Some("p15"));
     }
 
     #[test]
     fn logs_follow_pause_and_are_searched() {
-        let mut session = Session::new(80, 9);
-        session.snapshot(vec![plugin("acme"), plugin("bolt")]);
-        session.typed(" ").typed(" ").typed("l");
-        let generation = session.model.logs.generation;
+        let mut rig = Rig::new(80, 9);
+        rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        rig.typed(" ").typed(" ").typed("l");
+        let generation = rig.model.logs.generation;
         let plugins = vec!["acme".to_owned(), "bolt".to_owned()];
-        assert_eq!(session.command, Some(Command::FollowLogs { generation, plugins }));
+        assert_eq!(rig.command, Some(Command::FollowLogs { generation, plugins }));
         for number in 0..30 {
             let level = if number % 10 == 0 { "error" } else { "info" };
-            session.log("acme", level, &format!("line {number}"));
+            rig.log("acme", level, &format!("line {number}"));
         }
-        let last = |session: &Session| session.model.logs.shown().last().map(|(_, line)| line.text.clone());
-        assert_eq!(last(&session).as_deref(), Some("line 29"));
-        session.typed("kk").log("acme", "info", "line 30");
-        assert_eq!(last(&session).as_deref(), Some("line 27"), "what is read does not run away");
-        session.typed("/LINE 1").key(Key::Enter);
-        assert_eq!(last(&session).as_deref(), Some("line 19"), "upwards from where one is");
-        session.typed("NNn");
-        assert_eq!(last(&session).as_deref(), Some("line 18"));
-        session.typed("4");
-        assert_eq!(last(&session).as_deref(), Some("line 10"));
-        session.typed("1G");
-        assert_eq!((last(&session).as_deref(), session.model.logs.bottom), (Some("line 30"), None));
+        let last = |rig: &Rig| rig.model.logs.shown().last().map(|(_, line)| line.text.clone());
+        assert_eq!(last(&rig).as_deref(), Some("line 29"));
+        rig.typed("kk").log("acme", "info", "line 30");
+        assert_eq!(last(&rig).as_deref(), Some("line 27"), "what is read does not run away");
+        rig.typed("/LINE 1").key(Key::Enter);
+        assert_eq!(last(&rig).as_deref(), Some("line 19"), "upwards from where one is");
+        rig.typed("NNn");
+        assert_eq!(last(&rig).as_deref(), Some("line 18"));
+        rig.typed("4");
+        assert_eq!(last(&rig).as_deref(), Some("line 10"));
+        rig.typed("1G");
+        assert_eq!((last(&rig).as_deref(), rig.model.logs.bottom), (Some("line 30"), None));
         let old = News::Log { generation: generation - 1, plugin: "acme".into(), line: "old".into() };
-        session.news(old);
-        assert_eq!(last(&session).as_deref(), Some("line 30"), "news of a view that was left");
-        session.key(Key::Esc).key(Key::Esc);
-        assert_eq!(
-            (session.command.clone(), session.model.screen()),
-            (Some(Command::StopLogs), &Screen::Plugins)
-        );
+        rig.news(old);
+        assert_eq!(last(&rig).as_deref(), Some("line 30"), "news of a view that was left");
+        rig.key(Key::Esc).key(Key::Esc);
+        assert_eq!((rig.command.clone(), rig.model.screen()), (Some(Command::StopLogs), &Screen::Plugins));
     }
 
     #[test]
     fn the_command_line_completes() {
-        let mut session = Session::new(80, 24);
-        session.snapshot(vec![plugin("hello-python"), plugin("hello-rust")]);
-        session.typed(":resta").key(Key::Tab).typed("h").key(Key::Tab);
-        let typed =
-            |session: &Session| session.model.prompt.as_ref().map(|prompt| prompt.input().value().to_owned());
-        assert_eq!(typed(&session).as_deref(), Some("restart hello-"));
-        session.typed("r").key(Key::Tab).key(Key::Enter);
-        let asked = session.model.confirm.take();
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("hello-python"), plugin("hello-rust")]);
+        rig.typed(":resta").key(Key::Tab).typed("h").key(Key::Tab);
+        let typed = |rig: &Rig| rig.model.prompt.as_ref().map(|prompt| prompt.input().value().to_owned());
+        assert_eq!(typed(&rig).as_deref(), Some("restart hello-"));
+        rig.typed("r").key(Key::Tab).key(Key::Enter);
+        let asked = rig.model.confirm.take();
         assert_eq!(asked, Some(Confirm { verb: Verb::Restart, plugin: "hello-rust".into() }));
-        session.typed(":sort last-exit").key(Key::Enter);
-        assert_eq!(session.model.sort.column, Column::LastExit);
-        session.typed(":nonsense").key(Key::Enter);
-        assert!(session.model.toast.as_ref().is_some_and(|toast| toast.text.contains("nonsense")));
+        rig.typed(":sort last-exit").key(Key::Enter);
+        assert_eq!(rig.model.sort.column, Column::LastExit);
+        rig.typed(":nonsense").key(Key::Enter);
+        assert!(rig.model.toast.as_ref().is_some_and(|toast| toast.text.contains("nonsense")));
         for (line, screen) in [
             ("workers", Screen::Workers),
             ("events hello-rust", Screen::Events(Some("hello-rust".into()))),
             ("detail hello-rust", Screen::Detail("hello-rust".into())),
             ("plugins", Screen::Plugins),
         ] {
-            session.typed(":").typed(line).key(Key::Enter);
-            assert_eq!(session.model.screen(), &screen);
+            rig.typed(":").typed(line).key(Key::Enter);
+            assert_eq!(rig.model.screen(), &screen);
         }
-        session.typed(":q").key(Key::Enter);
-        assert_eq!(session.command, Some(Command::Quit));
+        rig.typed(":q").key(Key::Enter);
+        assert_eq!(rig.command, Some(Command::Quit));
     }
 }

@@ -164,6 +164,26 @@ fn signals_and_suspension_give_the_terminal_back() {
     terminal.wait("the shell at last", |screen| (!screen.contains("PLUGIN")).then_some(()), "");
 }
 
+/// As `ssh -t host toru-console` runs it.
+#[test]
+fn without_a_shell_to_continue_it_the_console_does_not_stop() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    let line = format!(
+        "exec {} --socket {}",
+        binary("toru-console").display(),
+        daemon.root().join("control.sock").display()
+    );
+    let opened = terminal.tmux(&["new-window", &line]);
+    assert!(opened.status.success(), "{opened:?}");
+    terminal.wait_text("● live");
+    terminal.keys(&["C-z"]);
+    terminal.keys(&["w"]);
+    terminal.wait_text("WORKER");
+    terminal.keys(&["q"]);
+    terminal.wait("the shell of the first window", |screen| (!screen.contains("WORKER")).then_some(()), "");
+}
+
 #[test]
 fn a_lost_core_is_said_to_be_lost_and_is_found_again() {
     let mut daemon = daemon();

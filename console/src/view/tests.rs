@@ -4,12 +4,12 @@ use ratatui::style::{Color, Modifier};
 
 use super::{Look, Theme};
 use crate::model::{Sort, Verb};
-use crate::testing::{Session, crashed, plugin};
+use crate::testing::{Rig, crashed, plugin};
 use crate::update::{Key, Msg, News};
 
 /// A small installation with some of everything, four seconds long.
-fn busy(columns: u16, rows: u16) -> Session {
-    let mut session = Session::new(columns, rows);
+fn busy(columns: u16, rows: u16) -> Rig {
+    let mut rig = Rig::new(columns, rows);
     for second in 0..4u64 {
         let mut acme = plugin("acme");
         (acme.requests, acme.errors, acme.in_flight) = (second * (100 + second * 40), second * 2, 3);
@@ -19,26 +19,26 @@ fn busy(columns: u16, rows: u16) -> Session {
         (idle.enabled, idle.running, idle.state, idle.health) =
             (false, false, "stopped".into(), "stopped".into());
         (idle.pid, idle.uptime_ms, idle.cpu_percent, idle.rss_bytes) = (None, None, None, None);
-        session.snapshot(vec![acme, bolt, idle]);
+        rig.snapshot(vec![acme, bolt, idle]);
     }
-    session
+    rig
 }
 
-fn trouble(columns: u16, rows: u16) -> Session {
-    let mut session = busy(columns, rows);
+fn trouble(columns: u16, rows: u16) -> Rig {
+    let mut rig = busy(columns, rows);
     let mut hung = plugin("hung");
     hung.health = "unresponsive".into();
     let before = crashed("zebra", 3);
-    session.snapshot(vec![plugin("acme"), hung.clone(), before]);
-    session.event(1, "zebra", "crashed", r#"{"exit":"killed by SIGKILL","failures":3,"next_start_ms":4000}"#);
-    session.event(
+    rig.snapshot(vec![plugin("acme"), hung.clone(), before]);
+    rig.event(1, "zebra", "crashed", r#"{"exit":"killed by SIGKILL","failures":3,"next_start_ms":4000}"#);
+    rig.event(
         2,
         "zebra",
         "crashed",
         r#"{"exit":"killed by SIGKILL","failures":4,"next_start_ms":4000,"stderr":["opening store","panicked at \u001b[31mlib.rs:7"]}"#,
     );
-    session.snapshot(vec![plugin("acme"), hung, crashed("zebra", 4)]);
-    session
+    rig.snapshot(vec![plugin("acme"), hung, crashed("zebra", 4)]);
+    rig
 }
 
 #[test]
@@ -46,18 +46,18 @@ fn plugins() {
     insta::assert_snapshot!("plugins_80", busy(80, 16).picture());
     insta::assert_snapshot!("plugins_200", busy(200, 10).picture());
     insta::assert_snapshot!("plugins_40", busy(40, 10).picture());
-    let mut session = busy(80, 10);
-    session.typed("R").key(Key::Down).typed(" ");
-    insta::assert_snapshot!("plugins_sorted_and_marked", session.picture());
-    session.typed("!acm");
-    insta::assert_snapshot!("plugins_while_filtering", session.picture());
+    let mut rig = busy(80, 10);
+    rig.typed("R").key(Key::Down).typed(" ");
+    insta::assert_snapshot!("plugins_sorted_and_marked", rig.picture());
+    rig.typed("!acm");
+    insta::assert_snapshot!("plugins_while_filtering", rig.picture());
 }
 
 #[test]
 fn trouble_is_what_the_eye_meets() {
-    let session = trouble(80, 14);
-    insta::assert_snapshot!("trouble_80", session.picture());
-    let buffer = session.buffer();
+    let rig = trouble(80, 14);
+    insta::assert_snapshot!("trouble_80", rig.picture());
+    let buffer = rig.buffer();
     let line = |row: u16| (0..80).map(|column| buffer[(column, row)].symbol()).collect::<String>();
     assert!(line(2).contains("zebra"), "the alarm comes right after the header");
     assert!((0..80).all(|column| buffer[(column, 2)].bg == Color::Red), "over the whole width");
@@ -67,32 +67,32 @@ fn trouble_is_what_the_eye_meets() {
 
 #[test]
 fn a_hundred_plugins_scroll() {
-    let mut session = Session::new(80, 12);
+    let mut rig = Rig::new(80, 12);
     let plugins = || (0..100).map(|number| plugin(&format!("plugin-{number:03}"))).collect::<Vec<_>>();
-    session.snapshot(plugins()).snapshot(plugins());
-    insta::assert_snapshot!("hundred_top", session.picture());
-    session.typed("G").key(Key::PageUp);
-    insta::assert_snapshot!("hundred_bottom", session.picture());
+    rig.snapshot(plugins()).snapshot(plugins());
+    insta::assert_snapshot!("hundred_top", rig.picture());
+    rig.typed("G").key(Key::PageUp);
+    insta::assert_snapshot!("hundred_bottom", rig.picture());
 }
 
 #[test]
 fn without_plugins_and_without_a_core() {
-    let mut session = Session::new(80, 8);
-    insta::assert_snapshot!("connecting", session.picture());
-    session.news(News::Lost { reason: "no core at /run/toru/control.sock".into() });
-    insta::assert_snapshot!("no_core", session.picture());
-    session.snapshot(vec![]);
-    insta::assert_snapshot!("no_plugins", session.picture());
+    let mut rig = Rig::new(80, 8);
+    insta::assert_snapshot!("connecting", rig.picture());
+    rig.news(News::Lost { reason: "no core at /run/toru/control.sock".into() });
+    insta::assert_snapshot!("no_core", rig.picture());
+    rig.snapshot(vec![]);
+    insta::assert_snapshot!("no_plugins", rig.picture());
 }
 
 #[test]
 fn a_lost_core_leaves_its_last_picture_grey() {
-    let mut session = trouble(80, 12);
-    session.news(News::Lost { reason: "the core closed the line".into() });
-    session.seconds += 75;
-    session.send(Msg::Tick);
-    insta::assert_snapshot!("lost", session.picture());
-    let buffer = session.buffer();
+    let mut rig = trouble(80, 12);
+    rig.news(News::Lost { reason: "the core closed the line".into() });
+    rig.seconds += 75;
+    rig.send(Msg::Tick);
+    insta::assert_snapshot!("lost", rig.picture());
+    let buffer = rig.buffer();
     for position in (super::Rect { x: 0, y: 2, width: 80, height: 9 }).positions() {
         let cell = &buffer[position];
         assert!(cell.fg == Color::DarkGray && cell.bg == Color::Reset, "{position}: {cell:?}");
@@ -101,102 +101,98 @@ fn a_lost_core_leaves_its_last_picture_grey() {
 
 #[test]
 fn detail() {
-    let mut session = busy(80, 24);
-    session.event(1, "acme", "ready", r#"{"pid":4000,"startup_ms":12}"#);
-    session.event(2, "bolt", "ready", r#"{"pid":4001}"#);
-    session.key(Key::Enter);
-    insta::assert_snapshot!("detail_80", session.picture());
-    let mut session = trouble(100, 30);
-    session.key(Key::Home).key(Key::Enter);
-    insta::assert_snapshot!("detail_crash_loop", session.picture());
-    let mut session = busy(40, 24);
-    session.key(Key::Enter);
-    insta::assert_snapshot!("detail_40", session.picture());
-    session.snapshot(vec![]);
-    insta::assert_snapshot!("detail_gone", session.picture());
+    let mut rig = busy(80, 24);
+    rig.event(1, "acme", "ready", r#"{"pid":4000,"startup_ms":12}"#);
+    rig.event(2, "bolt", "ready", r#"{"pid":4001}"#);
+    rig.key(Key::Enter);
+    insta::assert_snapshot!("detail_80", rig.picture());
+    let mut rig = trouble(100, 30);
+    rig.key(Key::Home).key(Key::Enter);
+    insta::assert_snapshot!("detail_crash_loop", rig.picture());
+    let mut rig = busy(40, 24);
+    rig.key(Key::Enter);
+    insta::assert_snapshot!("detail_40", rig.picture());
+    rig.snapshot(vec![]);
+    insta::assert_snapshot!("detail_gone", rig.picture());
 }
 
 #[test]
 fn logs() {
-    let mut session = busy(80, 10);
-    session.typed(":logs acme bolt").key(Key::Enter);
-    insta::assert_snapshot!("logs_empty", session.picture());
-    session.log("acme", "debug", "not shown at first").log("acme", "info", "listening");
-    session.log("bolt", "warn", "disk is 91% full").log(
-        "acme",
-        "error",
-        "cannot open \u{1b}[2J\u{7}database",
-    );
-    session.log("bolt", "info", &"a long line ".repeat(12));
-    insta::assert_snapshot!("logs_merged", session.picture());
-    session.typed("w1/open").key(Key::Enter);
-    insta::assert_snapshot!("logs_search_wrapped", session.picture());
+    let mut rig = busy(80, 10);
+    rig.typed(":logs acme bolt").key(Key::Enter);
+    insta::assert_snapshot!("logs_empty", rig.picture());
+    rig.log("acme", "debug", "not shown at first").log("acme", "info", "listening");
+    rig.log("bolt", "warn", "disk is 91% full").log("acme", "error", "cannot open \u{1b}[2J\u{7}database");
+    rig.log("bolt", "info", &"a long line ".repeat(12));
+    insta::assert_snapshot!("logs_merged", rig.picture());
+    rig.typed("w1/open").key(Key::Enter);
+    insta::assert_snapshot!("logs_search_wrapped", rig.picture());
 }
 
 #[test]
 fn events_and_workers() {
-    let mut session = trouble(80, 8);
-    session.typed("e");
-    insta::assert_snapshot!("events", session.picture());
-    session.key(Key::Esc).typed("w");
-    insta::assert_snapshot!("workers", session.picture());
-    let mut session = busy(80, 8);
-    session.news(News::EventsUnavailable { reason: "This core gives no events.".into() }).typed("e");
-    insta::assert_snapshot!("events_unavailable", session.picture());
+    let mut rig = trouble(80, 8);
+    rig.typed("e");
+    insta::assert_snapshot!("events", rig.picture());
+    rig.key(Key::Esc).typed("w");
+    insta::assert_snapshot!("workers", rig.picture());
+    let mut rig = busy(80, 8);
+    rig.news(News::EventsUnavailable { reason: "This core gives no events.".into() }).typed("e");
+    insta::assert_snapshot!("events_unavailable", rig.picture());
 }
 
 #[test]
 fn questions_help_and_outcomes() {
-    let mut session = busy(80, 16);
-    session.typed("r");
-    insta::assert_snapshot!("confirm", session.picture());
-    session.typed("y");
-    insta::assert_snapshot!("on_its_way", session.picture());
-    session.news(News::Outcome {
+    let mut rig = busy(80, 16);
+    rig.typed("r");
+    insta::assert_snapshot!("confirm", rig.picture());
+    rig.typed("y");
+    insta::assert_snapshot!("on_its_way", rig.picture());
+    rig.news(News::Outcome {
         verb: Verb::Restart.word().into(),
         plugin: "acme".into(),
         after_ms: 312,
         error: None,
     });
-    insta::assert_snapshot!("outcome", session.picture());
+    insta::assert_snapshot!("outcome", rig.picture());
     for (screen, keys) in [("plugins", "?"), ("logs", "xl?"), ("workers", "xw?")] {
-        let mut session = busy(80, 22);
+        let mut rig = busy(80, 22);
         // The first key of two closes nothing and asks nothing: it answers the question of `x`.
         for key in keys.chars() {
-            session.typed(&key.to_string());
+            rig.typed(&key.to_string());
             if key == 'x' {
-                session.typed("n");
+                rig.typed("n");
             }
         }
-        insta::assert_snapshot!(format!("help_{screen}"), session.picture());
+        insta::assert_snapshot!(format!("help_{screen}"), rig.picture());
     }
-    let mut session = busy(80, 8);
-    session.typed(":re");
-    insta::assert_snapshot!("command_line", session.picture());
+    let mut rig = busy(80, 8);
+    rig.typed(":re");
+    insta::assert_snapshot!("command_line", rig.picture());
 }
 
 #[test]
 fn ascii_draws_nothing_else() {
     for keys in ["", "?", "r", "w", "e", "l", "/x"] {
-        let mut session = trouble(80, 16);
-        session.look = Look { ascii: true, ..Look::default() };
-        session.typed(keys);
-        assert!(session.picture().is_ascii(), "{keys}: {}", session.picture());
+        let mut rig = trouble(80, 16);
+        rig.look = Look { ascii: true, ..Look::default() };
+        rig.typed(keys);
+        assert!(rig.picture().is_ascii(), "{keys}: {}", rig.picture());
     }
-    let mut session = trouble(80, 12);
-    session.look.ascii = true;
-    insta::assert_snapshot!("ascii", session.picture());
-    session.key(Key::Enter);
-    assert!(session.picture().is_ascii(), "{}", session.picture());
+    let mut rig = trouble(80, 12);
+    rig.look.ascii = true;
+    insta::assert_snapshot!("ascii", rig.picture());
+    rig.key(Key::Enter);
+    assert!(rig.picture().is_ascii(), "{}", rig.picture());
 }
 
 #[test]
 fn mono_has_no_colour_and_keeps_the_alarm() {
     for keys in ["", "?", "r", "w", "e"] {
-        let mut session = trouble(80, 16);
-        session.look.theme = Theme::Mono;
-        session.typed(keys);
-        let buffer = session.buffer();
+        let mut rig = trouble(80, 16);
+        rig.look.theme = Theme::Mono;
+        rig.typed(keys);
+        let buffer = rig.buffer();
         for cell in &buffer.content {
             assert!(cell.fg == Color::Reset && cell.bg == Color::Reset, "{keys}: {cell:?}");
         }
@@ -209,11 +205,11 @@ fn mono_has_no_colour_and_keeps_the_alarm() {
 #[test]
 fn colours_are_of_the_sixteen() {
     for theme in [Theme::Dark, Theme::Light] {
-        let mut session = trouble(100, 30);
-        session.look.theme = theme;
+        let mut rig = trouble(100, 30);
+        rig.look.theme = theme;
         for keys in ["", "?", "re", "w"] {
-            session.typed(keys);
-            for cell in &session.buffer().content {
+            rig.typed(keys);
+            for cell in &rig.buffer().content {
                 for color in [cell.fg, cell.bg] {
                     assert!(!matches!(color, Color::Rgb(..) | Color::Indexed(_)), "{cell:?}");
                     assert!(theme == Theme::Dark || color != Color::Yellow, "yellow on white: {cell:?}");
@@ -228,17 +224,17 @@ fn no_size_and_no_screen_panics_or_lets_a_control_character_through() {
     for columns in [1, 2, 19, 20, 33, 40, 74, 75, 80, 131, 240] {
         for rows in [1, 5, 6, 7, 9, 24, 60] {
             for keys in ["", "?", "r", "w", "e", "l", ":", "/a", "d"] {
-                let mut session = trouble(columns, rows);
+                let mut rig = trouble(columns, rows);
                 let mut evil = plugin("evil");
                 evil.last_exit = Some("\u{1b}[2J\u{9b}31m\u{202e}".into());
                 evil.version = "\u{7}\u{0}".into();
-                session.snapshot(vec![evil.clone()]).snapshot(vec![evil]);
+                rig.snapshot(vec![evil.clone()]).snapshot(vec![evil]);
                 match keys {
-                    "d" => session.key(Key::Enter),
-                    keys => session.typed(keys),
+                    "d" => rig.key(Key::Enter),
+                    keys => rig.typed(keys),
                 };
-                session.log("evil", "info", "\u{1b}]0;title\u{7}");
-                for cell in &session.buffer().content {
+                rig.log("evil", "info", "\u{1b}]0;title\u{7}");
+                for cell in &rig.buffer().content {
                     assert!(!cell.symbol().contains(char::is_control), "{columns}x{rows} {keys}: {cell:?}");
                 }
             }
@@ -248,14 +244,95 @@ fn no_size_and_no_screen_panics_or_lets_a_control_character_through() {
 
 #[test]
 fn every_column_can_lead() {
-    let mut session = trouble(200, 12);
+    let mut rig = trouble(200, 12);
     for column in crate::columns::Column::ALL {
-        session.typed(&column.key().to_string());
-        let Sort { column: chosen, .. } = session.model.sort;
+        rig.typed(&column.key().to_string());
+        let Sort { column: chosen, .. } = rig.model.sort;
         assert_eq!(chosen, column);
-        assert!(
-            session.picture().lines().nth(3).is_some_and(|titles| titles.contains(['▼', '▲'])),
-            "{column:?}"
-        );
+        assert!(rig.picture().lines().nth(3).is_some_and(|titles| titles.contains(['▼', '▲'])), "{column:?}");
+    }
+}
+
+/// Prints its seed when it fails; `TORU_TEST_SEED` takes one back.
+#[test]
+fn no_order_of_messages_panics() {
+    let mut seed: u64 =
+        std::env::var("TORU_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(1, |since| since.as_nanos() as u64)
+        });
+    println!("seed {seed}");
+    // splitmix64
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = seed;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % below
+    };
+    let special = [
+        Key::Enter,
+        Key::Esc,
+        Key::Tab,
+        Key::Backspace,
+        Key::Delete,
+        Key::Up,
+        Key::Down,
+        Key::Left,
+        Key::Right,
+        Key::PageUp,
+        Key::PageDown,
+        Key::Home,
+        Key::End,
+        Key::Ctrl('u'),
+        Key::Ctrl('w'),
+        Key::Ctrl('k'),
+    ];
+    let mut rig = trouble(80, 24);
+    for step in 0..4000 {
+        match random(20) {
+            0 => {
+                let plugins = (0..random(6)).map(|number| match random(3) {
+                    0 => crashed(&format!("p{number}"), random(9)),
+                    _ => plugin(&format!("p{number}")),
+                });
+                let plugins = plugins.collect();
+                rig.snapshot(plugins);
+            }
+            1 => {
+                let (columns, rows) = (1 + random(130) as u16, 1 + random(40) as u16);
+                rig.send(Msg::Resize(columns, rows));
+            }
+            2 => {
+                rig.news(News::Lost { reason: "gone".into() });
+            }
+            3 => {
+                rig.event(
+                    step,
+                    &format!("p{}", random(6)),
+                    "crashed",
+                    r#"{"next_start_ms":1,"stderr":["x"]}"#,
+                );
+            }
+            4 => {
+                rig.log("p1", ["info", "error"][random(2) as usize], &"wörd 🐍 ".repeat(random(30) as usize));
+            }
+            5 => {
+                rig.send(Msg::Click { row: random(40) as u16 });
+            }
+            6 => {
+                rig.send(Msg::Wheel { down: random(2) == 0 });
+            }
+            7..12 => {
+                rig.key(special[random(special.len() as u64) as usize]);
+            }
+            _ => {
+                // Every key that means something, and a few that take more than a byte or a column.
+                let keys: Vec<char> = (' '..='~').chain("ü🐍\u{301}".chars()).collect();
+                rig.key(Key::Char(keys[random(keys.len() as u64) as usize]));
+            }
+        }
+        rig.look.ascii = random(8) == 0;
+        rig.buffer();
     }
 }
