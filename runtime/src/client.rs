@@ -1,7 +1,8 @@
 //! Drives one client connection: bytes into `toru_http::Connection`, events out of it, requests to plugins, answers back.
 //!
-//! While a request is with its plugin the socket is read on: a client that goes away is noticed at once, its place is
-//! freed and the plugin is told. One request is answered at a time, so an answer in pieces needs no more than one
+//! While a request is with its plugin the socket is read on: a client that resets the connection is noticed at once, one
+//! that closes it after a moment in which it may only have closed its sending side; its place is freed and the plugin is
+//! told. One request is answered at a time, so an answer in pieces needs no more than one
 //! buffer.
 
 use std::future::Future;
@@ -130,6 +131,9 @@ pub async fn serve<S: ClientStream>(
     let mut working = pin!(None);
     let mut request: Option<Request> = None;
     let mut account: Option<Account> = None;
+    // When a client that has closed its sending side is taken for gone. It may still read (RFC 9112 section 9.6), but most
+    // have closed both sides, and only a write could tell.
+    let mut gone_at: Option<Instant> = None;
     // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
     // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
@@ -225,7 +229,7 @@ pub async fn serve<S: ClientStream>(
             respond(&worker, &mut connection, failure.to_answer(""), "");
             continue;
         }
-        let happened = std::future::poll_fn(|cx| {
+        let happening = std::future::poll_fn(|cx| {
             if let Some(work) = working.as_mut().as_pin_mut()
                 && let Poll::Ready(progress) = work.poll(cx)
             {
@@ -237,8 +241,17 @@ pub async fn serve<S: ClientStream>(
                 return Poll::Ready(Happened::Read(half, buffer, outcome));
             }
             Poll::Pending
-        })
-        .await;
+        });
+        let happened = match gone_at {
+            None => happening.await,
+            Some(gone_at) => {
+                let left = gone_at.saturating_duration_since(Instant::now());
+                match monoio::time::timeout(left, happening).await {
+                    Ok(happened) => happened,
+                    Err(_) => return,
+                }
+            }
+        };
         match happened {
             Happened::Read(half, buffer, outcome) => {
                 reading.set(None);
@@ -249,7 +262,10 @@ pub async fn serve<S: ClientStream>(
                         }
                         return;
                     }
-                    Ok(0) => connection.handle_eof(),
+                    Ok(0) => {
+                        connection.handle_eof();
+                        gone_at = Some(Instant::now() + worker.shared.config.http.half_close_timeout);
+                    }
                     Ok(count) => {
                         connection.handle_input(&buffer[..count]);
                         resting = Some((half, buffer));

@@ -106,6 +106,8 @@ pub struct HttpConfig {
     /// A client that takes none of its answer for so long is cut.
     pub write_timeout: Duration,
     pub request_timeout: Duration,
+    /// How long a client that has closed its sending side still gets an answer.
+    pub half_close_timeout: Duration,
     pub head_bytes_max: usize,
     pub body_bytes_max: u64,
     pub connections_max: usize,
@@ -271,6 +273,7 @@ struct HttpTable {
     idle_timeout_ms: Option<Spanned<u64>>,
     write_timeout_ms: Option<Spanned<u64>>,
     request_timeout_ms: Option<Spanned<u64>>,
+    half_close_timeout_ms: Option<Spanned<u64>>,
     head_bytes_max: Option<Spanned<usize>>,
     body_bytes_max: Option<Spanned<u64>>,
     connections_max: Option<Spanned<usize>>,
@@ -489,7 +492,7 @@ impl File {
 }
 
 /// A request id has two hexadecimal digits for its worker, and the control thread takes the last number.
-const WORKERS_MAX: usize = 254;
+pub const WORKERS_MAX: usize = 254;
 
 fn pick(first: &Option<PathBuf>, second: Option<PathBuf>) -> Option<PathBuf> {
     first.clone().or(second)
@@ -526,6 +529,11 @@ impl HttpTable {
             idle_timeout: source.millis("http.idle_timeout_ms", &self.idle_timeout_ms, 75_000)?,
             write_timeout: source.millis("http.write_timeout_ms", &self.write_timeout_ms, 30_000)?,
             request_timeout: source.millis("http.request_timeout_ms", &self.request_timeout_ms, 30_000)?,
+            half_close_timeout: source.millis(
+                "http.half_close_timeout_ms",
+                &self.half_close_timeout_ms,
+                2000,
+            )?,
             head_bytes_max: source.number(
                 "http.head_bytes_max",
                 &self.head_bytes_max,
@@ -610,6 +618,15 @@ fn plugin_tables(
 ) -> Result<PluginTables, ConfigError> {
     let (mut plugins, mut processes) = (HashMap::new(), HashMap::new());
     for (id, table) in tables {
+        let legal = |id: &str| {
+            (1..=64).contains(&id.len())
+                && !id.starts_with('-')
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        if !legal(id.as_ref()) {
+            let message = format!("`plugins.{}`: no plugin can have this id", id.as_ref());
+            return Err(source.error(&id, &message));
+        }
         let json = serde_json::to_string(&table.own)
             .map_err(|error| source.error(&id, &format!("`plugins.{}`: {error}", id.as_ref())))?;
         processes.insert(id.as_ref().clone(), table.process.resolve(id.as_ref(), source)?);
@@ -682,6 +699,7 @@ mod tests {
             ("[supervisor]\nbackoff_ms = []\n", "line 2, column 14: `supervisor.backoff_ms`"),
             ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
             ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
+            ("[plugins.\"no id\"]\n", "no plugin can have this id"),
             ("[kv]\nsynchronous = \"off\"\n", "line 2, column 15"),
             ("[events]\nkeep_days = 0\n", "line 2, column 13: `events.keep_days` is 0"),
         ] {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use toru_runtime::cli::{CliError, Daemon, kv_question};
-use toru_runtime::config::{Config, DriverChoice, Overrides};
+use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
 
 /// Exit codes, beside 2 for bad usage, which clap gives.
@@ -204,8 +204,13 @@ struct ServeArgs {
     #[arg(long, env = "TORU_WEB_ROOT", value_name = "DIR")]
     web_root: Option<PathBuf>,
     /// Worker threads [default: one fewer than cores, at least one].
-    #[arg(long, env = "TORU_WORKERS", value_name = "N")]
-    workers: Option<usize>,
+    #[arg(
+        long,
+        env = "TORU_WORKERS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..=WORKERS_MAX as i64)
+    )]
+    workers: Option<u8>,
     /// Event loop driver [default: auto].
     #[arg(long, env = "TORU_DRIVER", value_enum)]
     driver: Option<DriverChoice>,
@@ -222,7 +227,7 @@ impl From<ServeArgs> for Overrides {
             data_dir: args.data_dir,
             control_socket: args.control_socket,
             web_root: args.web_root,
-            workers: args.workers,
+            workers: args.workers.map(usize::from),
             driver: args.driver,
         }
     }

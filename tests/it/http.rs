@@ -1,7 +1,9 @@
 //! HTTP as a client sees it: routing, bodies, fields, framing, and what is refused.
 
 use std::{
-    fs, thread,
+    fs,
+    net::Shutdown,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -632,4 +634,21 @@ fn a_refused_request_is_a_sign_of_life_too() {
         assert_eq!(client.request("GET", "/api/plugins/nobody/x", &[], b"").status, 404);
         thread::sleep(Duration::from_millis(150));
     }
+}
+
+#[test]
+fn a_client_that_closed_its_side_is_answered_for_a_moment_and_then_taken_for_gone() {
+    let daemon = started(Stage::new().set("http.half_close_timeout_ms", 1000));
+    let ask = |path: &str| {
+        let mut client = daemon.client();
+        client.send(&request_bytes("GET", path, &[], b"")).expect("sent");
+        client.stream().shutdown(Shutdown::Write).expect("half-closed");
+        client
+    };
+    let mut quick = ask("/api/plugins/p/slow/100");
+    assert_eq!(quick.response("GET").expect("answered").status, 200);
+    let hanging = ask("/api/plugins/p/never-answer");
+    wait_for("the cancel", || daemon.messages("p", "cancel").pop());
+    drop(hanging);
+    daemon.wait_status("p", "nothing in flight", |status| status["in_flight"] == 0);
 }
