@@ -155,7 +155,12 @@ impl Column {
             Self::Id => status.id.clone(),
             Self::Uptime => or_dash(status.uptime_ms.map(text::span)),
             Self::Restarts => text::count(status.restarts),
-            Self::LastRestart => or_dash(plugin.last_restart_unix_ms.map(|at| moment(at, sample.unix_ms))),
+            Self::LastRestart => or_dash(
+                plugin
+                    .last_restart_unix_ms
+                    .filter(|_| status.restarts > 0)
+                    .map(|at| moment(at, sample.unix_ms)),
+            ),
             Self::Requests => text::rate(sample.requests_per_s),
             Self::Errors => text::rate(sample.errors_per_s),
             Self::InFlight => text::count(status.in_flight),

@@ -203,6 +203,12 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
         let known = former.remove(&status.id);
         let is_known = known.is_some();
         let mut plugin = known.unwrap_or_default();
+        if !is_known {
+            // The trail may have been told before the first snapshot was.
+            for event in model.events.iter().filter(|event| event.plugin == status.id) {
+                learn(&mut plugin, event, model.now);
+            }
+        }
         let old = std::mem::replace(&mut plugin.status, status);
         let status = &plugin.status;
         if is_known || passed_s.is_none() {
@@ -293,13 +299,23 @@ fn on_event(model: &mut Model, event: Event) {
     if model.events.iter().rev().any(|known| known.id == event.id && known.unix_ms == event.unix_ms) {
         return;
     }
-    let plugin = model.plugins.entry(event.plugin.clone()).or_insert_with(|| Plugin {
-        status: PluginStatus { id: event.plugin.clone(), ..PluginStatus::default() },
-        ..Plugin::default()
-    });
+    if let Some(plugin) = model.plugins.get_mut(&event.plugin) {
+        learn(plugin, &event, model.now);
+    }
+    if model.events_up > 0 {
+        model.events_up += 1;
+    }
+    if model.events.len() == EVENTS_MAX {
+        model.events.pop_front();
+    }
+    model.events.push_back(event);
+}
+
+/// What the audit trail tells of a plugin beyond its status.
+fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
     match event.kind.as_str() {
         "crashed" => {
-            if event.unix_ms + LOOP_WINDOW_MS > model.now.unix_ms {
+            if event.unix_ms + LOOP_WINDOW_MS > now.unix_ms {
                 plugin.deaths_unix_ms.push_back(event.unix_ms);
             }
             plugin.next_start_unix_ms =
@@ -315,24 +331,9 @@ fn on_event(model: &mut Model, event: Event) {
         "restarting" => {
             plugin.last_restart_unix_ms = plugin.last_restart_unix_ms.max(Some(event.unix_ms));
         }
-        "ready" | "enabled" if plugin.next_start_unix_ms.is_some() => plugin.next_start_unix_ms = None,
+        "ready" | "enabled" => plugin.next_start_unix_ms = None,
         _ => {}
     }
-    if plugin.status.state.is_empty() {
-        // The trail knows plugins that were taken away.
-        model.plugins.remove(&event.plugin);
-    }
-    if model.events_up > 0 {
-        model.events_up += 1;
-    }
-    push_events(model, event);
-}
-
-fn push_events(model: &mut Model, event: Event) {
-    if model.events.len() == EVENTS_MAX {
-        model.events.pop_front();
-    }
-    model.events.push_back(event);
 }
 
 fn forget_old_deaths(model: &mut Model) {
@@ -934,8 +935,20 @@ mod tests {
         }
         assert_eq!(rig.model.events.len(), 2);
         assert_eq!(rig.model.plugins["acme"].deaths_unix_ms.len(), 1);
-        rig.event(3, "gone", "stopped", "null");
-        assert!(!rig.model.plugins.contains_key("gone"), "the trail makes no plugins");
+        rig.event(3, "late", "crashed", r#"{"stderr":["last words"]}"#).event(
+            4,
+            "late",
+            "crashed",
+            r#"{"stderr":["last words"]}"#,
+        );
+        assert!(!rig.model.plugins.contains_key("late"), "the trail makes no plugins");
+        rig.snapshot(vec![plugin("acme"), crashed("late", 2)]);
+        let late = &rig.model.plugins["late"];
+        assert_eq!(
+            (late.deaths_unix_ms.len(), late.stderr.len()),
+            (2, 1),
+            "what was told before it was seen"
+        );
     }
 
     #[test]
