@@ -34,6 +34,15 @@ demo:
 serve *flags:
     cargo run --release -- serve {{flags}}
 
+# The live view of a running daemon: just console --socket PATH
+console *flags:
+    cargo run --release -p toru-console -- {{flags}}
+
+# Many idle plugins: start, cost at rest, stop. Needs a release build of the workspace's binaries.
+bench-plugins *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/plugins.py {{flags}}
+
 # Everything that has to pass before a change lands.
 ci:
     .ci/run
