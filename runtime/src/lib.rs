@@ -255,6 +255,8 @@ fn wait_and_stop(
             Ok(News::Signal(Signal::SIGHUP)) => {
                 shared.logger.reopen();
                 shared.logger.core(Level::Info, "toru", "Log files reopened", None, &Map::new());
+                // The supervisor logs what it found.
+                supervisor.send(Command::Rescan { done: Box::new(drop) });
             }
             Ok(News::Signal(signal)) => {
                 let fields = json!({ "signal": signal.as_str() });

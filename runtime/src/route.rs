@@ -114,6 +114,9 @@ fn order(path: &str) -> Option<Order> {
         "/enable" => Some(Order::Enable),
         "/disable" => Some(Order::Disable),
         "/restart" => Some(Order::Restart),
+        "/start" => Some(Order::Start),
+        "/stop" => Some(Order::Stop),
+        "/reset-failed" => Some(Order::ResetFailed),
         _ => None,
     }
 }

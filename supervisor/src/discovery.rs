@@ -2,11 +2,15 @@
 //!
 //! A [`Probe`] is one `PLUGIN --metadata` call on its way: bounded in time and output, and driven by the supervisor's
 //! loop like everything else, so that a file that hangs delays no other.
+//! [`look`] reads whole files to tell whether they changed, and therefore runs on a thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::hash::Hasher;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +20,8 @@ use toru_plugin_api::metadata::Metadata;
 use crate::METADATA_BYTES_MAX;
 use crate::process::{Exit, Process, SpawnError, Spec};
 
+/// Read at once of a file that may have changed.
+const CHUNK_BYTES: u64 = 256 * 1024;
 /// What is kept of a failed call's standard error, to explain it.
 const STDERR_BYTES_KEPT: usize = 1024;
 
@@ -40,6 +46,90 @@ pub(crate) fn find(folder: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// What a file is, so that a later look can tell whether it is still the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    /// While this is the same, nothing has been written, and the file need not be read again.
+    stamp: Stamp,
+    /// Of the whole content. `None` for a file that may be run but not read: its stamp alone counts.
+    ///
+    /// SipHash from std, 64 bits: what has to be told apart are builds of one program, by accident the same in one of
+    /// 2^64 cases. Nobody who may write here has to be kept from making two files that look alike.
+    content: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds of the last write, and of the last change of any kind, which cannot be set back.
+    times: [i64; 4],
+}
+
+/// A file as a look found it.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    pub file: PathBuf,
+    /// `None` if it went away meanwhile.
+    pub fingerprint: Option<Fingerprint>,
+    /// Its content is not what it was at the last look; true for a file that was not there.
+    pub changed: bool,
+}
+
+/// The `*.binary` files in `folder`, and which of them changed since they were `known`. Reads every file that may have.
+///
+/// Errors: the folder cannot be read, or is gone.
+pub(crate) fn look(folder: &Path, known: &HashMap<PathBuf, Fingerprint>) -> io::Result<Vec<Looked>> {
+    // A folder that vanished is a mistake to be told, and no order to stop everything.
+    std::fs::metadata(folder)?;
+    let files = find(folder)?.into_iter();
+    Ok(files
+        .map(|file| {
+            let before = known.get(&file);
+            let fingerprint = fingerprint(&file, before).ok();
+            let changed = match (&fingerprint, before) {
+                (Some(now), Some(before)) => {
+                    let same_content = now.content.is_some() && now.content == before.content;
+                    now.stamp != before.stamp && !same_content
+                }
+                (now, before) => now.as_ref() != before,
+            };
+            Looked { file, fingerprint, changed }
+        })
+        .collect())
+}
+
+impl Fingerprint {
+    /// Without reading the file: it counts as unchanged until it is written, or even touched.
+    pub fn of_stamp(path: &Path) -> io::Result<Self> {
+        let found = std::fs::metadata(path)?;
+        let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+        let stamp = Stamp { device: found.dev(), inode: found.ino(), size: found.size(), times };
+        Ok(Self { stamp, content: None })
+    }
+}
+
+fn fingerprint(path: &Path, before: Option<&Fingerprint>) -> io::Result<Fingerprint> {
+    // Before the content: what is written meanwhile is found at the next look.
+    let Fingerprint { stamp, .. } = Fingerprint::of_stamp(path)?;
+    if let Some(before) = before.filter(|before| before.stamp == stamp && before.content.is_some()) {
+        return Ok(*before);
+    }
+    // With the keys that std fixes for this hasher, two looks of one run give the same.
+    let mut hasher = std::hash::DefaultHasher::new();
+    let mut read_all = || -> io::Result<u64> {
+        let mut file = File::open(path)?;
+        let mut chunk = vec![];
+        while (&mut file).take(CHUNK_BYTES).read_to_end(&mut chunk)? > 0 {
+            hasher.write(&chunk);
+            chunk.clear();
+        }
+        Ok(hasher.finish())
+    };
+    Ok(Fingerprint { stamp, content: read_all().ok() })
 }
 
 /// One metadata call.

@@ -31,14 +31,14 @@ use serde_json::{Map, Value, json};
 use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_plugin_api::metadata::{Metadata, Protocol};
 
-use discovery::Probe;
 pub use discovery::check;
+use discovery::{Fingerprint, Looked, Probe};
 pub use kv::{KvAnswer, KvQuestion};
 use lifeline::{Lifeline, Said};
 pub use process::{Exit, prepare};
 use process::{Process, Spec};
 use remains::{Mark, ProcessId, Table};
-use state::{Action, Event, Happening, Policy, State, Want, step};
+use state::{Action, Event, Happening, Policy, Rung, State, Want, step};
 
 /// Everything the supervisor is told at the start.
 pub struct Settings {
@@ -99,7 +99,7 @@ const CONNECT_RETRY_MAX: Duration = Duration::from_millis(50);
 const REMAINS_PATIENCE: Duration = Duration::from_secs(2);
 /// Before looking again at a process that is just being replaced by an exec, or could not be opened.
 const REMAINS_LOOK: Duration = Duration::from_millis(10);
-/// So often an orphan with an empty environment is taken for one in the middle of an exec.
+/// So often one orphan with an empty environment is taken for one in the middle of an exec.
 const REMAINS_LOOKS_MAX: u32 = 3;
 /// Between two looks for orphans to reap; or ten times what the last look took, if that is more.
 const REAP_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -161,11 +161,11 @@ pub struct PluginView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Serving,
-    /// Starting, in back-off or stopping: 503 with this `Retry-After`.
+    /// Starting, in back-off, stopping or stopped until somebody starts it: 503 with this `Retry-After`.
     Waiting {
         retry_after: Duration,
     },
-    /// Disabled, given up or removed: 404.
+    /// Disabled and not running, given up or removed: 404.
     Absent,
 }
 
@@ -200,6 +200,11 @@ pub enum Command {
     Snapshot(Box<dyn FnOnce(Vec<PluginStatus>) + Send>),
     /// An operator's wish; the closure hears how it ended.
     Order { id: String, order: Order, done: Box<dyn FnOnce(Result<(), OrderError>) + Send> },
+    /// Look at the plugins folder again: new files start, those that are gone stop and leave, those whose content
+    /// changed restart. `done` hears of it once every metadata call has ended, which is not to wait for starts and stops.
+    Rescan { done: Box<dyn FnOnce(Rescanned) + Send> },
+    #[doc(hidden)]
+    Looked(Looks),
     #[doc(hidden)]
     KvAnswer { index: usize, generation: u64, request_id: String, reply: KvAnswer },
 }
@@ -207,17 +212,62 @@ pub enum Command {
 /// What an operator can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
+    /// Run it, now and in later runs of the daemon. Done when it is ready.
     Enable,
+    /// Stop it, now and in later runs of the daemon. Done when its process and all that it left behind are gone.
     Disable,
+    /// Replace its process; start it if there is none. Done when the new one is ready.
     Restart,
+    /// Run it, until the daemon ends. Done when it is ready.
+    Start,
+    /// Stop it, until the daemon ends. Done as for [`Order::Disable`].
+    Stop,
+    /// Forget its crashes. One that was given up starts again, if it is wanted: then done when it is ready.
+    ResetFailed,
+}
+
+impl Order {
+    fn word(self) -> &'static str {
+        match self {
+            Order::Enable => "enable",
+            Order::Disable => "disable",
+            Order::Restart => "restart",
+            Order::Start => "start",
+            Order::Stop => "stop",
+            Order::ResetFailed => "reset-failed",
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
     #[error("no plugin has the id {0:?}")]
     Unknown(String),
+    /// It cannot be done, or not as soon as somebody would wait for it: in words, with what it waits for.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What another look at the plugins folder found; ids, but for files that were skipped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rescanned {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+    /// File and reason, in words.
+    pub skipped: Vec<String>,
+}
+
+#[doc(hidden)]
+pub struct Looks(io::Result<Vec<Looked>>);
+
+/// A rescan on its way.
+#[derive(Default)]
+struct Rescan {
+    report: Rescanned,
+    /// Files whose metadata call has not ended.
+    pending: HashSet<PathBuf>,
+    done: Vec<Box<dyn FnOnce(Rescanned) + Send>>,
 }
 
 /// One plugin as an operator sees it.
@@ -259,10 +309,12 @@ pub(crate) struct Plugin {
     index: usize,
     file: PathBuf,
     metadata: Arc<Metadata>,
+    /// What a changed file says of itself; counts from the next process on.
+    next_metadata: Option<Metadata>,
     socket: PathBuf,
     want: Want,
     enabled: bool,
-    /// Leaves the table when stopped: its file is gone, or an earlier file has its id or route.
+    /// Leaves the table when stopped: its file is gone or is another plugin now, or an earlier file has its id or route.
     removed: bool,
     state: State,
     generation: u64,
@@ -293,7 +345,8 @@ struct Ending {
     victims: HashMap<u64, OwnedFd>,
     /// Not to be killed by this user.
     spared: Vec<ProcessId>,
-    looks: u32,
+    /// Something was killed since nothing was found.
+    found_some: bool,
     look_at: Option<Instant>,
     give_up_at: Instant,
 }
@@ -320,6 +373,8 @@ struct Waiting {
     order: Order,
     /// Only a newer process counts as restarted.
     after_generation: u64,
+    /// Nobody waits longer; a process in uninterruptible sleep may never end.
+    until: Instant,
     done: Box<dyn FnOnce(Result<(), OrderError>) + Send>,
 }
 
@@ -361,6 +416,13 @@ pub struct Supervisor {
     probes: Vec<Probe>,
     /// Files that somebody is still writing: when to try again, and when to give up.
     busy: Vec<(PathBuf, Instant, Instant)>,
+    /// What the files were at the last look.
+    fingerprints: HashMap<PathBuf, Fingerprint>,
+    /// A thread looks at the files and has not answered.
+    looking: bool,
+    rescan: Option<Rescan>,
+    /// Those who asked for a rescan while another was on its way.
+    rescan_next: Vec<Box<dyn FnOnce(Rescanned) + Send>>,
     /// Probed plugins whose id or route is still held by a plugin that is leaving.
     admissible: Vec<(PathBuf, Metadata)>,
     reader: PluginMessageReader,
@@ -371,6 +433,8 @@ pub struct Supervisor {
     reap_again_at: Instant,
     /// What was seen below a plugin's process, or bore its mark: whose it is.
     seen: HashMap<ProcessId, usize>,
+    /// Orphans whose environment was empty, and how often: dropped, or just being replaced by an exec.
+    empty: HashMap<ProcessId, u32>,
     stopping: bool,
     scratch: Box<[u8]>,
 }
@@ -396,6 +460,10 @@ impl Supervisor {
             plugins: vec![],
             probes: vec![],
             busy: vec![],
+            fingerprints: HashMap::new(),
+            looking: false,
+            rescan: None,
+            rescan_next: vec![],
             admissible: vec![],
             reader: PluginMessageReader::new(),
             health_at,
@@ -403,6 +471,7 @@ impl Supervisor {
             reap_at: None,
             reap_again_at: Instant::now(),
             seen: HashMap::new(),
+            empty: HashMap::new(),
             stopping: false,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
         };
@@ -484,6 +553,7 @@ impl Supervisor {
         for plugin in &self.plugins {
             at_most(plugin.state.deadline(&self.settings.policy));
             at_most(plugin.connect_at.map(|(at, _)| at));
+            at_most(plugin.waiting.iter().map(|waiting| waiting.until).min());
             at_most(plugin.ending.as_ref().map(|ending| ending.look_at.unwrap_or(ending.give_up_at)));
         }
         at_most(self.reap_at);
@@ -504,6 +574,9 @@ impl Supervisor {
             let plugin = &mut self.plugins[index];
             if plugin.connect_at.is_some_and(|(at, _)| at <= now) {
                 self.reach(index, now);
+            }
+            if self.plugins[index].waiting.iter().any(|waiting| waiting.until <= now) {
+                self.settle(index);
             }
             if let Some(ending) = &mut self.plugins[index].ending {
                 if ending.give_up_at <= now {
@@ -563,8 +636,148 @@ impl Supervisor {
         };
         let now = Instant::now();
         for file in found {
+            if let Ok(print) = Fingerprint::of_stamp(&file) {
+                self.fingerprints.insert(file.clone(), print);
+            }
             self.probe(file, now, now + self.settings.metadata_timeout);
         }
+        self.look();
+    }
+
+    /// Lets a thread read the files, which may be large and on a slow disk; it answers with [`Command::Looked`].
+    fn look(&mut self) {
+        let (handle, folder) = (self.handle.clone(), self.settings.plugins_dir.clone());
+        let known = self.fingerprints.clone();
+        let look = move || handle.send(Command::Looked(Looks(discovery::look(&folder, &known))));
+        match std::thread::Builder::new().name("toru-files".into()).spawn(look) {
+            Ok(_) => self.looking = true,
+            Err(error) => {
+                let message = format!("cannot look for changed plugins: {error}");
+                self.outlet.log(Level::Error, None, &message, Map::new());
+                self.finish_rescan();
+            }
+        }
+    }
+
+    fn on_rescan(&mut self, done: Box<dyn FnOnce(Rescanned) + Send>) {
+        if self.looking || self.rescan.is_some() {
+            // The look on its way may already have passed what this one is about.
+            return self.rescan_next.push(done);
+        }
+        self.rescan = Some(Rescan { done: vec![done], ..Rescan::default() });
+        self.look();
+    }
+
+    fn on_looked(&mut self, found: io::Result<Vec<Looked>>) {
+        self.looking = false;
+        match found {
+            Ok(found) => {
+                if self.rescan.is_some() && !self.stopping {
+                    self.apply(&found);
+                }
+                // Without a rescan, what changed since the start is left for the next one to find.
+                let first = self.rescan.is_none();
+                let known = std::mem::take(&mut self.fingerprints);
+                let prints = found.into_iter().filter_map(|one| {
+                    let print =
+                        if first && one.changed { known.get(&one.file).copied() } else { one.fingerprint };
+                    Some((one.file, print?))
+                });
+                self.fingerprints = prints.collect();
+            }
+            Err(error) => {
+                let folder = self.settings.plugins_dir.clone();
+                self.skip(&folder, &format!("cannot read the plugins folder: {error}; nothing changes"));
+            }
+        }
+        self.finish_rescan();
+    }
+
+    /// Carries out what a rescan found.
+    fn apply(&mut self, found: &[Looked]) {
+        let gone = |plugin: &&Plugin| !plugin.removed && !found.iter().any(|one| one.file == plugin.file);
+        let gone: Vec<usize> = self.plugins.iter().filter(gone).map(|plugin| plugin.index).collect();
+        for index in gone {
+            if let Some(rescan) = &mut self.rescan {
+                rescan.report.removed.push(self.plugins[index].metadata.id.clone());
+            }
+            self.leave(index, "its file is gone");
+        }
+        let now = Instant::now();
+        for one in found {
+            let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == one.file);
+            let on_its_way = self.probes.iter().any(|probe| probe.file() == one.file)
+                || self.busy.iter().any(|(file, ..)| *file == one.file)
+                || self.admissible.iter().any(|(file, _)| *file == one.file);
+            // A file that was skipped may be good now, though it did not change: its rival may be gone.
+            if on_its_way || (known && !one.changed) {
+                continue;
+            }
+            if let Some(rescan) = &mut self.rescan {
+                rescan.pending.insert(one.file.clone());
+            }
+            self.probe(one.file.clone(), now, now + self.settings.metadata_timeout);
+        }
+    }
+
+    /// Tells those who wait for the rescan, once nothing of it is on its way.
+    fn finish_rescan(&mut self) {
+        if self.looking || self.rescan.as_ref().is_some_and(|rescan| !rescan.pending.is_empty()) {
+            return;
+        }
+        if let Some(Rescan { report, done, .. }) = self.rescan.take() {
+            let fields = json!({
+                "added": report.added, "changed": report.changed, "removed": report.removed,
+                "skipped": report.skipped,
+            });
+            self.outlet.log(Level::Info, None, "Plugins rescanned", object(fields));
+            for done in done {
+                done(report.clone());
+            }
+        }
+        let waiting = std::mem::take(&mut self.rescan_next);
+        if self.stopping {
+            waiting.into_iter().for_each(|done| done(Rescanned::default()));
+        } else if !waiting.is_empty() {
+            self.rescan = Some(Rescan { done: waiting, ..Rescan::default() });
+            self.look();
+        }
+    }
+
+    /// Stops a plugin and takes it out of the table.
+    fn leave(&mut self, index: usize, why: &str) {
+        let plugin = &mut self.plugins[index];
+        plugin.removed = true;
+        plugin.want = Want::Down;
+        let fields = object(json!({ "file": plugin.file.display().to_string(), "reason": why }));
+        self.outlet.log(Level::Info, Some(&plugin.metadata.id), "Plugin removed", fields);
+        self.publish(index);
+        self.drive(index, Event::Wanted);
+    }
+
+    /// The file of a plugin in the table has another content, and said this of itself.
+    fn change(&mut self, index: usize, file: PathBuf, metadata: Metadata) {
+        let plugin = &mut self.plugins[index];
+        let old = plugin.metadata.clone();
+        if let Some(rescan) = &mut self.rescan {
+            rescan.report.changed.push(metadata.id.clone());
+        }
+        let details = json!({
+            "file": file.display().to_string(), "version": metadata.version, "old_version": old.version,
+        });
+        self.outlet.record(&old.id, "binary_changed", details.clone());
+        self.outlet.log(Level::Info, Some(&old.id), "Plugin binary changed", object(details));
+        let same_place = old.id == metadata.id
+            && old.route == metadata.route
+            && old.protocol == metadata.protocol
+            && old.max_in_flight == metadata.max_in_flight;
+        if !same_place {
+            // What the workers keep for a plugin is made once, so it comes back as another one.
+            self.admissible.push((file, metadata));
+            return self.leave(index, "its file is another plugin now");
+        }
+        plugin.next_metadata = Some(metadata);
+        self.drive(index, Event::RestartAsked);
     }
 
     fn probe(&mut self, file: PathBuf, now: Instant, give_up_at: Instant) {
@@ -575,7 +788,10 @@ impl Supervisor {
             Err(error) if error.busy && now < give_up_at => {
                 return self.busy.push((file, now + BUSY_RETRY, give_up_at));
             }
-            Err(error) => return self.skip(&file, &error.reason),
+            Err(error) => {
+                self.skip(&file, &error.reason);
+                return self.end_probe(&file);
+            }
         };
         let mut tokens = vec![];
         for fd in probe.fds() {
@@ -589,6 +805,7 @@ impl Supervisor {
             }
             self.sources.retain(|_, source| !matches!(source, Source::Probe { id: other } if *other == id));
             self.skip(&file, &format!("cannot watch it: {error}"));
+            self.end_probe(&file);
         }
     }
 
@@ -606,38 +823,68 @@ impl Supervisor {
         let file = probe.file().to_owned();
         match probe.finish() {
             _ if self.stopping => {}
-            Ok(metadata) => self.admit(file, metadata),
+            Ok(metadata) => {
+                match self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file) {
+                    Some(index) => self.change(index, file.clone(), metadata),
+                    None => {
+                        let id = metadata.id.clone();
+                        if self.admit(file.clone(), metadata)
+                            && let Some(rescan) = &mut self.rescan
+                            && !rescan.report.added.contains(&id)
+                        {
+                            rescan.report.added.push(id);
+                        }
+                    }
+                }
+            }
             Err(reason) => self.skip(&file, &reason),
+        }
+        self.end_probe(&file);
+    }
+
+    /// A metadata call is over, however it ended.
+    fn end_probe(&mut self, file: &Path) {
+        if let Some(rescan) = &mut self.rescan {
+            rescan.pending.remove(file);
         }
         if self.probes.is_empty() {
             // What metadata calls left behind is nobody's from now on.
             self.reap_at.get_or_insert(self.reap_again_at);
         }
+        self.finish_rescan();
     }
 
-    fn skip(&self, file: &Path, reason: &str) {
+    fn skip(&mut self, file: &Path, reason: &str) {
         let fields = object(json!({ "file": file.display().to_string(), "reason": reason }));
         let message = format!("Plugin skipped: {}: {reason}", file.display());
         self.outlet.log(Level::Error, None, &message, fields);
+        if let Some(rescan) = &mut self.rescan {
+            rescan.report.skipped.push(format!("{}: {reason}", file.display()));
+        }
     }
 
     /// Takes a plugin into the table and starts it, unless an earlier file has its id or route.
     ///
     /// Metadata calls end in any order, but of two files with the same id or route the first in name order wins:
     /// a later file that was quicker has to leave again.
-    fn admit(&mut self, file: PathBuf, metadata: Metadata) {
+    ///
+    /// Gives whether it was taken, if only as soon as another one has left.
+    fn admit(&mut self, file: PathBuf, metadata: Metadata) -> bool {
         // One that waits for a name has its claim already.
         let same = |other: &Metadata| other.id == metadata.id || other.route == metadata.route;
         if let Some(position) = self.admissible.iter().position(|(_, waiting)| same(waiting)) {
             let what = if self.admissible[position].1.id == metadata.id { "id" } else { "route" };
             let taken = |by: &Path| format!("its field `{what}` is already taken by {}", by.display());
             if self.admissible[position].0 <= file {
-                return self.skip(&file, &taken(&self.admissible[position].0));
+                let reason = taken(&self.admissible[position].0);
+                self.skip(&file, &reason);
+                return false;
             }
             let (late, _) = self.admissible.remove(position);
             self.skip(&late, &taken(&file));
         }
         let mut must_leave = vec![];
+        let mut skipped = vec![];
         for plugin in
             self.plugins.iter().filter(|p| p.metadata.id == metadata.id || p.metadata.route == metadata.route)
         {
@@ -650,14 +897,17 @@ impl Supervisor {
             } else {
                 ("route", &metadata.route)
             };
+            let taken = |by: &Path| format!("field `{what}`: {value:?} is already taken by {}", by.display());
             if plugin.file <= file {
-                let reason =
-                    format!("field `{what}`: {value:?} is already taken by {}", plugin.file.display());
-                return self.skip(&file, &reason);
+                let reason = taken(&plugin.file);
+                self.skip(&file, &reason);
+                return false;
             }
             must_leave.push(plugin.index);
-            let reason = format!("field `{what}`: {value:?} is already taken by {}", file.display());
-            self.skip(&plugin.file, &reason);
+            skipped.push((plugin.file.clone(), taken(&file)));
+        }
+        for (file, reason) in skipped {
+            self.skip(&file, &reason);
         }
         if !must_leave.is_empty() {
             self.admissible.push((file, metadata));
@@ -666,13 +916,15 @@ impl Supervisor {
                 self.plugins[index].want = Want::Down;
                 self.drive(index, Event::Wanted);
             }
-            return self.admit_waiting();
+            self.admit_waiting();
+            return true;
         }
 
         let socket = self.settings.sockets_dir.join(format!("{}.sock", metadata.id));
         if socket.as_os_str().len() > 107 {
             let reason = format!("its socket path {} is longer than 107 bytes", socket.display());
-            return self.skip(&file, &reason);
+            self.skip(&file, &reason);
+            return false;
         }
         let enabled = !self.settings.disabled.contains(&metadata.id);
         let index = self.plugins.len();
@@ -686,6 +938,7 @@ impl Supervisor {
             index,
             file,
             metadata: Arc::new(metadata),
+            next_metadata: None,
             socket,
             want: if enabled { Want::Up } else { Want::Down },
             enabled,
@@ -710,6 +963,7 @@ impl Supervisor {
         });
         self.publish(index);
         self.drive(index, Event::Wanted);
+        true
     }
 
     /// Admits what waited for an id or a route that is free by now.
@@ -723,7 +977,8 @@ impl Supervisor {
         let ready: Vec<_> = ready;
         for (file, metadata) in ready {
             // The entries that left keep their index for ever; only their names are given up.
-            for plugin in &mut self.plugins {
+            for index in 0..self.plugins.len() {
+                let plugin = &mut self.plugins[index];
                 if plugin.removed
                     && (plugin.metadata.id == metadata.id || plugin.metadata.route == metadata.route)
                 {
@@ -731,6 +986,7 @@ impl Supervisor {
                     vacated.id.clear();
                     vacated.route.clear();
                     plugin.metadata = Arc::new(vacated);
+                    self.publish(index);
                 }
             }
             self.admit(file, metadata);
@@ -784,6 +1040,9 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.generation += 1;
         plugin.reason = None;
+        if let Some(metadata) = plugin.next_metadata.take() {
+            plugin.metadata = Arc::new(metadata);
+        }
         plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
         plugin.stderr_tail.clear();
         if let Err(reason) = vacate_socket(&plugin.socket) {
@@ -857,6 +1116,10 @@ impl Supervisor {
             State::Stopping { next_at, .. } => {
                 Phase::Waiting { retry_after: next_at.saturating_duration_since(now).max(RETRY_AFTER_MIN) }
             }
+            // It can be started at any time; clients of one that is disabled need not come back.
+            State::Stopped if plugin.enabled && !plugin.removed => {
+                Phase::Waiting { retry_after: RETRY_AFTER_MIN }
+            }
             State::Stopped | State::Failed => Phase::Absent,
         };
         let generation = plugin.state.has_process().then_some(plugin.generation);
@@ -925,30 +1188,54 @@ impl Supervisor {
         self.outlet.log(level, Some(&id), message, object(details));
     }
 
-    /// Answers those whose order is done, or cannot be done any more.
+    /// Answers those whose order is done, cannot be done any more, or takes too long.
     fn settle(&mut self, index: usize) {
+        let now = Instant::now();
         let plugin = &mut self.plugins[index];
-        let (state, generation) = (plugin.state, plugin.generation);
-        let why = || plugin.reason.clone().or(plugin.last_exit.clone()).unwrap_or_else(|| "it failed".into());
+        if plugin.waiting.is_empty() {
+            return;
+        }
+        let (state, want, generation) = (plugin.state, plugin.want, plugin.generation);
+        let waits_for = plugin.waits_for(now);
+        let failed = |why: &str| Err(OrderError::Failed(why.to_owned()));
         let mut still = vec![];
         for waiting in std::mem::take(&mut plugin.waiting) {
-            let outcome = match (waiting.order, state) {
-                (Order::Enable, State::Running { .. }) => Ok(()),
-                (Order::Restart, State::Running { .. }) if generation > waiting.after_generation => Ok(()),
-                (Order::Disable, State::Stopped) => Ok(()),
-                (Order::Enable | Order::Restart, State::Failed) => Err(OrderError::Failed(why())),
-                (Order::Enable | Order::Restart, State::Crashed { .. }) => Err(OrderError::Failed(why())),
-                (Order::Enable | Order::Restart, State::Stopped) => {
-                    Err(OrderError::Failed("it was stopped meanwhile".into()))
-                }
-                _ => {
-                    still.push(waiting);
-                    continue;
-                }
+            let outcome = match waiting.order {
+                Order::Enable | Order::Start | Order::Restart | Order::ResetFailed => match state {
+                    _ if want == Want::Down => failed("it was stopped meanwhile"),
+                    State::Running { .. }
+                        if waiting.order != Order::Restart || generation > waiting.after_generation =>
+                    {
+                        Ok(())
+                    }
+                    State::Failed | State::Crashed { .. } => failed(&waits_for),
+                    State::Starting { .. }
+                    | State::Running { .. }
+                    | State::Stopping { .. }
+                    | State::Stopped
+                        if now < waiting.until =>
+                    {
+                        still.push(waiting);
+                        continue;
+                    }
+                    State::Starting { .. }
+                    | State::Running { .. }
+                    | State::Stopping { .. }
+                    | State::Stopped => failed(&waits_for),
+                },
+                Order::Disable | Order::Stop => match state {
+                    State::Stopped => Ok(()),
+                    _ if want == Want::Up => failed("it was started again meanwhile"),
+                    _ if now < waiting.until => {
+                        still.push(waiting);
+                        continue;
+                    }
+                    _ => failed(&waits_for),
+                },
             };
             (waiting.done)(outcome);
         }
-        plugin.waiting = still;
+        self.plugins[index].waiting = still;
     }
 
     // ---- what plugins do ----
@@ -967,7 +1254,7 @@ impl Supervisor {
             exit,
             victims: HashMap::new(),
             spared: vec![],
-            looks: 0,
+            found_some: false,
             look_at: None,
             give_up_at: now + REMAINS_PATIENCE,
         });
@@ -1006,10 +1293,35 @@ impl Supervisor {
 
     /// Reads the process table and reaps what ended in it.
     fn survey(&mut self) -> Option<Table> {
-        let table = Table::read().ok()?;
+        Some(self.take_in(Table::read().ok()?))
+    }
+
+    /// A survey that kills adopted processes with the mark of a plugin where it meets them: of `only` this one, whose
+    /// process has ended, or of every one.
+    ///
+    /// What forks without end has moved on by the time that a whole table is read.
+    fn strike(&mut self, only: Option<usize>) -> Option<(Table, Vec<OwnedFd>)> {
+        let own = own_pid();
+        let mut killed = vec![];
+        let table = Table::read_with(|id, parent| {
+            if parent != own {
+                return;
+            }
+            if let Mark::Plugin { id: plugin, socket } = remains::mark(id.pid, &self.settings.instance_id)
+                && socket.parent() == Some(&self.settings.sockets_dir)
+                && only.is_none_or(|index| *self.plugins[index].metadata.id == *plugin)
+            {
+                killed.extend(process::kill_exactly(id).ok().flatten());
+            }
+        });
+        Some((self.take_in(table.ok()?), killed))
+    }
+
+    fn take_in(&mut self, table: Table) -> Table {
         process::reap_orphans(table.zombies(own_pid()));
         self.seen.retain(|id, _| table.holds(*id));
-        Some(table)
+        self.empty.retain(|id, _| table.holds(*id));
+        table
     }
 
     /// Writes down what hangs below a plugin's process: when that ends, its children lose the only sign of whose they
@@ -1033,13 +1345,22 @@ impl Supervisor {
             let owner = match seen {
                 Some(index) => Some(index),
                 None => match remains::mark(orphan.id.pid, &self.settings.instance_id) {
+                    // A copy of this installation's data elsewhere has other sockets.
+                    Mark::Plugin { socket, .. } if socket.parent() != Some(&self.settings.sockets_dir) => {
+                        continue;
+                    }
                     Mark::Plugin { id, .. } => {
                         self.plugins.iter().rfind(|p| *p.metadata.id == *id).map(|p| p.index)
                     }
+                    _ if !orphan.adopted => continue,
                     Mark::Call if self.probes.is_empty() => None,
                     Mark::Call | Mark::Foreign => continue,
                     mark @ (Mark::Nothing | Mark::Empty) => {
-                        undecided |= mark == Mark::Empty;
+                        if mark == Mark::Empty {
+                            let looks = self.empty.entry(orphan.id).or_default();
+                            *looks += 1;
+                            undecided |= *looks <= REMAINS_LOOKS_MAX;
+                        }
                         let mut parents = spawned.iter().filter_map(|pid| table.find(*pid));
                         if parents.any(|parent| parent.started <= orphan.id.started) {
                             continue;
@@ -1058,18 +1379,26 @@ impl Supervisor {
 
     /// Kills what a plugin whose process has ended left behind, until there is nothing more.
     fn clear_remains(&mut self, index: usize, now: Instant) {
-        let Some(table) = self.survey() else { return self.finish_exit(index) };
+        let Some((table, killed)) = self.strike(Some(index)) else { return self.finish_exit(index) };
         let (orphans, undecided) = self.orphans(&table);
         let Some(mut ending) = self.plugins[index].ending.take() else { return };
         ending.look_at = None;
-        ending.looks += 1;
-        let mut again = undecided && ending.looks <= REMAINS_LOOKS_MAX;
+        // What forks while the table is read can be missed in it: nothing found counts only the second time.
+        let mut again = std::mem::take(&mut ending.found_some) || undecided;
+        ending.found_some = !killed.is_empty();
+        for pidfd in killed {
+            match self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
+                Ok(token) => drop(ending.victims.insert(token, pidfd)),
+                Err(_) => again = true,
+            }
+        }
         for (owner, id) in orphans {
             if owner.is_some_and(|owner| owner != index) || ending.spared.contains(&id) {
                 continue;
             }
             match process::kill_exactly(id) {
                 Ok(Some(pidfd)) => {
+                    ending.found_some = true;
                     match self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
                         Ok(token) => drop(ending.victims.insert(token, pidfd)),
                         Err(_) => again = true,
@@ -1139,11 +1468,13 @@ impl Supervisor {
     /// Kills every orphan, and waits for it: the last thing that a supervisor does.
     fn end_orphans(&mut self) {
         let give_up_at = Instant::now() + REMAINS_PATIENCE;
-        while let Some(table) = self.survey() {
-            let orphans = self.orphans(&table).0;
-            let killed: Vec<_> =
-                orphans.iter().filter_map(|(_, id)| process::kill_exactly(*id).ok().flatten()).collect();
-            if killed.is_empty() || Instant::now() >= give_up_at {
+        let mut quiet_looks = 0;
+        while let Some((table, mut killed)) = self.strike(None) {
+            let (orphans, undecided) = self.orphans(&table);
+            killed.extend(orphans.iter().filter_map(|(_, id)| process::kill_exactly(*id).ok().flatten()));
+            quiet_looks = if killed.is_empty() { quiet_looks + 1 } else { 0 };
+            // What forks while the table is read can be missed in it: nothing found counts only the second time.
+            if (quiet_looks >= 2 && !undecided) || Instant::now() >= give_up_at {
                 return;
             }
             process::wait_for_ends(&killed, REMAINS_LOOK);
@@ -1588,6 +1919,8 @@ impl Supervisor {
                 take(known.map(|plugin| plugin.status(now)).collect());
             }
             Command::Order { id, order, done } => self.on_order(id, order, done),
+            Command::Rescan { done } => self.on_rescan(done),
+            Command::Looked(Looks(found)) => self.on_looked(found),
             Command::KvAnswer { index, generation, request_id, reply } => {
                 let plugin = &mut self.plugins[index];
                 if plugin.generation == generation
@@ -1607,24 +1940,42 @@ impl Supervisor {
         if self.stopping {
             return done(Err(OrderError::Failed("the daemon is stopping".into())));
         }
+        let policy = &self.settings.policy;
+        // The whole ladder, a start, and a moment for the kernel.
+        let patience = policy.stop_grace + policy.term_grace * 2 + REMAINS_PATIENCE + policy.ready_timeout;
         let plugin = &mut self.plugins[index];
-        plugin.waiting.push(Waiting { order, after_generation: plugin.generation, done });
-        let enable = order != Order::Disable;
-        if plugin.enabled != enable {
-            plugin.enabled = enable;
-            self.outlet.set_enabled(&id, enable);
-            self.outlet.record(&id, if enable { "enabled" } else { "disabled" }, json!({}));
-            let message = if enable { "Plugin enabled" } else { "Plugin disabled" };
-            self.outlet.log(Level::Info, Some(&id), message, Map::new());
-        }
-        plugin.want = if enable { Want::Up } else { Want::Down };
-        let event = match (order, plugin.state) {
-            // An operator who enables a plugin that was given up has mended it.
-            (Order::Restart, _) | (Order::Enable, State::Failed | State::Crashed { .. }) => {
-                Event::RestartAsked
-            }
-            (Order::Enable | Order::Disable, _) => Event::Wanted,
+        let given_up = plugin.state == State::Failed;
+        let (want, enabled, event) = match order {
+            Order::Enable => (Want::Up, true, Event::Wanted),
+            Order::Start => (Want::Up, plugin.enabled, Event::Wanted),
+            Order::Restart => (Want::Up, plugin.enabled, Event::RestartAsked),
+            Order::Disable => (Want::Down, false, Event::Wanted),
+            Order::Stop => (Want::Down, plugin.enabled, Event::Wanted),
+            Order::ResetFailed => (plugin.want, plugin.enabled, Event::ResetFailed),
         };
+        let event = match (event, want, plugin.state) {
+            // An operator who starts a plugin that crashed or was given up has mended it.
+            (Event::Wanted, Want::Up, State::Failed | State::Crashed { .. }) => Event::RestartAsked,
+            (event, ..) => event,
+        };
+        self.outlet.log(Level::Info, Some(&id), "Plugin order", object(json!({ "order": order.word() })));
+        plugin.want = want;
+        if plugin.enabled != enabled {
+            plugin.enabled = enabled;
+            self.outlet.set_enabled(&id, enabled);
+            self.outlet.record(&id, if enabled { "enabled" } else { "disabled" }, json!({}));
+            let message = if enabled { "Plugin enabled" } else { "Plugin disabled" };
+            self.outlet.log(Level::Info, Some(&id), message, Map::new());
+            // The answer to clients of one that does not run depends on it.
+            self.publish(index);
+        }
+        if order == Order::ResetFailed && !(given_up && want == Want::Up) {
+            self.drive(index, event);
+            return done(Ok(()));
+        }
+        let plugin = &mut self.plugins[index];
+        let until = Instant::now() + patience + Duration::from_secs(1);
+        plugin.waiting.push(Waiting { order, after_generation: plugin.generation, until, done });
         self.drive(index, event);
     }
 
@@ -1655,6 +2006,30 @@ impl Supervisor {
 }
 
 impl Plugin {
+    /// Why an order is not done, for whoever gave it.
+    fn waits_for(&self, now: Instant) -> String {
+        let why = || self.reason.clone().or(self.last_exit.clone()).unwrap_or_else(|| "it failed".into());
+        let pid = self.process.as_ref().map_or(0, Process::pid);
+        match self.state {
+            State::Failed => format!("it was given up: {}", why()),
+            State::Crashed { until, .. } => {
+                let next = until.saturating_duration_since(now).as_millis();
+                format!("it crashed: {}; the next start is in {next} ms", why())
+            }
+            State::Starting { .. } => format!("it is starting: process {pid} has not said that it is ready"),
+            State::Stopping { rung, .. } => {
+                let sent = match rung {
+                    Rung::Asked => "the shutdown message",
+                    Rung::Terminated => "SIGTERM",
+                    Rung::Killed => "SIGKILL",
+                };
+                format!("it is stopping: process {pid} was sent {sent} and has not ended")
+            }
+            State::Running { .. } => "it is running".into(),
+            State::Stopped => "it is stopped".into(),
+        }
+    }
+
     fn status(&self, now: Instant) -> PluginStatus {
         PluginStatus {
             index: self.index,

@@ -50,9 +50,12 @@ pub(crate) struct Table {
     children: BTreeMap<i32, Vec<i32>>,
 }
 
-/// An adopted process, and all that hang below it.
+/// A process without its parent, and all that hang below it.
 pub(crate) struct Orphan {
     pub id: ProcessId,
+    /// It is a child of this process by now. One whose parent was gone before it was read may become one, and may be a
+    /// stranger: it counts only if it carries a mark.
+    pub adopted: bool,
     /// The orphan itself comes first.
     pub members: Vec<ProcessId>,
 }
@@ -75,11 +78,20 @@ pub(crate) enum Mark {
 impl Table {
     /// Errors: there is no `/proc`.
     pub fn read() -> io::Result<Self> {
+        Self::read_with(|_, _| {})
+    }
+
+    /// Calls `meet` with each living process and its parent as soon as it is read: what lives for a moment only may be
+    /// gone at the end.
+    pub fn read_with(mut meet: impl FnMut(ProcessId, i32)) -> io::Result<Self> {
         let mut rows = vec![];
         for entry in std::fs::read_dir("/proc")? {
             let Ok(entry) = entry else { continue };
             // One that ended since the folder was read has no file any more.
             let row = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(read_row);
+            if let Some(row) = row.filter(|row| !row.zombie) {
+                meet(row.id, row.parent);
+            }
             rows.extend(row);
         }
         Ok(Self::from_rows(rows))
@@ -128,15 +140,16 @@ impl Table {
         children.filter(|pid| self.rows.get(pid).is_some_and(|row| row.zombie))
     }
 
-    /// Living children of `parent` that it did not spawn.
+    /// Living children of `parent` that it did not spawn, and what lost its parent while the table was read.
     pub fn orphans(&self, parent: i32, spawned: &BTreeSet<i32>) -> Vec<Orphan> {
-        let children = self.children.get(&parent).into_iter().flatten().filter(|pid| !spawned.contains(pid));
-        let living = children.filter_map(|pid| self.rows.get(pid)).filter(|row| !row.zombie);
+        let lost = |row: &Row| row.parent != 0 && !self.rows.contains_key(&row.parent);
+        let living = self.rows.values().filter(|row| !row.zombie && !spawned.contains(&row.id.pid));
         living
+            .filter(|row| row.parent == parent || lost(row))
             .map(|row| {
                 let mut members = vec![row.id];
                 members.extend(self.below(row.id.pid));
-                Orphan { id: row.id, members }
+                Orphan { id: row.id, adopted: row.parent == parent, members }
             })
             .collect()
     }
@@ -245,7 +258,7 @@ mod tests {
         // 1 ── 10 (daemon) ─┬─ 20 (plugin) ── 21
         //                   ├─ 30 (orphan) ─┬─ 31 ── 32
         //                   │               └─ 33 (zombie)
-        //                   └─ 40 (orphan, zombie)
+        //                   └─ 40 (orphan, zombie)      50 (its parent was gone when it was read)
         let table = Table::from_rows(vec![
             row(1, 0, false),
             row(10, 1, false),
@@ -256,15 +269,18 @@ mod tests {
             row(32, 31, false),
             row(33, 30, true),
             row(40, 10, true),
+            row(50, 49, false),
         ]);
         let pids = |ids: &[ProcessId]| ids.iter().map(|id| id.pid).collect::<BTreeSet<_>>();
         let orphans = table.orphans(10, &BTreeSet::from([20]));
-        assert_eq!(orphans.len(), 1);
-        assert_eq!(orphans[0].id.pid, 30);
+        assert_eq!(
+            orphans.iter().map(|orphan| (orphan.id.pid, orphan.adopted)).collect::<Vec<_>>(),
+            [(30, true), (50, false)]
+        );
         assert_eq!(pids(&orphans[0].members), BTreeSet::from([30, 31, 32]));
         assert_eq!(table.zombies(10).collect::<Vec<_>>(), [40]);
         assert_eq!(pids(&table.below(20)), BTreeSet::from([21]));
-        assert_eq!(pids(&table.all_but_line_of(20)), BTreeSet::from([21, 30, 31, 32]));
+        assert_eq!(pids(&table.all_but_line_of(20)), BTreeSet::from([21, 30, 31, 32, 50]));
     }
 
     #[test]

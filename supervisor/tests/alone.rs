@@ -7,7 +7,7 @@ mod stage;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
-use toru_supervisor::Order;
+use toru_supervisor::{Command, Order};
 
 use stage::{PATIENCE, Stage};
 
@@ -56,6 +56,10 @@ fn a_hundred_starts_stops_and_kills_leak_nothing() {
     let stage = Stage::of(&[("p", body)]);
     stage.event("p", "ready");
     stage.order("p", Order::Disable).expect("stops");
+    // The thread that reads the files at the start is done before a rescan ends.
+    let (tell, told) = std::sync::mpsc::channel();
+    stage.handle.send(Command::Rescan { done: Box::new(move |found| tell.send(found).expect("waits")) });
+    told.recv_timeout(PATIENCE).expect("a rescan ends");
     let before = descriptors();
     for round in 0..100 {
         stage.order("p", Order::Enable).expect("starts");

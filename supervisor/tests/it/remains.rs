@@ -173,10 +173,13 @@ fn a_stop_ends_what_keeps_forking() {
     let began = Instant::now();
     stage.order("p", Order::Disable).expect("stops");
     assert!(began.elapsed() < Duration::from_secs(5));
-    let dir = stage.stop();
-    let script = dir.path().join("sockets/p.sock.sh").display().to_string();
-    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
-        let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-        assert!(!line.contains(&script), "{line:?} lives on");
-    }
+    let script = stage.dir.path().join("sockets/p.sock.sh").display().to_string();
+    let living = || {
+        let entries = std::fs::read_dir("/proc").expect("proc").flatten();
+        let lines = entries.map(|entry| std::fs::read_to_string(entry.path().join("cmdline")));
+        lines.flatten().filter(|line| line.contains(&script)).count()
+    };
+    let after_order = (living(), began.elapsed());
+    stage.stop();
+    assert_eq!(living(), 0, "after {:?}; {after_order:?} when the order was done", began.elapsed());
 }

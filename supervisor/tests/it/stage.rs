@@ -110,7 +110,8 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
             ready_timeout: PATIENCE,
             ..Policy::default()
         },
-        health_interval: Duration::from_millis(50),
+        // A listener that nobody reads from takes 128 connections, one for each health check of a 1.0 plugin.
+        health_interval: Duration::from_millis(500),
         unanswered_pings: 1000,
         metadata_timeout: PATIENCE,
         frame_bytes_max: 1024 * 1024,

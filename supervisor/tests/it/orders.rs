@@ -1,0 +1,222 @@
+//! What operators ask for, and what they are answered.
+
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use toru_supervisor::{Command, Order, Rescanned};
+
+use crate::stage::{PATIENCE, Said, Stage, folder, put, put_file};
+
+const WAIT: &str = "trap 'exit 0' TERM\nsleep 1000 & wait\n";
+
+fn refused(outcome: Result<(), toru_supervisor::OrderError>) -> String {
+    outcome.expect_err("refused").to_string()
+}
+
+#[test]
+fn start_and_stop_are_not_kept_and_enable_and_disable_are() {
+    let stage = Stage::of(&[("p", WAIT)]);
+    stage.event("p", "ready");
+    stage.order("p", Order::Stop).expect("stops");
+    let status = stage.status("p");
+    assert_eq!((status.state, status.enabled, status.pid), ("stopped", true, None));
+    stage.order("p", Order::Stop).expect("it is stopped");
+    stage.order("p", Order::Start).expect("starts");
+    assert_eq!(stage.status("p").state, "running");
+    stage.order("p", Order::Disable).expect("stops");
+    assert!(!stage.status("p").enabled);
+    stage.order("p", Order::Start).expect("starts");
+    let status = stage.status("p");
+    assert_eq!((status.state, status.enabled), ("running", false), "as with systemctl start");
+    stage.order("p", Order::Restart).expect("restarts");
+    assert!(!stage.status("p").enabled);
+    stage.order("p", Order::ResetFailed).expect("nothing to forget");
+    assert_eq!(stage.status("p").state, "running");
+    stage.event("p", "disabled");
+    assert!(refused(stage.order("nobody", Order::Start)).contains("nobody"));
+}
+
+#[test]
+fn an_order_that_cannot_be_done_says_what_it_waits_for() {
+    let (dir, mut settings) = folder(&[]);
+    settings.policy.backoff = vec![Duration::from_secs(3600)];
+    // 1.1: a 1.0 plugin would be ready as soon as its socket is there, which is the test's.
+    put(dir.path(), "p", "1.1", "exit 3");
+    let stage = Stage::start(dir, settings);
+    stage.event("p", "crashed");
+    let why = refused(stage.order("p", Order::Start));
+    assert!(why.contains("exit code 3") && why.contains("the next start is in"), "{why}");
+    stage.order("p", Order::Stop).expect("there is nothing to stop");
+    assert_eq!(stage.status("p").state, "stopped");
+}
+
+#[test]
+fn an_order_is_overtaken_by_its_opposite() {
+    // Neither of them ends by itself: it never gets ready, and hears no SIGTERM.
+    let (dir, mut settings) = folder(&[]);
+    settings.policy.term_grace = PATIENCE;
+    put(dir.path(), "p", "1.1", "trap '' TERM\necho up\nwhile :; do sleep 1000; done");
+    let stage = Stage::start(dir, settings);
+    stage.line("p", "up");
+    let ask = |order| {
+        let (tell, told) = channel();
+        let done = Box::new(move |outcome| tell.send(outcome).expect("the test waits"));
+        stage.handle.send(Command::Order { id: "p".into(), order, done });
+        told
+    };
+    let enable = ask(Order::Enable);
+    let disable = ask(Order::Disable);
+    let why = refused(enable.recv_timeout(PATIENCE).expect("an answer"));
+    assert!(why.contains("stopped meanwhile"), "{why}");
+    let enable = ask(Order::Enable);
+    let why = refused(disable.recv_timeout(PATIENCE).expect("an answer"));
+    assert!(why.contains("started again meanwhile"), "{why}");
+    stage.handle.send(Command::StopNow);
+    let why = refused(enable.recv_timeout(PATIENCE).expect("an answer"));
+    assert!(why.contains("stopped meanwhile"), "{why}");
+}
+
+#[test]
+fn a_plugin_that_was_given_up_comes_back_by_reset_failed() {
+    let (dir, settings) = folder(&[]);
+    let broken = dir.path().join("broken");
+    std::fs::write(&broken, "").expect("write");
+    put(dir.path(), "p", "1.0", &format!("[ -e {} ] && exit 127\n{WAIT}", broken.display()));
+    let stage = Stage::start(dir, settings);
+    stage.event("p", "disabled_after_crashes");
+    assert_eq!(stage.status("p").state, "failed");
+    // It may have been ready for a moment before it ended, since its socket is the test's.
+    let _ = stage.order("p", Order::ResetFailed);
+    let details = stage.event("p", "disabled_after_crashes");
+    assert!(details["exit"].as_str().expect("an exit").contains("127"), "it tries again, and fails again");
+    std::fs::remove_file(&broken).expect("remove");
+    stage.order("p", Order::ResetFailed).expect("starts");
+    assert_eq!(stage.status("p").state, "running");
+}
+
+fn rescan(stage: &Stage) -> Rescanned {
+    let (tell, told) = channel();
+    let done = Box::new(move |found| tell.send(found).expect("the test waits"));
+    stage.handle.send(Command::Rescan { done });
+    told.recv_timeout(PATIENCE).expect("a rescan ends")
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn a_rescan_starts_new_files_stops_gone_ones_and_restarts_changed_ones() {
+    let stage = Stage::of(&[("changes", WAIT), ("goes", WAIT), ("stays", WAIT)]);
+    for id in ["changes", "goes", "stays"] {
+        stage.event(id, "ready");
+    }
+    assert_eq!(rescan(&stage), Rescanned::default());
+    let (stays, changes) = (stage.status("stays").pid, stage.status("changes").pid);
+    let dir = stage.dir.path();
+    std::fs::remove_file(dir.join("plugins/goes.binary")).expect("remove");
+    put(dir, "comes", "1.0", WAIT);
+    put(dir, "changes", "1.0", &format!("echo changed\n{WAIT}"));
+    // Written again with the same content: another inode and other times, and still the same plugin.
+    put(dir, "stays", "1.0", WAIT);
+    let found = rescan(&stage);
+    let expect = Rescanned {
+        added: names(&["comes"]),
+        changed: names(&["changes"]),
+        removed: names(&["goes"]),
+        skipped: vec![],
+    };
+    assert_eq!(found, expect);
+    stage.event("goes", "stopped");
+    stage.event("comes", "ready");
+    stage.event("changes", "binary_changed");
+    stage.line("changes", "changed");
+    stage.event("changes", "ready");
+    assert_ne!(stage.status("changes").pid, changes);
+    assert_eq!(stage.status("stays").pid, stays);
+    assert_eq!(rescan(&stage), Rescanned::default());
+    // And back again, as a new entry under the old name.
+    put(stage.dir.path(), "goes", "1.0", WAIT);
+    assert_eq!(rescan(&stage).added, ["goes"]);
+    stage.event("goes", "ready");
+}
+
+#[test]
+fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
+    let stage = Stage::of(&[("p", WAIT)]);
+    stage.event("p", "ready");
+    let pid = stage.status("p").pid;
+    put_file(stage.dir.path(), "p", "#!/bin/sh\necho nonsense\n");
+    let found = rescan(&stage);
+    assert!(found.skipped[0].contains("p.binary: --metadata"), "{found:?}");
+    assert_eq!((found.changed.len(), found.removed.len()), (0, 0));
+    assert_eq!(stage.status("p").pid, pid);
+    std::fs::rename(stage.dir.path().join("plugins"), stage.dir.path().join("away")).expect("rename");
+    let found = rescan(&stage);
+    assert!(found.skipped[0].contains("nothing changes"), "{found:?}");
+    assert_eq!(stage.status("p").pid, pid);
+}
+
+#[test]
+fn the_first_in_name_order_wins_on_a_rescan_too() {
+    let stage = Stage::of(&[("b", WAIT)]);
+    stage.event("b", "ready");
+    let same_id = |file: &str| {
+        let text = std::fs::read_to_string(stage.dir.path().join("plugins/b.binary")).expect("read");
+        put_file(stage.dir.path(), file, &format!("{text}\n# {file}\n"));
+    };
+    same_id("c");
+    let found = rescan(&stage);
+    assert!(found.skipped[0].contains("c.binary: field `id`"), "{found:?}");
+    let pid = stage.status("b").pid;
+    same_id("a");
+    let found = rescan(&stage);
+    assert!(found.skipped.iter().any(|why| why.contains("b.binary: field `id`")), "{found:?}");
+    stage.event("b", "stopped");
+    stage.event("b", "ready");
+    assert_ne!(stage.status("b").pid, pid);
+    // The winner goes, and the next in order takes its place.
+    std::fs::remove_file(stage.dir.path().join("plugins/a.binary")).expect("remove");
+    let found = rescan(&stage);
+    // Whichever of the two calls ended first.
+    assert!(found.skipped[0].contains("c.binary") && found.skipped[0].ends_with("b.binary"), "{found:?}");
+    assert_eq!((found.removed, found.added), (names(&["b"]), names(&["b"])));
+    stage.event("b", "ready");
+}
+
+#[test]
+fn a_file_that_becomes_another_plugin_is_another_plugin() {
+    let stage = Stage::of(&[("p", WAIT)]);
+    stage.event("p", "ready");
+    let text = std::fs::read_to_string(stage.dir.path().join("plugins/p.binary")).expect("read");
+    put_file(
+        stage.dir.path(),
+        "p",
+        &text.replace("\"id\":\"p\"", "\"id\":\"q\"").replace("\"/p\"", "\"/q\""),
+    );
+    assert_eq!(rescan(&stage).changed, ["q"]);
+    stage.event("p", "stopped");
+    stage.event("q", "ready");
+    stage.find("its removal", |said| match said {
+        Said::Log { message, .. } if message == "Plugin removed" => Some(()),
+        _ => None,
+    });
+}
+
+#[test]
+fn one_slow_metadata_call_delays_no_other_plugin() {
+    let stage = Stage::of(&[("p", WAIT)]);
+    stage.event("p", "ready");
+    put_file(stage.dir.path(), "a-slow", "#!/bin/sh\nread line < \"$0.gate\"\n");
+    let gate = stage.dir.path().join("plugins/a-slow.binary.gate");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, mode, 0).expect("fifo");
+    put(stage.dir.path(), "q", "1.0", WAIT);
+    let (tell, told) = channel();
+    stage.handle.send(Command::Rescan { done: Box::new(move |found| tell.send(found).expect("waits")) });
+    stage.event("q", "ready");
+    stage.order("p", Order::Restart).expect("restarts");
+    assert!(told.try_recv().is_err(), "the slow call is still on its way");
+    std::fs::write(&gate, "go\n").expect("write");
+    assert!(told.recv_timeout(PATIENCE).expect("a rescan ends").skipped[0].contains("a-slow"));
+}
