@@ -18,7 +18,7 @@ use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Resp
 use toru_plugin_api::from_core::{EncodeError, HttpRequestFrame, RequestStart};
 use toru_plugin_api::metadata::Protocol;
 use toru_plugin_api::time::as_str;
-use toru_supervisor::{Command, Phase, PluginView};
+use toru_supervisor::{Command, Phase};
 
 use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
 use crate::api;
@@ -438,7 +438,7 @@ fn begin(
             method: head.method,
             path: &path_and_query,
             remote_addr: Some(&peer.address),
-            timeout_ms: Some(time_limit(worker, &view).as_millis() as u64),
+            timeout_ms: Some(worker.time_limit(&view).as_millis() as u64),
         };
         let own_id = std::iter::once(("x-request-id", request_id.as_bytes()));
         let keep_secret = config.plugins_need_token;
@@ -498,10 +498,6 @@ fn check_phase(target: &Target) -> Result<(), Failure> {
     }
 }
 
-fn time_limit(worker: &Worker, view: &PluginView) -> Duration {
-    view.metadata.timeout_ms.map_or(worker.shared.config.http.request_timeout, Duration::from_millis)
-}
-
 /// Does the next thing for an answer, to its end.
 async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     let outcome = match work {
@@ -547,7 +543,7 @@ async fn launch(
         EncodeError::TooLarge { .. } => Failure::TooLarge { bytes_max },
     })?;
     drop(body);
-    let deadline = started + time_limit(worker, &target.view.borrow());
+    let deadline = started + worker.time_limit(&target.view.borrow());
     let permit = enter(target, deadline).await?;
     // It may have waited for its turn; the plugin it was meant for may be gone.
     check_phase(target)?;
@@ -561,9 +557,12 @@ async fn launch(
                 Ok(pieces) => Ok((None, pieces)),
                 Err(legacy::LegacyFailure { failure, broken }) => {
                     let generation = view.generation.unwrap_or(0);
-                    if let Some(reason) = broken {
-                        let fatal = failure != Failure::BadAnswer;
-                        worker.report_broken(view.index, generation, reason, fatal);
+                    match broken {
+                        Some(reason) if failure == Failure::BadAnswer => {
+                            worker.report_bad_answer(target, generation, &reason);
+                        }
+                        Some(reason) => worker.report_broken(view.index, generation, reason, true),
+                        None => {}
                     }
                     if failure == Failure::TimedOut {
                         worker.shared.supervisor.send(Command::RequestTimeout { index: view.index });

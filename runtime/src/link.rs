@@ -51,6 +51,8 @@ pub struct Link {
     /// The spawn of the plugin that this connection belongs to.
     pub generation: u64,
     framing: Framing,
+    /// How long the plugin may take over the rest of a frame that it has begun.
+    frame_timeout: Duration,
     outbox: RefCell<Vec<u8>>,
     writer: Cell<Option<Waker>>,
     closed: Cell<bool>,
@@ -78,7 +80,10 @@ impl Target {
         }
         let (link, socket) = {
             let view = self.view.borrow();
-            let link = Rc::new(Link::new(view.index, view.generation.unwrap_or(0), view.metadata.framing));
+            // No request waits longer than its own time, so no frame may hold up the others for longer either.
+            let frame_timeout = worker.shared.config.frame_timeout.min(worker.time_limit(&view));
+            let generation = view.generation.unwrap_or(0);
+            let link = Rc::new(Link::new(view.index, generation, view.metadata.framing, frame_timeout));
             (link, view.socket.clone())
         };
         *self.link.borrow_mut() = Some(link.clone());
@@ -88,11 +93,12 @@ impl Target {
 }
 
 impl Link {
-    fn new(index: usize, generation: u64, framing: Framing) -> Self {
+    fn new(index: usize, generation: u64, framing: Framing, frame_timeout: Duration) -> Self {
         Self {
             index,
             generation,
             framing,
+            frame_timeout,
             outbox: RefCell::default(),
             writer: Cell::new(None),
             closed: Cell::new(false),
@@ -107,7 +113,7 @@ impl Link {
     /// A link to nobody.
     #[cfg(test)]
     pub fn detached() -> Rc<Self> {
-        Rc::new(Self::new(0, 0, Framing::Length))
+        Rc::new(Self::new(0, 0, Framing::Length, Duration::from_secs(10)))
     }
 
     /// Queues a request's frame.
@@ -182,9 +188,9 @@ impl Link {
         };
         if passed(self.write_since.get(), config.http.request_timeout) {
             self.fail(worker, &Failure::PluginGone("the plugin does not read its requests"));
-        } else if passed(self.frame_since.get(), config.frame_timeout) {
+        } else if passed(self.frame_since.get(), self.frame_timeout) {
             self.frame_since.set(None);
-            let reason = format!("did not finish a frame within {} ms", config.frame_timeout.as_millis());
+            let reason = format!("did not finish a frame within {} ms", self.frame_timeout.as_millis());
             worker.report_broken(self.index, self.generation, reason, true);
             self.fail(worker, &Failure::PluginGone("the plugin did not finish its answer"));
         }
@@ -371,7 +377,7 @@ fn take(
                     ));
                 }
             } else if let Err(bad) = response {
-                worker.report_broken(link.index, link.generation, bad.to_string(), false);
+                worker.report_bad_answer(target, link.generation, &bad.to_string());
             }
         }
         PluginMessage::Kv { request_id, request } => {
@@ -426,6 +432,22 @@ impl Worker {
     /// Tells the supervisor that a plugin broke the protocol.
     pub fn report_broken(&self, index: usize, generation: u64, reason: String, fatal: bool) {
         self.shared.supervisor.send(Command::ProtocolError { index, generation, reason, fatal });
+    }
+
+    /// Tells the supervisor of an answer that could not be passed on; at most once a second, with the count since then.
+    pub fn report_bad_answer(&self, target: &Target, generation: u64, reason: &str) {
+        let now = Instant::now();
+        let (told, untold) = target.bad_answers.get();
+        if told.is_some_and(|told| now.saturating_duration_since(told) < Duration::from_secs(1)) {
+            target.bad_answers.set((told, untold + 1));
+            return;
+        }
+        target.bad_answers.set((Some(now), 0));
+        let reason = match untold {
+            0 => reason.to_owned(),
+            more => format!("{reason} ({more} more such answers before)"),
+        };
+        self.report_broken(target.view.borrow().index, generation, reason, false);
     }
 }
 

@@ -141,6 +141,8 @@ pub struct Target {
     pub shared: Arc<PluginShared>,
     /// The connection of this worker to a 1.1 plugin; made when the first request needs it.
     pub link: RefCell<Option<Rc<Link>>>,
+    /// When an answer that could not be passed on was last reported, and how many more there were since.
+    pub bad_answers: Cell<(Option<Instant>, u64)>,
 }
 
 /// One client connection as the sweep sees it.
@@ -403,7 +405,12 @@ impl Worker {
                 .by_index
                 .entry(view.index)
                 .or_insert_with(|| {
-                    Rc::new(Target { view: RefCell::new(view.clone()), shared, link: RefCell::new(None) })
+                    Rc::new(Target {
+                        view: RefCell::new(view.clone()),
+                        shared,
+                        link: RefCell::new(None),
+                        bad_answers: Cell::default(),
+                    })
                 })
                 .clone();
             let generation = view.generation;
@@ -416,6 +423,11 @@ impl Worker {
             *target.link.borrow_mut() = None;
             link.fail(self, &Failure::PluginGone("the plugin ended before it answered"));
         }
+    }
+
+    /// How long a plugin's answer may take.
+    pub fn time_limit(&self, view: &PluginView) -> Duration {
+        view.metadata.timeout_ms.map_or(self.shared.config.http.request_timeout, Duration::from_millis)
     }
 
     pub fn stats(&self) -> &WorkerStats {
