@@ -266,10 +266,10 @@ fn a_locked_database_refuses_writes_in_time_and_reads_go_on() {
     let other = Connection::open(dir.path().join("toru.db")).expect("open");
     other.execute_batch("BEGIN EXCLUSIVE").expect("lock");
     let (tell, told) = channel();
-    // From here on: the question may share the transaction, and so the wait, of the event before it.
     let start = Instant::now();
-    store.record("p", "crashed", json!({}));
+    // Before the event: behind it, its time could be up in the queue, which is `unavailable`.
     store.ask("p", set("k", "new"), Box::new(move |answer| tell.send(answer).expect("the test waits")));
+    store.record("p", "crashed", json!({}));
     assert_eq!(ask(&store, "p", get("k")), KvAnswer::Value(Some("old".into())));
     assert!(told.try_recv().is_err(), "the write waits");
     let refused = told.recv_timeout(DEADLINE).expect("an answer");
