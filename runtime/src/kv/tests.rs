@@ -273,7 +273,7 @@ fn a_locked_database_refuses_writes_in_time_and_reads_go_on() {
     assert_eq!(ask(&store, "p", get("k")), KvAnswer::Value(Some("old".into())));
     assert!(told.try_recv().is_err(), "the write waits");
     let refused = told.recv_timeout(DEADLINE).expect("an answer");
-    assert_eq!(code(&refused), "busy");
+    assert_eq!(code(&refused), "busy", "{refused:?}");
     // SQLite counts its wait in whole milliseconds, and sleeps a few of them at a time.
     assert!(start.elapsed() >= PATIENCE * 9 / 10, "it waited as long as it may");
     other.execute_batch("COMMIT").expect("unlock");
