@@ -134,6 +134,8 @@ pub async fn serve<S: ClientStream>(
     // When a client that has closed its sending side is taken for gone. It may still read (RFC 9112 section 9.6), but most
     // have closed both sides, and only a write could tell.
     let mut gone_at: Option<Instant> = None;
+    // Part of an answer is out and more follows.
+    let mut streaming = false;
     // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
     // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
@@ -202,8 +204,13 @@ pub async fn serve<S: ClientStream>(
                 }
             }
         };
+        let answering = !connection.output().is_empty();
         if flush(&worker, &mut connection, &mut writer, &slot).await.is_err() {
             return;
+        }
+        if answering && gone_at.is_some() {
+            // It took what was written: the next of its pipelined requests has its own moment.
+            gone_at = Some(Instant::now() + worker.shared.config.http.half_close_timeout);
         }
         if worker.draining.get() {
             connection.close_after_response();
@@ -243,6 +250,8 @@ pub async fn serve<S: ClientStream>(
             Poll::Pending
         });
         let happened = match gone_at {
+            // Writing to it tells.
+            _ if streaming => happening.await,
             None => happening.await,
             Some(gone_at) => {
                 let left = gone_at.saturating_duration_since(Instant::now());
@@ -280,6 +289,7 @@ pub async fn serve<S: ClientStream>(
                     connection.close_after_response();
                 }
                 let flight = take_progress(&worker, &mut connection, progress, &mut account);
+                streaming = flight.is_some();
                 if let Some(flight) = flight {
                     working.set(Some(advance(worker.clone(), Work::Continue(flight))));
                 }

@@ -631,6 +631,8 @@ impl Writer {
         }
         let kept_ms = u64::try_from(self.settings.events_kept.as_millis()).unwrap_or(u64::MAX);
         let oldest = unix_ms().saturating_sub(kept_ms);
+        // Nobody waits for this, but questions would wait behind it for whoever holds the database locked.
+        let _ = database.busy_timeout(Duration::ZERO);
         let more = match database::prune_events(database, oldest, self.settings.event_rows_max) {
             Ok(more) => more,
             Err(error) => {
