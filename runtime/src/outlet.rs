@@ -87,6 +87,10 @@ impl toru_supervisor::Outlet for Outlet {
     fn set_enabled(&self, plugin_id: &str, enabled: bool) {
         self.store.set_enabled(plugin_id, enabled);
     }
+
+    fn in_flight(&self, index: usize) -> usize {
+        self.plugins.borrow().get(&index).map_or(0, |shared| shared.gate.in_use())
+    }
 }
 
 impl Outlet {

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
 use nix::sys::signalfd::SignalFd;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
 use serde_json::{Map, Value, json};
 use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_plugin_api::metadata::{Metadata, Protocol};
@@ -99,8 +99,10 @@ const CONNECT_RETRY_MAX: Duration = Duration::from_millis(50);
 const REMAINS_PATIENCE: Duration = Duration::from_secs(2);
 /// Before looking again at a process that is just being replaced by an exec, or could not be opened.
 const REMAINS_LOOK: Duration = Duration::from_millis(10);
-/// So often one orphan with an empty environment is taken for one in the middle of an exec.
-const REMAINS_LOOKS_MAX: u32 = 3;
+/// So often one orphan is found in the middle of an exec until it is taken for one that hides its arguments.
+const REMAINS_LOOKS_MAX: u32 = 100;
+/// Looks that find nothing until whoever holds a plugin's output is taken for somebody that it gave it to.
+const QUIET_LOOKS_MAX: u32 = 20;
 /// Between two looks for orphans to reap; or ten times what the last look took, if that is more.
 const REAP_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Before trying again to run a file that is being written.
@@ -184,6 +186,8 @@ pub trait Outlet: Send {
     fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>);
     /// Keep an operator's choice over restarts.
     fn set_enabled(&self, plugin_id: &str, enabled: bool);
+    /// Requests that are with the plugin of this index now.
+    fn in_flight(&self, index: usize) -> usize;
 }
 
 /// What others ask of the supervisor.
@@ -328,6 +332,10 @@ pub(crate) struct Plugin {
     spawned_at: Option<Instant>,
     restarts: u64,
     last_exit: Option<String>,
+    /// How the newest process ended.
+    exit: Option<Exit>,
+    /// Requests that were with the plugin when its run came to an end, if it did.
+    in_flight: Option<usize>,
     /// Why the last transition happened, where the state machine's event does not say it.
     reason: Option<String>,
     ping: PingTally,
@@ -345,8 +353,10 @@ struct Ending {
     victims: HashMap<u64, OwnedFd>,
     /// Not to be killed by this user.
     spared: Vec<ProcessId>,
-    /// Something was killed since nothing was found.
+    /// Not every look so far was a quiet one.
     found_some: bool,
+    /// Looks in a row that found nothing.
+    quiet_looks: u32,
     look_at: Option<Instant>,
     give_up_at: Instant,
 }
@@ -433,8 +443,8 @@ pub struct Supervisor {
     reap_again_at: Instant,
     /// What was seen below a plugin's process, or bore its mark: whose it is.
     seen: HashMap<ProcessId, usize>,
-    /// Orphans whose environment was empty, and how often: dropped, or just being replaced by an exec.
-    empty: HashMap<ProcessId, u32>,
+    /// Orphans in the middle of an exec, and how often they were found so.
+    changing: HashMap<ProcessId, u32>,
     stopping: bool,
     scratch: Box<[u8]>,
 }
@@ -471,7 +481,7 @@ impl Supervisor {
             reap_at: None,
             reap_again_at: Instant::now(),
             seen: HashMap::new(),
-            empty: HashMap::new(),
+            changing: HashMap::new(),
             stopping: false,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
         };
@@ -953,6 +963,8 @@ impl Supervisor {
             spawned_at: None,
             restarts: 0,
             last_exit: None,
+            exit: None,
+            in_flight: None,
             reason: None,
             ping: PingTally::default(),
             stderr_tail: VecDeque::new(),
@@ -997,6 +1009,9 @@ impl Supervisor {
 
     fn drive(&mut self, index: usize, event: Event) {
         let plugin = &mut self.plugins[index];
+        if matches!(plugin.state, State::Running { .. }) && event == Event::Misbehaved {
+            plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
+        }
         let (state, actions) = step(Instant::now(), &self.settings.policy, plugin.want, plugin.state, event);
         let before = std::mem::replace(&mut plugin.state, state);
         for action in actions {
@@ -1040,6 +1055,9 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.generation += 1;
         plugin.reason = None;
+        plugin.exit = None;
+        plugin.in_flight = None;
+        plugin.spawned_at = None;
         if let Some(metadata) = plugin.next_metadata.take() {
             plugin.metadata = Arc::new(metadata);
         }
@@ -1107,7 +1125,9 @@ impl Supervisor {
     fn publish(&mut self, index: usize) {
         let now = Instant::now();
         let plugin = &self.plugins[index];
+        let ended = plugin.ending.is_some();
         let phase = match plugin.state {
+            State::Running { .. } if ended => Phase::Waiting { retry_after: RETRY_AFTER_MIN },
             State::Running { .. } => Phase::Serving,
             State::Starting { .. } => Phase::Waiting { retry_after: RETRY_AFTER_MIN },
             State::Crashed { until, .. } => {
@@ -1122,7 +1142,7 @@ impl Supervisor {
             }
             State::Stopped | State::Failed => Phase::Absent,
         };
-        let generation = plugin.state.has_process().then_some(plugin.generation);
+        let generation = (plugin.state.has_process() && !ended).then_some(plugin.generation);
         self.outlet.publish(Arc::new(PluginView {
             index,
             metadata: plugin.metadata.clone(),
@@ -1137,29 +1157,31 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         let id = plugin.metadata.id.clone();
         let uptime_ms = plugin.spawned_at.map(|at| now.saturating_duration_since(at).as_millis() as u64);
-        let next_start_ms = match plugin.state {
-            State::Crashed { until, .. } => Some(until.saturating_duration_since(now).as_millis() as u64),
-            _ => None,
+        let (failures, next_start_ms) = match plugin.state {
+            State::Crashed { until, failures } => {
+                (failures, Some(until.saturating_duration_since(now).as_millis() as u64))
+            }
+            _ => (before.failures() + 1, None),
         };
+        let exit = plugin.exit.as_ref().map(Exit::to_string);
         let pid = plugin.process.as_ref().map(Process::pid);
         let (kind, level, message, details) = match happening {
             Happening::Ready => {
                 ("ready", Level::Info, "Plugin ready", json!({ "pid": pid, "startup_ms": uptime_ms }))
             }
-            Happening::Stopped => (
-                "stopped",
-                Level::Info,
-                "Plugin stopped",
-                json!({ "exit": plugin.last_exit, "uptime_ms": uptime_ms }),
-            ),
+            Happening::Stopped => {
+                ("stopped", Level::Info, "Plugin stopped", json!({ "exit": exit, "uptime_ms": uptime_ms }))
+            }
             Happening::Crashed => (
                 "crashed",
                 Level::Error,
                 "Plugin crashed",
                 json!({
-                    "exit": plugin.last_exit, "reason": plugin.reason, "uptime_ms": uptime_ms,
-                    "failures": before.failures() + 1, "next_start_ms": next_start_ms,
-                    "stderr": plugin.stderr_tail,
+                    "exit": exit, "exit_code": plugin.exit.and_then(|exit| exit.code),
+                    "signal": plugin.exit.and_then(|exit| exit.signal),
+                    "core_dumped": plugin.exit.is_some_and(|exit| exit.core_dumped),
+                    "reason": plugin.reason, "uptime_ms": uptime_ms, "in_flight": plugin.in_flight.unwrap_or(0),
+                    "failures": failures, "next_start_ms": next_start_ms, "stderr": plugin.stderr_tail,
                 }),
             ),
             Happening::Restarting => (
@@ -1179,7 +1201,8 @@ impl Supervisor {
                 Level::Error,
                 "Plugin disabled after crashes",
                 json!({
-                    "exit": plugin.last_exit, "reason": plugin.reason, "failures": before.failures() + 1,
+                    "exit": exit, "reason": plugin.reason, "failures": failures,
+                    "stderr": plugin.stderr_tail,
                     "remedy": "mend the plugin, then enable or restart it",
                 }),
             ),
@@ -1247,6 +1270,8 @@ impl Supervisor {
         let Some(exit) = self.plugins[index].process.as_ref().and_then(Process::reap) else { return };
         let now = Instant::now();
         let plugin = &mut self.plugins[index];
+        // Before anything else: the workers see the broken connections at the same time, and fail what was on them.
+        plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
         plugin.process = None;
         plugin.lifeline = None;
         plugin.connect_at = None;
@@ -1255,6 +1280,7 @@ impl Supervisor {
             victims: HashMap::new(),
             spared: vec![],
             found_some: false,
+            quiet_looks: 0,
             look_at: None,
             give_up_at: now + REMAINS_PATIENCE,
         });
@@ -1266,6 +1292,8 @@ impl Supervisor {
             | Source::Children
             | Source::Victim { .. } => true,
         });
+        // What it left behind may take a while to go; the workers must not send it requests meanwhile.
+        self.publish(index);
         self.clear_remains(index, now);
     }
 
@@ -1281,6 +1309,7 @@ impl Supervisor {
         }
         let plugin = &mut self.plugins[index];
         plugin.last_exit = Some(exit.to_string());
+        plugin.exit = Some(exit);
         if plugin.reason.is_none() {
             plugin.reason = exit.permanent().map(str::to_owned);
         }
@@ -1320,7 +1349,7 @@ impl Supervisor {
     fn take_in(&mut self, table: Table) -> Table {
         process::reap_orphans(table.zombies(own_pid()));
         self.seen.retain(|id, _| table.holds(*id));
-        self.empty.retain(|id, _| table.holds(*id));
+        self.changing.retain(|id, _| table.holds(*id));
         table
     }
 
@@ -1355,9 +1384,9 @@ impl Supervisor {
                     _ if !orphan.adopted => continue,
                     Mark::Call if self.probes.is_empty() => None,
                     Mark::Call | Mark::Foreign => continue,
-                    mark @ (Mark::Nothing | Mark::Empty) => {
-                        if mark == Mark::Empty {
-                            let looks = self.empty.entry(orphan.id).or_default();
+                    mark @ (Mark::Nothing | Mark::Changing) => {
+                        if mark == Mark::Changing {
+                            let looks = self.changing.entry(orphan.id).or_default();
                             *looks += 1;
                             undecided |= *looks <= REMAINS_LOOKS_MAX;
                         }
@@ -1383,13 +1412,11 @@ impl Supervisor {
         let (orphans, undecided) = self.orphans(&table);
         let Some(mut ending) = self.plugins[index].ending.take() else { return };
         ending.look_at = None;
-        // What forks while the table is read can be missed in it: nothing found counts only the second time.
-        let mut again = std::mem::take(&mut ending.found_some) || undecided;
-        ending.found_some = !killed.is_empty();
+        let mut quiet = killed.is_empty() && !undecided;
         for pidfd in killed {
             match self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
                 Ok(token) => drop(ending.victims.insert(token, pidfd)),
-                Err(_) => again = true,
+                Err(_) => quiet = false,
             }
         }
         for (owner, id) in orphans {
@@ -1398,20 +1425,27 @@ impl Supervisor {
             }
             match process::kill_exactly(id) {
                 Ok(Some(pidfd)) => {
-                    ending.found_some = true;
-                    match self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
-                        Ok(token) => drop(ending.victims.insert(token, pidfd)),
-                        Err(_) => again = true,
+                    quiet = false;
+                    if let Ok(token) = self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
+                        ending.victims.insert(token, pidfd);
                     }
                 }
-                // Gone since the table was read, and perhaps it had children.
-                Ok(None) => again = true,
                 Err(rustix::io::Errno::PERM) => ending.spared.push(id),
-                Err(_) => again = true,
+                // Gone since the table was read, and perhaps it had children; or it cannot be opened now.
+                Ok(None) | Err(_) => quiet = false,
             }
         }
-        let done = ending.victims.is_empty() && !again;
-        if ending.victims.is_empty() && again {
+        ending.found_some |= !quiet;
+        ending.quiet_looks = if quiet { ending.quiet_looks + 1 } else { 0 };
+        // What forks while the table is read can be missed in it. Most of what a plugin leaves behind holds on to its
+        // output, whose pipes say so.
+        let enough = match (self.output_is_held(index), ending.found_some) {
+            (true, _) => QUIET_LOOKS_MAX,
+            (false, true) => 2,
+            (false, false) => 1,
+        };
+        let done = ending.quiet_looks >= enough;
+        if ending.victims.is_empty() && !done {
             ending.look_at = Some(now + REMAINS_LOOK);
         }
         let spared = if done { ending.spared.clone() } else { vec![] };
@@ -1422,6 +1456,15 @@ impl Supervisor {
             }
             self.finish_exit(index);
         }
+    }
+
+    /// Whether anybody can still write to the pipes of a plugin.
+    fn output_is_held(&self, index: usize) -> bool {
+        self.plugins[index].pipes.iter().flatten().any(|pipe| {
+            let mut poll = [PollFd::new(&pipe.fd, PollFlags::IN)];
+            let _ = rustix::event::poll(&mut poll, Some(&Timespec::default()));
+            !poll[0].revents().contains(PollFlags::HUP)
+        })
     }
 
     fn on_victim(&mut self, index: usize, token: u64) {
@@ -1478,6 +1521,9 @@ impl Supervisor {
                 return;
             }
             process::wait_for_ends(&killed, REMAINS_LOOK);
+            if killed.is_empty() {
+                std::thread::sleep(REMAINS_LOOK);
+            }
         }
     }
 
@@ -1659,7 +1705,15 @@ impl Supervisor {
                 ) {
                     Ok(token) => {
                         lifeline.set_token(token);
-                        self.plugins[index].lifeline = Some(lifeline);
+                        let plugin = &mut self.plugins[index];
+                        if !starting {
+                            // It had its init. A ping shows it the new connection, so that it asks and logs over this
+                            // one; it is no health check and is not counted as one.
+                            plugin.ping.seq += 1;
+                            plugin.ping.sent_at = Some(now);
+                            lifeline.send_ping(plugin.ping.seq, unix_ms());
+                        }
+                        plugin.lifeline = Some(lifeline);
                         self.flush_lifeline(index);
                     }
                     Err(error) => {

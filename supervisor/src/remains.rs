@@ -71,8 +71,8 @@ pub(crate) enum Mark {
     Foreign,
     /// It carries nothing, or what it carries cannot be read.
     Nothing,
-    /// Its environment is empty: dropped, or just being replaced by an exec.
-    Empty,
+    /// It is in the middle of an exec, and has neither environment nor arguments for a moment.
+    Changing,
 }
 
 impl Table {
@@ -84,15 +84,17 @@ impl Table {
     /// Calls `meet` with each living process and its parent as soon as it is read: what lives for a moment only may be
     /// gone at the end.
     pub fn read_with(mut meet: impl FnMut(ProcessId, i32)) -> io::Result<Self> {
-        let mut rows = vec![];
-        for entry in std::fs::read_dir("/proc")? {
-            let Ok(entry) = entry else { continue };
-            // One that ended since the folder was read has no file any more.
-            let row = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(read_row);
-            if let Some(row) = row.filter(|row| !row.zombie) {
+        let names = std::fs::read_dir("/proc")?.flatten().map(|entry| entry.file_name());
+        let mut pids: Vec<i32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+        // The newest first: all pids are listed at one moment, and who is read last has had the most time to be gone and
+        // to have left another behind.
+        pids.sort_unstable_by(|a, b| b.cmp(a));
+        let mut rows = Vec::with_capacity(pids.len());
+        for row in pids.into_iter().filter_map(read_row) {
+            if !row.zombie {
                 meet(row.id, row.parent);
             }
-            rows.extend(row);
+            rows.push(row);
         }
         Ok(Self::from_rows(rows))
     }
@@ -168,16 +170,22 @@ impl Table {
 
 /// Reads what the process carries.
 pub(crate) fn mark(pid: i32, instance_id: &str) -> Mark {
+    let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}"));
     // It may have ended, or be another user's.
-    let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else { return Mark::Nothing };
+    let Ok(mut environment) = read("environ") else { return Mark::Nothing };
+    if environment.is_empty() {
+        match read("cmdline") {
+            Ok(arguments) if arguments.is_empty() => return Mark::Changing,
+            // The exec may have been over in between.
+            Ok(_) => environment = read("environ").unwrap_or_default(),
+            Err(_) => return Mark::Nothing,
+        }
+    }
     read_mark(&environment, instance_id)
 }
 
 /// `environment` is `NAME=value` texts, each ended by NUL.
 fn read_mark(environment: &[u8], instance_id: &str) -> Mark {
-    if environment.is_empty() {
-        return Mark::Empty;
-    }
     let value = |name: &str| {
         let mut entries = environment.split(|&byte| byte == 0);
         entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
@@ -241,7 +249,7 @@ mod tests {
     fn the_environment_tells_whose_a_process_is() {
         let plugin = |id: &str| Mark::Plugin { id: id.into(), socket: format!("/s/{id}.sock").into() };
         for (environment, expect) in [
-            ("", Mark::Empty),
+            ("", Mark::Nothing),
             ("PATH=/bin\0", Mark::Nothing),
             ("XTORU_INSTANCE_ID=i\0TORU_INSTANCE_IDX=i\0", Mark::Nothing),
             ("TORU_INSTANCE_ID=other\0TORU_PLUGIN_ID=a\0", Mark::Foreign),

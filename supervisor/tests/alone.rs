@@ -5,6 +5,7 @@
 mod stage;
 
 use std::collections::BTreeSet;
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard};
 
 use toru_supervisor::{Command, Order};
@@ -30,9 +31,14 @@ fn an_orphan_without_environment_goes_with_the_last_that_could_have_made_it() {
     assert!(orphan.ends_within(PATIENCE));
 }
 
-/// Descriptors of this process, less the one that looks.
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("proc").count() - 1
+/// Descriptors of this process, counted on the supervisor's thread, where nothing else is open meanwhile.
+fn descriptors(stage: &Stage) -> usize {
+    let (tell, told) = channel();
+    let count = Box::new(move |_| {
+        tell.send(std::fs::read_dir("/proc/self/fd").expect("proc").count()).expect("the test waits");
+    });
+    stage.handle.send(Command::Snapshot(count));
+    told.recv_timeout(PATIENCE).expect("a snapshot")
 }
 
 /// Everything below this process, zombies too.
@@ -57,10 +63,10 @@ fn a_hundred_starts_stops_and_kills_leak_nothing() {
     stage.event("p", "ready");
     stage.order("p", Order::Disable).expect("stops");
     // The thread that reads the files at the start is done before a rescan ends.
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = channel();
     stage.handle.send(Command::Rescan { done: Box::new(move |found| tell.send(found).expect("waits")) });
     told.recv_timeout(PATIENCE).expect("a rescan ends");
-    let before = descriptors();
+    let before = descriptors(&stage);
     for round in 0..100 {
         stage.order("p", Order::Enable).expect("starts");
         if round % 2 == 0 {
@@ -72,7 +78,7 @@ fn a_hundred_starts_stops_and_kills_leak_nothing() {
         stage.order("p", Order::Disable).expect("stops");
     }
     assert_eq!(stage.status("p").state, "stopped");
-    assert_eq!(descriptors(), before);
+    assert_eq!(descriptors(&stage), before);
     assert_eq!(children(), BTreeSet::new());
     let sockets = stage.dir.path().join("sockets");
     assert_eq!(std::fs::read_dir(&sockets).expect("sockets").count(), 0, "a socket is left in {sockets:?}");

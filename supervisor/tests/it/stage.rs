@@ -7,8 +7,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -40,6 +41,7 @@ type Listeners = Arc<Mutex<HashMap<String, UnixListener>>>;
 pub struct Stage {
     pub dir: tempfile::TempDir,
     pub handle: Handle,
+    listeners: Listeners,
     said: Receiver<Said>,
     heard: RefCell<Vec<Said>>,
     thread: Option<JoinHandle<()>>,
@@ -84,6 +86,10 @@ impl Outlet for Ear {
     }
 
     fn set_enabled(&self, _: &str, _: bool) {}
+
+    fn in_flight(&self, _: usize) -> usize {
+        7
+    }
 }
 
 /// A folder with `plugins` of name and shell lines, and settings short enough for a test.
@@ -139,6 +145,21 @@ pub fn put_file(dir: &Path, name: &str, text: &str) {
     fs::rename(&next, path).expect("rename");
 }
 
+/// The next message on a connection to a plugin.
+pub fn receive(stream: &mut UnixStream) -> Value {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("a frame");
+    let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut frame).expect("a whole frame");
+    serde_json::from_slice(&frame).expect("JSON")
+}
+
+pub fn send(stream: &mut UnixStream, message: &Value) {
+    let text = message.to_string();
+    stream.write_all(&(text.len() as u32).to_be_bytes()).expect("write");
+    stream.write_all(text.as_bytes()).expect("write");
+}
+
 impl Stage {
     pub fn of(plugins: &[(&str, &str)]) -> Self {
         let (dir, settings) = folder(plugins);
@@ -147,11 +168,12 @@ impl Stage {
 
     pub fn start(dir: tempfile::TempDir, settings: Settings) -> Self {
         let (tell, said) = channel();
-        let ear = Ear { said: tell, sockets: settings.sockets_dir.clone(), listeners: Listeners::default() };
+        let listeners = Listeners::default();
+        let ear = Ear { said: tell, sockets: settings.sockets_dir.clone(), listeners: listeners.clone() };
         let supervisor = Supervisor::new(settings, Box::new(ear)).expect("descriptors");
         let handle = supervisor.handle();
         let thread = std::thread::spawn(move || supervisor.run());
-        Self { dir, handle, said, heard: RefCell::default(), thread: Some(thread) }
+        Self { dir, handle, listeners, said, heard: RefCell::default(), thread: Some(thread) }
     }
 
     /// The first thing said that `wanted` takes, and that no earlier call took; waits for it.
@@ -201,6 +223,23 @@ impl Stage {
     pub fn process(&self, plugin: &str, word: &str) -> Watched {
         let pid = self.line(plugin, word);
         Watched::new(pid.parse().unwrap_or_else(|_| panic!("{word} is followed by {pid:?}")))
+    }
+
+    /// The plugin's part of the next connection of the supervisor to it.
+    pub fn accept(&self, id: &str) -> UnixStream {
+        self.event(id, "started");
+        self.accept_again(id)
+    }
+
+    /// As [`Stage::accept`], for a process that was connected to before.
+    pub fn accept_again(&self, id: &str) -> UnixStream {
+        let listener = {
+            let listeners = self.listeners.lock().expect("no test panicked here");
+            listeners.get(id).expect("it was started").try_clone().expect("descriptors")
+        };
+        let (stream, _) = listener.accept().expect("the supervisor connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
     }
 
     pub fn order(&self, id: &str, order: Order) -> Result<(), OrderError> {
