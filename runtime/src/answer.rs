@@ -67,7 +67,9 @@ pub enum Failure {
     ClientTooSlow,
     /// The time was up before the plugin was asked.
     QueuedTooLong,
-    /// The plugin is not there, or went away with the request.
+    /// The plugin runs, and nothing listens at its socket.
+    Unreachable,
+    /// The plugin went away with the request.
     PluginGone(&'static str),
     /// The plugin's answer was no answer.
     BadAnswer,
@@ -105,7 +107,7 @@ impl Failure {
             | Failure::Crowded
             | Failure::QueuedTooLong
             | Failure::Stopping => 503,
-            Failure::PluginGone(_) | Failure::BadAnswer => 502,
+            Failure::Unreachable | Failure::PluginGone(_) | Failure::BadAnswer => 502,
             Failure::TimedOut => 504,
             Failure::Internal(_) => 500,
             Failure::Conflict(_) => 409,
@@ -138,6 +140,7 @@ impl Failure {
             Failure::Crowded => "the server has as many connections as it takes".into(),
             Failure::ClientTooSlow => "the request did not come in time".into(),
             Failure::QueuedTooLong => "the plugin had no room for the request in time".into(),
+            Failure::Unreachable => "the plugin cannot be reached".into(),
             Failure::BadAnswer => "the plugin gave an answer that cannot be passed on".into(),
             Failure::TimedOut => "the plugin did not answer in time".into(),
             Failure::Stopping => "the server is stopping".into(),

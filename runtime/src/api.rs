@@ -173,9 +173,7 @@ impl Call {
             }
             Call::Kv(id) => kv(worker, &id, body).await?,
             Call::Logs { id, page, page_size, level, follow } => {
-                if worker.by_id(&id).is_none() {
-                    return Err(UNKNOWN);
-                }
+                check_known(worker, &id).await?;
                 let path = crate::log::plugin_log_path(&worker.shared.config.log_dir, &id);
                 if follow {
                     let stream = Stream::Log(Follower::new(path, level, page_size));
@@ -306,6 +304,13 @@ async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
 
 const UNKNOWN: Failure = Failure::NotFound("no plugin has this id");
 
+/// Errors: there is no such plugin. A worker may not have heard of a new one yet; the supervisor has the last word.
+async fn check_known(worker: &Worker, id: &str) -> Result<(), Failure> {
+    let known =
+        worker.by_id(id).is_some() || supervised(worker).await?.iter().any(|plugin| plugin.metadata.id == id);
+    if known { Ok(()) } else { Err(UNKNOWN) }
+}
+
 /// What the supervisor says of all plugins.
 pub async fn supervised(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
     let (tell, told) = oneshot::channel();
@@ -318,9 +323,7 @@ pub async fn supervised(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
 
 /// Values over HTTP: what 1.0 plugins use, and an operator with `curl`.
 async fn kv(worker: &Worker, id: &str, body: &[u8]) -> Result<LocalAnswer, Failure> {
-    if worker.by_id(id).is_none() {
-        return Err(UNKNOWN);
-    }
+    check_known(worker, id).await?;
     let question = kv_question(body).map_err(|detail| Failure::Malformed { status: 400, detail })?;
     let (tell, told) = oneshot::channel();
     let reply = Box::new(move |answer| {

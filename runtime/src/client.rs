@@ -18,7 +18,7 @@ use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Resp
 use toru_plugin_api::from_core::{EncodeError, HttpRequestFrame, RequestStart};
 use toru_plugin_api::metadata::Protocol;
 use toru_plugin_api::time::as_str;
-use toru_supervisor::{Command, Phase};
+use toru_supervisor::Command;
 
 use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
 use crate::api;
@@ -426,7 +426,7 @@ fn begin(
     let Some(target) = target else {
         return refuse(Failure::NotFound("no plugin has this id or route"), None);
     };
-    if let Err(failure) = check_phase(&target) {
+    if let Some(failure) = target.refusal() {
         return refuse(failure, Some(target));
     }
     let config = &worker.shared.config;
@@ -499,15 +499,6 @@ fn admit(
     api::Call::new(endpoint, head.target.query())
 }
 
-/// Whether a plugin takes requests now.
-fn check_phase(target: &Target) -> Result<(), Failure> {
-    match target.view.borrow().phase {
-        Phase::Serving => Ok(()),
-        Phase::Waiting { retry_after } => Err(Failure::Waiting(retry_after)),
-        Phase::Absent => Err(Failure::NotFound("the plugin is disabled")),
-    }
-}
-
 /// Does the next thing for an answer, to its end.
 async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     let outcome = match work {
@@ -556,7 +547,9 @@ async fn launch(
     let deadline = started + worker.time_limit(&target.view.borrow());
     let permit = enter(target, deadline).await?;
     // It may have waited for its turn; the plugin it was meant for may be gone.
-    check_phase(target)?;
+    if let Some(failure) = target.refusal() {
+        return Err(failure);
+    }
     let view = target.view.borrow().clone();
     match view.metadata.protocol {
         Protocol::V1_0 => {
@@ -567,6 +560,10 @@ async fn launch(
                 Ok(pieces) => Ok((None, pieces)),
                 Err(legacy::LegacyFailure { failure, broken }) => {
                     let generation = view.generation.unwrap_or(0);
+                    if failure == Failure::Unreachable {
+                        target.await_verdict(generation).await;
+                        return Err(target.refusal().unwrap_or(failure));
+                    }
                     match broken {
                         Some(reason) if failure == Failure::BadAnswer => {
                             worker.report_bad_answer(target, generation, &reason);

@@ -52,9 +52,8 @@ async fn attempt(
     request_id: &str,
     deadline: Instant,
 ) -> Result<Pieces, LegacyFailure> {
-    let mut stream = connect(worker, socket, || Instant::now() >= deadline)
-        .await
-        .map_err(|_| Failure::PluginGone("the plugin cannot be reached"))?;
+    let mut stream =
+        connect(worker, socket, || Instant::now() >= deadline).await.map_err(|_| Failure::Unreachable)?;
     // When this future is given up, the pending read or write must end before the socket can be closed.
     let _guard = ShutdownOnDrop(stream.as_raw_fd());
     let (outcome, _) = stream.write_all(frame).await;

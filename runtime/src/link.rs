@@ -25,7 +25,7 @@ use toru_plugin_api::frame::{Decoder, Framing};
 use toru_plugin_api::from_core::encode_cancel;
 use toru_plugin_api::from_plugin::{HttpResponse, PluginMessage};
 use toru_plugin_api::time::as_str;
-use toru_supervisor::{Command, KvAnswer, Level};
+use toru_supervisor::{Command, KvAnswer, Level, Phase};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
 use crate::driver::Driver;
@@ -43,6 +43,9 @@ const READ_BYTES_LARGE: usize = 256 * 1024;
 /// Answers to nobody within a second, beyond which the plugin is taken for broken: one that answers late sends as many
 /// as it was asked, one that floods does not stop there.
 const STRAYS_PER_SECOND_MAX: u32 = 10_000;
+/// How long a refused connection waits for the supervisor's word: a plugin that has just died refuses a moment before the
+/// workers hear of it, and "not now" is a better answer to a request that was never sent than "gone".
+const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
 /// Between attempts to connect while the plugin's backlog is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
@@ -56,6 +59,8 @@ pub struct Link {
     outbox: RefCell<Vec<u8>>,
     writer: Cell<Option<Waker>>,
     closed: Cell<bool>,
+    /// Was once; requests on a link that never was have not been sent.
+    pub connected: Cell<bool>,
     /// While connected. For shutdown(2) alone: it ends pending reads and writes under either driver.
     fd: Cell<Option<RawFd>>,
     write_since: Cell<Option<Instant>>,
@@ -67,12 +72,31 @@ pub struct Link {
 
 /// How a connection's life ended.
 enum End {
+    /// It never began.
+    Unreachable,
     Closed,
     /// The plugin broke the protocol.
     Broken(String),
 }
 
 impl Target {
+    /// Why the plugin takes no requests now, if it takes none.
+    pub fn refusal(&self) -> Option<Failure> {
+        match self.view.borrow().phase {
+            Phase::Serving => None,
+            Phase::Waiting { retry_after } => Some(Failure::Waiting(retry_after)),
+            Phase::Absent => Some(Failure::NotFound("the plugin is disabled")),
+        }
+    }
+
+    /// Waits for news of a plugin that refused a connection, as long as [`VERDICT_PATIENCE`].
+    pub async fn await_verdict(&self, generation: u64) {
+        let until = Instant::now() + VERDICT_PATIENCE;
+        while self.view.borrow().generation == Some(generation) && Instant::now() < until {
+            monoio::time::sleep(CONNECT_RETRY).await;
+        }
+    }
+
     /// This worker's connection to the plugin, new if there is none.
     pub fn link(self: &Rc<Self>, worker: &Rc<Worker>) -> Rc<Link> {
         if let Some(link) = &*self.link.borrow() {
@@ -102,6 +126,7 @@ impl Link {
             outbox: RefCell::default(),
             writer: Cell::new(None),
             closed: Cell::new(false),
+            connected: Cell::new(false),
             fd: Cell::new(None),
             write_since: Cell::new(None),
             frame_since: Cell::new(None),
@@ -228,8 +253,12 @@ impl Link {
 /// The connection's task, from connecting to its end.
 async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: std::path::PathBuf) {
     let end = match connect(&worker, &socket, || link.closed.get()).await {
-        Err(_) => End::Closed,
+        Err(_) => {
+            target.await_verdict(link.generation).await;
+            End::Unreachable
+        }
         Ok(stream) => {
+            link.connected.set(true);
             link.fd.set(Some(stream.as_raw_fd()));
             let (reader, writer) = stream.into_split();
             let writing = monoio::spawn(write(link.clone(), writer));
@@ -245,6 +274,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
         *target.link.borrow_mut() = None;
     }
     match end {
+        End::Unreachable => link.fail(&worker, &target.refusal().unwrap_or(Failure::Unreachable)),
         End::Closed => {
             link.fail(&worker, &Failure::PluginGone("the plugin closed the connection before it answered"))
         }

@@ -421,7 +421,9 @@ impl Worker {
         };
         if let Some(link) = dead {
             *target.link.borrow_mut() = None;
-            link.fail(self, &Failure::PluginGone("the plugin ended before it answered"));
+            let ended = Failure::PluginGone("the plugin ended before it answered");
+            let never_sent = if link.connected.get() { None } else { target.refusal() };
+            link.fail(self, &never_sent.unwrap_or(ended));
         }
     }
 

@@ -3,10 +3,13 @@
 use std::{
     fs,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
-use toru_tests::{Lines, Signal, binary, has_program, output, processes_with, repository, spawn, wait_for};
+use toru_tests::{
+    Lines, Signal, binary, has_program, output, processes_with, repository, spawn, wait_for, wait_within,
+};
 
 use crate::sdk::{ByHand, hello_python};
 
@@ -98,7 +101,8 @@ fn the_demo_serves_what_it_prints_and_cleans_up() {
     let stdout = Lines::gather(child.stdout.take().unwrap());
     let stderr = Lines::gather(child.stderr.take().unwrap());
     let printed = || [stdout.all(), stderr.all()].concat();
-    let curls = wait_for("the demo to print its curl lines", || {
+    // It may have the example plugins and all that they need to build, on a machine that is busy with other tests.
+    let curls = wait_within(Duration::from_secs(900), "the demo to print its curl lines", || {
         if let Some(status) = child.try_wait().unwrap() {
             panic!("{status}: {:#?}", printed());
         }
