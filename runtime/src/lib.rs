@@ -344,6 +344,7 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         frame_bytes_max: config.message_bytes_max,
         plugin_config: config.plugins.clone(),
         process: config.processes.clone(),
+        notify_command: config.notify_command.clone(),
         disabled: known.disabled,
     }
 }

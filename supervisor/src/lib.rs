@@ -11,6 +11,7 @@
 mod discovery;
 mod kv;
 mod lifeline;
+mod notify;
 mod process;
 mod remains;
 pub mod state;
@@ -30,11 +31,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
 use serde_json::{Map, Value, json};
 use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_plugin_api::metadata::{Metadata, Protocol};
+use toru_plugin_api::time::{as_str, rfc3339_millis};
 
 pub use discovery::check;
 use discovery::{Fingerprint, Looked, Probe};
 pub use kv::{KvAnswer, KvQuestion};
 use lifeline::{Lifeline, Said};
+use notify::Notice;
 pub use process::{Exit, prepare};
 use process::{Process, Spec};
 use remains::{Mark, ProcessId, Table};
@@ -60,6 +63,8 @@ pub struct Settings {
     pub plugin_config: HashMap<String, String>,
     /// `[plugins.ID.process]` of the configuration.
     pub process: HashMap<String, ProcessSettings>,
+    /// `notify.command`: run with the event as JSON on its standard input when a plugin is given up; empty for none.
+    pub notify_command: Vec<String>,
     /// Ids that an operator disabled in an earlier run.
     pub disabled: HashSet<String>,
 }
@@ -105,6 +110,8 @@ const REMAINS_LOOKS_MAX: u32 = 100;
 const QUIET_LOOKS_MAX: u32 = 20;
 /// Between two looks for orphans to reap; or ten times what the last look took, if that is more.
 const REAP_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Notifications on their way at once; beyond it one is dropped, with a line in the log.
+const NOTICES_MAX: usize = 16;
 /// Before trying again to run a file that is being written.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// What a client is told to wait when no better time is known.
@@ -412,6 +419,9 @@ enum Source {
     Victim {
         index: usize,
     },
+    Notice {
+        id: u64,
+    },
 }
 
 pub struct Supervisor {
@@ -424,6 +434,7 @@ pub struct Supervisor {
     next_token: u64,
     plugins: Vec<Plugin>,
     probes: Vec<Probe>,
+    notices: Vec<Notice>,
     /// Files that somebody is still writing: when to try again, and when to give up.
     busy: Vec<(PathBuf, Instant, Instant)>,
     /// What the files were at the last look.
@@ -469,6 +480,7 @@ impl Supervisor {
             next_token: 0,
             plugins: vec![],
             probes: vec![],
+            notices: vec![],
             busy: vec![],
             fingerprints: HashMap::new(),
             looking: false,
@@ -550,6 +562,7 @@ impl Supervisor {
                 self.reap_at.get_or_insert(self.reap_again_at);
             }
             Source::Victim { index } => self.on_victim(index, token),
+            Source::Notice { id } => self.on_notice(id),
         }
     }
 
@@ -569,6 +582,9 @@ impl Supervisor {
         at_most(self.reap_at);
         for probe in &self.probes {
             at_most(Some(probe.deadline()));
+        }
+        for notice in &self.notices {
+            at_most(Some(notice.deadline()));
         }
         for (_, at, _) in &self.busy {
             at_most(Some(*at));
@@ -607,6 +623,12 @@ impl Supervisor {
             if self.probes[position].deadline() <= now {
                 self.probes[position].expire();
                 self.finish_probe(position);
+            }
+        }
+        for position in (0..self.notices.len()).rev() {
+            if self.notices[position].deadline() <= now {
+                let why = format!("it did not end within {} s", notify::TIMEOUT.as_secs());
+                self.end_notice(position, Err(why)).abandon();
             }
         }
         for position in (0..self.busy.len()).rev() {
@@ -1208,7 +1230,66 @@ impl Supervisor {
             ),
         };
         self.outlet.record(&id, kind, details.clone());
+        if happening == Happening::DisabledAfterCrashes {
+            self.notify(&id, kind, &details);
+        }
         self.outlet.log(level, Some(&id), message, object(details));
+    }
+
+    /// Runs the command that tells somebody outside of an event.
+    fn notify(&mut self, plugin_id: &str, kind: &str, details: &Value) {
+        if self.settings.notify_command.is_empty() || self.stopping {
+            return;
+        }
+        if self.notices.len() >= NOTICES_MAX {
+            return self.tell_of_notice("too many are on their way");
+        }
+        let timestamp = rfc3339_millis(unix_ms());
+        let event = json!({
+            "timestamp": as_str(&timestamp), "plugin_id": plugin_id, "event_type": kind, "details": details,
+        });
+        let input = format!("{event}\n").into_bytes();
+        let id = self.next_token;
+        let command = &self.settings.notify_command;
+        let notice = match Notice::start(id, command, &self.environment(None), input, Instant::now()) {
+            Ok(notice) => notice,
+            Err(why) => return self.tell_of_notice(&why),
+        };
+        let watched = {
+            let (reading, writing) = notice.fds();
+            let reading = reading.map(|fd| (fd, epoll::EventFlags::IN));
+            let mut fds = reading.chain(writing.map(|fd| (fd, epoll::EventFlags::OUT)));
+            fds.try_for_each(|(fd, flags)| self.watch(fd, Source::Notice { id }, flags).map(drop))
+        };
+        self.notices.push(notice);
+        if let Err(error) = watched {
+            let position = self.notices.len() - 1;
+            self.end_notice(position, Err(format!("cannot watch it: {error}"))).abandon();
+        }
+    }
+
+    fn on_notice(&mut self, id: u64) {
+        let Some(position) = self.notices.iter().position(|notice| notice.id() == id) else { return };
+        if let Some(outcome) = self.notices[position].advance(&mut self.scratch) {
+            drop(self.end_notice(position, outcome));
+        }
+    }
+
+    fn end_notice(&mut self, position: usize, outcome: Result<(), String>) -> Notice {
+        let notice = self.notices.swap_remove(position);
+        let id = notice.id();
+        self.sources.retain(|_, source| !matches!(source, Source::Notice { id: other } if *other == id));
+        if let Err(why) = outcome {
+            self.tell_of_notice(&why);
+        }
+        // What it left behind is nobody's from now on.
+        self.reap_at.get_or_insert(self.reap_again_at);
+        notice
+    }
+
+    fn tell_of_notice(&self, why: &str) {
+        let fields = object(json!({ "command": self.settings.notify_command, "reason": why }));
+        self.outlet.log(Level::Error, None, "Notification failed", fields);
     }
 
     /// Answers those whose order is done, cannot be done any more, or takes too long.
@@ -1290,7 +1371,8 @@ impl Supervisor {
             | Source::Inbox
             | Source::Probe { .. }
             | Source::Children
-            | Source::Victim { .. } => true,
+            | Source::Victim { .. }
+            | Source::Notice { .. } => true,
         });
         // What it left behind may take a while to go; the workers must not send it requests meanwhile.
         self.publish(index);
@@ -1382,7 +1464,7 @@ impl Supervisor {
                         self.plugins.iter().rfind(|p| *p.metadata.id == *id).map(|p| p.index)
                     }
                     _ if !orphan.adopted => continue,
-                    Mark::Call if self.probes.is_empty() => None,
+                    Mark::Call if self.probes.is_empty() && self.notices.is_empty() => None,
                     Mark::Call | Mark::Foreign => continue,
                     mark @ (Mark::Nothing | Mark::Changing) => {
                         if mark == Mark::Changing {
@@ -1946,6 +2028,9 @@ impl Supervisor {
                 self.stopping = true;
                 self.admissible.clear();
                 self.busy.clear();
+                for position in (0..self.notices.len()).rev() {
+                    self.end_notice(position, Err("the daemon stops".into())).abandon();
+                }
                 for probe in &mut self.probes {
                     probe.expire();
                 }

@@ -351,6 +351,10 @@ fn check_format(program: &Path) -> Result<(), SpawnError> {
         }
         Ok(bytes)
     };
+    // A bare name is looked up in PATH, and a file of that name here is another one.
+    if program.components().count() == 1 && program.is_relative() {
+        return Ok(());
+    }
     // What cannot be read may still be run, and what is not there is told by the spawn.
     let Ok(found) = header(program) else { return Ok(()) };
     if found.starts_with(b"#!") {
@@ -397,7 +401,7 @@ impl SpawnError {
             Some(ENOENT | ENOTDIR | ELOOP) if program.exists() => {
                 ("names an interpreter that does not exist; look at its first line".into(), true)
             }
-            Some(ENOENT | ENOTDIR | ELOOP) => ("is gone".into(), true),
+            Some(ENOENT | ENOTDIR | ELOOP) => ("is not there".into(), true),
             _ => (format!("could not be started: {error}"), false),
         };
         Self { reason: format!("{} {reason}", program.display()), permanent, busy: code == Some(ETXTBSY) }
@@ -490,7 +494,7 @@ mod tests {
                 }
             }
         };
-        assert!(spawn(&path).reason.ends_with("is gone"));
+        assert!(spawn(&path).reason.ends_with("is not there"));
         std::fs::write(&path, "#!/bin/sh\n").expect("write");
         let error = spawn(&path);
         assert!(error.permanent && error.reason.contains("chmod +x"), "{error:?}");

@@ -1,8 +1,10 @@
 //! What the supervisor says to a running plugin, and of one that ends.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, folder, put, receive, send};
+use crate::stage::{PATIENCE, Said, Stage, Watched, folder, put, receive, send};
 
 const WAIT: &str = "trap 'exit 0' TERM\nsleep 1000 & wait\n";
 
@@ -15,7 +17,7 @@ fn a_renewed_lifeline_begins_with_a_ping_and_no_second_init() {
     let (dir, mut settings) = folder(&[]);
     put(dir.path(), "p", "1.1", WAIT);
     // No health check comes in between.
-    settings.health_interval = crate::stage::PATIENCE;
+    settings.health_interval = PATIENCE;
     let stage = Stage::start(dir, settings);
     let mut first = stage.accept("p");
     assert_eq!(action(&receive(&mut first)), "init");
@@ -54,4 +56,63 @@ fn a_crash_is_told_with_all_that_is_known() {
     let last = stage.event("p", "crashed");
     assert_eq!((&last["failures"], &last["next_start_ms"]), (&json!(2), &Value::Null), "nothing follows it");
     stage.event("p", "disabled_after_crashes");
+}
+
+/// A stage with a plugin that cannot run, and `sh -c script` to tell of it.
+fn notified(script: &str, fifo: Option<&Path>) -> Stage {
+    let (dir, mut settings) = folder(&[("p", "exit 127")]);
+    if let Some(fifo) = fifo {
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, fifo, rustix::fs::FileType::Fifo, mode, 0).expect("fifo");
+    }
+    settings.notify_command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    Stage::start(dir, settings)
+}
+
+fn failure(stage: &Stage) -> String {
+    stage.find("a failed notification", |said| match said {
+        Said::Log { message, fields } if message == "Notification failed" => {
+            Some(fields["reason"].as_str().expect("a reason").to_owned())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn somebody_outside_is_told_when_a_plugin_is_given_up() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let fifo = place.path().join("told");
+    let stage = notified(&format!("cat > {}", fifo.display()), Some(&fifo));
+    // Ends when the command has written all of it.
+    let told = std::fs::read_to_string(&fifo).expect("read");
+    let event: Value = serde_json::from_str(&told).expect("one JSON object");
+    assert_eq!(event["event_type"], "disabled_after_crashes");
+    assert_eq!(event["plugin_id"], "p");
+    assert!(event["timestamp"].as_str().expect("a time").ends_with('Z'));
+    assert_eq!(event["details"], stage.event("p", "disabled_after_crashes"));
+}
+
+#[test]
+fn a_command_that_fails_is_one_line_in_the_log() {
+    let stage = notified("echo no mail today >&2; exit 3", None);
+    assert_eq!(failure(&stage), "it ended with exit code 3; it wrote: no mail today");
+    let (dir, mut settings) = folder(&[("p", "exit 127")]);
+    settings.notify_command = vec!["no-such-command".into()];
+    let stage = Stage::start(dir, settings);
+    assert_eq!(failure(&stage), "no-such-command is not there");
+}
+
+#[test]
+fn a_command_that_hangs_delays_nobody_and_ends_with_the_daemon() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let fifo = place.path().join("told");
+    let stage = notified(&format!("echo $$ > {}; exec sleep 1000", fifo.display()), Some(&fifo));
+    let pid = std::fs::read_to_string(&fifo).expect("read").trim().parse().expect("a pid");
+    let command = Watched::new(pid);
+    put(stage.dir.path(), "q", "1.0", WAIT);
+    stage.handle.send(toru_supervisor::Command::Rescan { done: Box::new(drop) });
+    stage.event("q", "ready");
+    assert!(!command.has_ended());
+    drop(stage);
+    assert!(command.has_ended() && !command.is_zombie());
 }

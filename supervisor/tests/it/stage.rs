@@ -123,6 +123,7 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
         frame_bytes_max: 1024 * 1024,
         plugin_config: HashMap::new(),
         process: HashMap::new(),
+        notify_command: vec![],
         disabled: Default::default(),
     };
     (dir, settings)
