@@ -17,7 +17,7 @@
 mod database;
 pub mod offline;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::Serialize;
 use serde_json::Value;
-use toru_supervisor::{KvAnswer, KvQuestion, Level};
+use toru_supervisor::{Kept, KvAnswer, KvQuestion, Level};
 
 use crate::config::StoreConfig;
 use database::Usage;
@@ -65,7 +65,8 @@ pub type Notice = Box<dyn Fn(Level, &str) + Send>;
 /// What the database already knew at the start.
 pub struct Known {
     pub instance_id: String,
-    pub disabled: HashSet<String>,
+    /// What was kept of each plugin.
+    pub plugins: HashMap<String, Kept>,
 }
 
 /// A database that cannot be used; the message names the file and the remedy.
@@ -272,10 +273,10 @@ impl Store {
         self.shared.wake_writer(waiting);
     }
 
-    /// Keeps whether a plugin is enabled, once the database can be written.
-    pub fn set_enabled(&self, plugin_id: &str, enabled: bool) {
+    /// Keeps what is to be known of a plugin at the next start, once the database can be written.
+    pub fn keep(&self, plugin_id: &str, kept: Kept) {
         let mut waiting = self.shared.lock();
-        waiting.enabled.insert(plugin_id.to_owned(), enabled);
+        waiting.plugins.insert(plugin_id.to_owned(), kept);
         self.shared.wake_writer(waiting);
     }
 
@@ -303,7 +304,7 @@ struct Waiting {
     write_bytes: usize,
     events: VecDeque<Event>,
     /// The last word for each plugin; as many as there are plugins.
-    enabled: HashMap<String, bool>,
+    plugins: HashMap<String, Kept>,
     reads: VecDeque<Read>,
     /// Nothing more is taken.
     stopping: bool,
@@ -339,7 +340,7 @@ struct Event {
 struct Batch {
     questions: Vec<Asked>,
     events: Vec<Event>,
-    enabled: Vec<(String, bool)>,
+    plugins: Vec<(String, Kept)>,
     /// The store is closing, and no question comes after these.
     last: bool,
 }
@@ -372,7 +373,7 @@ impl Shared {
         loop {
             let now = Instant::now();
             let held = held_until.is_some_and(|until| now < until);
-            let others = !(waiting.events.is_empty() && waiting.enabled.is_empty());
+            let others = !(waiting.events.is_empty() && waiting.plugins.is_empty());
             if !waiting.writes.is_empty() || (others && !held) || waiting.closing || now >= alarm {
                 return waiting.take_batch();
             }
@@ -387,10 +388,10 @@ impl Shared {
     }
 
     /// Keeps what could not be written for later, before what has come meanwhile.
-    fn put_back(&self, events: Vec<Event>, enabled: Vec<(String, bool)>) {
+    fn put_back(&self, events: Vec<Event>, plugins: Vec<(String, Kept)>) {
         let mut waiting = self.lock();
-        for (id, enabled) in enabled {
-            waiting.enabled.entry(id).or_insert(enabled);
+        for (id, kept) in plugins {
+            waiting.plugins.entry(id).or_insert(kept);
         }
         for event in events.into_iter().rev() {
             waiting.events.push_front(event);
@@ -433,7 +434,7 @@ impl Waiting {
         batch.last = self.closing && self.writes.is_empty();
         let events_max = if batch.last { QUEUE_EVENTS_MAX } else { BATCH_ITEMS_MAX };
         batch.events.extend(self.events.drain(..self.events.len().min(events_max)));
-        batch.enabled.extend(self.enabled.drain());
+        batch.plugins.extend(self.plugins.drain());
         batch
     }
 }
@@ -519,7 +520,7 @@ impl Writer {
             if self.database.is_some() {
                 self.retry_at = Some(Instant::now() + RETRY_PAUSE);
             }
-            return self.shared.put_back(batch.events, batch.enabled);
+            return self.shared.put_back(batch.events, batch.plugins);
         }
     }
 
@@ -546,8 +547,8 @@ impl Writer {
         database.busy_timeout(patience)?;
         let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.usage.refresh(&transaction)?;
-        for (id, enabled) in &batch.enabled {
-            database::set_enabled(&transaction, id, *enabled)?;
+        for (id, kept) in &batch.plugins {
+            database::keep(&transaction, id, kept)?;
         }
         for event in &batch.events {
             database::insert_event(
@@ -649,7 +650,7 @@ impl Writer {
 
 impl Batch {
     fn is_empty(&self) -> bool {
-        self.questions.is_empty() && self.events.is_empty() && self.enabled.is_empty()
+        self.questions.is_empty() && self.events.is_empty() && self.plugins.is_empty()
     }
 
     /// How long the one that has waited longest may still wait. With no question, no longer than a question that comes

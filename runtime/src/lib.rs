@@ -345,7 +345,7 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         plugin_config: config.plugins.clone(),
         process: config.processes.clone(),
         notify_command: config.notify_command.clone(),
-        disabled: known.disabled,
+        kept: known.plugins,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use toru_plugin_api::metadata::Protocol;
-use toru_supervisor::{KvAnswer, KvQuestion, Level, PluginView, Stream};
+use toru_supervisor::{Kept, KvAnswer, KvQuestion, Level, PluginView, Stream};
 
 use crate::gate::Gate;
 use crate::kv::Store;
@@ -84,8 +84,8 @@ impl toru_supervisor::Outlet for Outlet {
         self.store.ask(plugin_id, question, reply);
     }
 
-    fn set_enabled(&self, plugin_id: &str, enabled: bool) {
-        self.store.set_enabled(plugin_id, enabled);
+    fn keep(&self, plugin_id: &str, kept: &Kept) {
+        self.store.keep(plugin_id, kept.clone());
     }
 
     fn in_flight(&self, index: usize) -> usize {

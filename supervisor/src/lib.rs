@@ -65,8 +65,26 @@ pub struct Settings {
     pub process: HashMap<String, ProcessSettings>,
     /// `notify.command`: run with the event as JSON on its standard input when a plugin is given up; empty for none.
     pub notify_command: Vec<String>,
-    /// Ids that an operator disabled in an earlier run.
-    pub disabled: HashSet<String>,
+    /// What [`Outlet::keep`] was given in earlier runs, by id.
+    pub kept: HashMap<String, Kept>,
+}
+
+/// What is to be known of a plugin at the daemon's next start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// What an operator wants.
+    pub enabled: bool,
+    /// Starts after the first one, over all runs of the daemon.
+    pub restarts: u64,
+    /// Why it was given up, if it was.
+    pub failed: Option<String>,
+}
+
+impl Kept {
+    /// A plugin that was never seen before.
+    fn fresh() -> Self {
+        Self { enabled: true, restarts: 0, failed: None }
+    }
 }
 
 /// What an operator set for a plugin's process.
@@ -191,8 +209,8 @@ pub trait Outlet: Send {
     fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>);
     /// Ask the store; `reply` may be called on any thread.
     fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>);
-    /// Keep an operator's choice over restarts.
-    fn set_enabled(&self, plugin_id: &str, enabled: bool);
+    /// Keep this for the next run of the daemon, in place of what was kept of the plugin.
+    fn keep(&self, plugin_id: &str, kept: &Kept);
     /// Requests that are with the plugin of this index now.
     fn in_flight(&self, index: usize) -> usize;
 }
@@ -958,7 +976,9 @@ impl Supervisor {
             self.skip(&file, &reason);
             return false;
         }
-        let enabled = !self.settings.disabled.contains(&metadata.id);
+        let kept = self.settings.kept.get(&metadata.id).cloned().unwrap_or_else(Kept::fresh);
+        let enabled = kept.enabled;
+        let given_up = kept.failed.clone().filter(|_| enabled);
         let index = self.plugins.len();
         let details = json!({
             "file": file.display().to_string(), "version": metadata.version, "route": metadata.route,
@@ -975,7 +995,7 @@ impl Supervisor {
             want: if enabled { Want::Up } else { Want::Down },
             enabled,
             removed: false,
-            state: State::Stopped,
+            state: if given_up.is_some() { State::Failed } else { State::Stopped },
             generation: 0,
             process: None,
             ending: None,
@@ -983,11 +1003,11 @@ impl Supervisor {
             lifeline: None,
             connect_at: None,
             spawned_at: None,
-            restarts: 0,
+            restarts: kept.restarts,
             last_exit: None,
             exit: None,
             in_flight: None,
-            reason: None,
+            reason: given_up.clone(),
             ping: PingTally::default(),
             stderr_tail: VecDeque::new(),
             protocol_errors: VecDeque::new(),
@@ -996,6 +1016,15 @@ impl Supervisor {
             waiting: vec![],
         });
         self.publish(index);
+        if let Some(reason) = given_up {
+            let plugin = &self.plugins[index];
+            let fields = object(json!({
+                "reason": reason,
+                "remedy": format!("mend it, then: toru plugin reset-failed {}", plugin.metadata.id),
+            }));
+            let message = "Plugin not started: it was given up in an earlier run";
+            self.outlet.log(Level::Warn, Some(&plugin.metadata.id), message, fields);
+        }
         self.drive(index, Event::Wanted);
         true
     }
@@ -1039,12 +1068,32 @@ impl Supervisor {
         for action in actions {
             self.act(index, action, before);
         }
+        self.keep(index);
         self.settle(index);
         if self.plugins[index].removed
             && !self.plugins[index].state.has_process()
             && !self.admissible.is_empty()
         {
             self.admit_waiting();
+        }
+    }
+
+    /// Has written down what the next run of the daemon is to know, where that changed.
+    fn keep(&mut self, index: usize) {
+        let plugin = &self.plugins[index];
+        // Its name may be another's by now.
+        if plugin.removed {
+            return;
+        }
+        let failed = (plugin.state == State::Failed).then(|| {
+            let why = plugin.reason.as_ref().or(plugin.last_exit.as_ref());
+            why.cloned().unwrap_or_else(|| "it failed".into())
+        });
+        let kept = Kept { enabled: plugin.enabled, restarts: plugin.restarts, failed };
+        let id = &plugin.metadata.id;
+        if *self.settings.kept.get(id).unwrap_or(&Kept::fresh()) != kept {
+            self.outlet.keep(id, &kept);
+            self.settings.kept.insert(id.clone(), kept);
         }
     }
 
@@ -2101,7 +2150,6 @@ impl Supervisor {
         plugin.want = want;
         if plugin.enabled != enabled {
             plugin.enabled = enabled;
-            self.outlet.set_enabled(&id, enabled);
             self.outlet.record(&id, if enabled { "enabled" } else { "disabled" }, json!({}));
             let message = if enabled { "Plugin enabled" } else { "Plugin disabled" };
             self.outlet.log(Level::Info, Some(&id), message, Map::new());

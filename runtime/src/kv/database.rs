@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of threads, queues or time limits; called by the two threads of [`super`] and by [`super::offline`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -13,7 +13,7 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params, params_from_iter};
 use serde_json::Value;
 use toru_plugin_api::time::{as_str, rfc3339_millis};
-use toru_supervisor::KvQuestion;
+use toru_supervisor::{Kept, KvQuestion};
 
 use super::{EventQuery, EventRow, Known, OpenError};
 use crate::config::Synchronous;
@@ -27,7 +27,7 @@ const PRUNE_ROWS_MAX: i64 = 5000;
 
 /// What each schema version changed. A new file goes through all of them, an old one through those it lacks.
 /// What has been released is never edited: another step is added.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "CREATE TABLE plugin_kv (
         plugin_id TEXT NOT NULL,
         key TEXT NOT NULL,
@@ -47,6 +47,9 @@ const STEPS: [&str; 2] = [
     INSERT INTO meta (key, value) VALUES ('schema_version', '1');",
     // Pruning by age and asking for a span of time would read the whole trail.
     "CREATE INDEX plugin_events_by_time ON plugin_events (timestamp);",
+    // `failed` says why a plugin was given up.
+    "ALTER TABLE plugins ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE plugins ADD COLUMN failed TEXT;",
 ];
 pub const SCHEMA_VERSION: i64 = STEPS.len() as i64;
 
@@ -209,9 +212,17 @@ pub fn read_known(database: &Connection) -> rusqlite::Result<Known> {
             id
         }
     };
-    let mut statement = database.prepare("SELECT id FROM plugins WHERE enabled = 0")?;
-    let disabled: HashSet<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    Ok(Known { instance_id, disabled })
+    let mut statement = database.prepare("SELECT id, enabled, restarts, failed FROM plugins")?;
+    let plugins = statement.query_map([], |row| {
+        let kept = Kept {
+            enabled: row.get(1)?,
+            restarts: row.get::<_, i64>(2)?.unsigned_abs(),
+            failed: row.get(3)?,
+        };
+        Ok((row.get(0)?, kept))
+    })?;
+    let plugins = plugins.collect::<Result<_, _>>()?;
+    Ok(Known { instance_id, plugins })
 }
 
 pub fn explain(path: &Path, error: &rusqlite::Error) -> OpenError {
@@ -364,13 +375,14 @@ pub fn question_bytes(question: &KvQuestion) -> usize {
     }
 }
 
-pub fn set_enabled(database: &Connection, plugin_id: &str, enabled: bool) -> rusqlite::Result<()> {
+pub fn keep(database: &Connection, plugin_id: &str, kept: &Kept) -> rusqlite::Result<()> {
     database
         .prepare_cached(
-            "INSERT INTO plugins (id, enabled) VALUES (?1, ?2)
-             ON CONFLICT (id) DO UPDATE SET enabled = excluded.enabled",
+            "INSERT INTO plugins (id, enabled, restarts, failed) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (id) DO UPDATE
+             SET enabled = excluded.enabled, restarts = excluded.restarts, failed = excluded.failed",
         )?
-        .execute(params![plugin_id, enabled])
+        .execute(params![plugin_id, kept.enabled, kept.restarts as i64, kept.failed])
         .map(drop)
 }
 

@@ -78,11 +78,12 @@ fn values_stay_within_their_plugin_and_survive_a_restart() {
     assert_eq!(ask(&store, "a", get("k")), KvAnswer::Value(Some("1".into())));
     assert_eq!(ask(&store, "b", get("k")), KvAnswer::Value(None));
     store.record("a", "ready", json!({ "pid": 1 }));
-    store.set_enabled("b", false);
+    let kept = Kept { enabled: false, restarts: 3, failed: Some("it fell".into()) };
+    store.keep("b", kept.clone());
     owner.finish();
     let (store, owner, again) = open(dir.path());
     assert_eq!(again.instance_id, known.instance_id);
-    assert!(again.disabled.contains("b"));
+    assert_eq!(again.plugins["b"], kept);
     assert_eq!(ask(&store, "a", get("k")), KvAnswer::Value(Some("1".into())));
     assert_eq!(ask(&store, "a", delete("k")), KvAnswer::Value(None));
     assert_eq!(ask(&store, "a", get("k")), KvAnswer::Value(None));
@@ -456,7 +457,9 @@ fn a_file_of_the_first_version_is_upgraded_and_keeps_its_content() {
     let (store, owner, known) =
         open_with(dir.path(), StoreConfig { events_kept: Duration::MAX, ..settings() });
     assert_eq!(known.instance_id, "abc");
-    assert_eq!(known.disabled, HashSet::from(["off".to_owned()]));
+    let kept = |enabled| Kept { enabled, restarts: 0, failed: None };
+    let expected = HashMap::from([("off".to_owned(), kept(false)), ("on".to_owned(), kept(true))]);
+    assert_eq!(known.plugins, expected);
     assert_eq!(ask(&store, "p", get("k")), KvAnswer::Value(Some("v".into())));
     assert_eq!(events(&store, EventQuery { limit: 1, ..EventQuery::default() })[0].details, json!({}));
     owner.finish();

@@ -3,7 +3,7 @@
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use toru_supervisor::{Command, Order, Rescanned};
+use toru_supervisor::{Command, Kept, Order, Rescanned};
 
 use crate::stage::{PATIENCE, Said, Stage, folder, put, put_file};
 
@@ -92,6 +92,51 @@ fn a_plugin_that_was_given_up_comes_back_by_reset_failed() {
     std::fs::remove_file(&broken).expect("remove");
     stage.order("p", Order::ResetFailed).expect("starts");
     assert_eq!(stage.status("p").state, "running");
+}
+
+#[test]
+fn what_is_kept_holds_in_the_next_run() {
+    let (dir, settings) = folder(&[("off", WAIT), ("broken", "exit 127"), ("p", WAIT)]);
+    let mut next = folder(&[]).1;
+    (next.plugins_dir, next.sockets_dir) = (settings.plugins_dir.clone(), settings.sockets_dir.clone());
+    let stage = Stage::start(dir, settings);
+    stage.event("broken", "disabled_after_crashes");
+    stage.event("off", "ready");
+    stage.event("p", "ready");
+    stage.order("off", Order::Disable).expect("stops");
+    stage.order("p", Order::Restart).expect("restarts");
+    stage.order("p", Order::Stop).expect("stops");
+    let kept = |id: &str| {
+        stage.find(&format!("what is kept of {id}"), |said| match said {
+            Said::Kept { plugin, kept } if plugin == id => Some(kept.clone()),
+            _ => None,
+        })
+    };
+    let broken = kept("broken");
+    assert!(broken.failed.as_ref().expect("given up").contains("127"), "{broken:?}");
+    assert_eq!(kept("off"), Kept { enabled: false, restarts: 0, failed: None });
+    assert_eq!(kept("p"), Kept { enabled: true, restarts: 1, failed: None });
+    for id in ["broken", "off", "p"] {
+        let kept = match id {
+            "broken" => broken.clone(),
+            "off" => Kept { enabled: false, restarts: 0, failed: None },
+            _ => Kept { enabled: true, restarts: 1, failed: None },
+        };
+        next.kept.insert(id.to_owned(), kept);
+    }
+    let stage = Stage::start(stage.stop(), next);
+    stage.event("p", "ready");
+    assert_eq!((stage.status("p").state, stage.status("p").restarts), ("running", 1));
+    assert_eq!((stage.status("off").state, stage.status("off").enabled), ("stopped", false));
+    assert_eq!(stage.status("broken").state, "failed");
+    put(stage.dir.path(), "broken", "1.0", WAIT);
+    // A file that was mended starts without being told: what was given up was another one.
+    rescan(&stage);
+    stage.event("broken", "ready");
+    stage.find("that it is forgotten", |said| match said {
+        Said::Kept { plugin, kept } if plugin == "broken" && kept.failed.is_none() => Some(()),
+        _ => None,
+    });
 }
 
 fn rescan(stage: &Stage) -> Rescanned {

@@ -21,7 +21,7 @@ use std::{fs, io};
 use serde_json::{Map, Value};
 use toru_supervisor::state::Policy;
 use toru_supervisor::{
-    Command, Handle, KvAnswer, KvQuestion, Level, Order, OrderError, Outlet, PluginStatus, PluginView,
+    Command, Handle, Kept, KvAnswer, KvQuestion, Level, Order, OrderError, Outlet, PluginStatus, PluginView,
     Settings, Stream, Supervisor,
 };
 
@@ -34,6 +34,7 @@ pub enum Said {
     Event { plugin: String, kind: &'static str, details: Value },
     Log { message: String, fields: Map<String, Value> },
     Line { plugin: String, text: String },
+    Kept { plugin: String, kept: Kept },
 }
 
 type Listeners = Arc<Mutex<HashMap<String, UnixListener>>>;
@@ -85,7 +86,9 @@ impl Outlet for Ear {
         reply(KvAnswer::Value(None));
     }
 
-    fn set_enabled(&self, _: &str, _: bool) {}
+    fn keep(&self, plugin: &str, kept: &Kept) {
+        let _ = self.said.send(Said::Kept { plugin: plugin.to_owned(), kept: kept.clone() });
+    }
 
     fn in_flight(&self, _: usize) -> usize {
         7
@@ -124,7 +127,7 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
         plugin_config: HashMap::new(),
         process: HashMap::new(),
         notify_command: vec![],
-        disabled: Default::default(),
+        kept: HashMap::new(),
     };
     (dir, settings)
 }
