@@ -88,7 +88,8 @@ impl Table {
         let mut pids: Vec<i32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
         // The newest first: all pids are listed at one moment, and who is read last has had the most time to be gone and
         // to have left another behind.
-        pids.sort_unstable_by(|a, b| b.cmp(a));
+        let newest = newest_pid();
+        pids.sort_unstable_by_key(|pid| age(*pid, newest));
         let mut rows = Vec::with_capacity(pids.len());
         for row in pids.into_iter().filter_map(read_row) {
             if !row.zombie {
@@ -203,6 +204,19 @@ fn read_mark(environment: &[u8], instance_id: &str) -> Mark {
     }
 }
 
+/// The pid that was given last, or the largest if nobody says so. Source: proc_loadavg(5), fifth field.
+fn newest_pid() -> i32 {
+    let line = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    line.split_ascii_whitespace().nth(4).and_then(|pid| pid.parse().ok()).unwrap_or(i32::MAX)
+}
+
+/// How many pids ago this one was given: they are counted up, and begin anew at the limit.
+fn age(pid: i32, newest: i32) -> i64 {
+    // Not the limit itself, which may be lower: enough to put those above the newest after those below it.
+    const PIDS_MAX: i64 = 1 << 32;
+    (i64::from(newest) - i64::from(pid)).rem_euclid(PIDS_MAX)
+}
+
 fn read_row(pid: i32) -> Option<Row> {
     parse_row(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -289,6 +303,15 @@ mod tests {
         assert_eq!(table.zombies(10).collect::<Vec<_>>(), [40]);
         assert_eq!(pids(&table.below(20)), BTreeSet::from([21]));
         assert_eq!(pids(&table.all_but_line_of(20)), BTreeSet::from([21, 30, 31, 32, 50]));
+    }
+
+    #[test]
+    fn pids_are_ordered_by_when_they_were_given() {
+        let mut pids = vec![1, 299, 300, 301, 30_000, 32_767];
+        pids.sort_unstable_by_key(|pid| age(*pid, 300));
+        assert_eq!(pids, [300, 299, 1, 32_767, 30_000, 301]);
+        let own = std::process::id() as i32;
+        assert!(age(own, newest_pid()) >= 0 && newest_pid() < i32::MAX);
     }
 
     #[test]
