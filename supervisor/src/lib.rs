@@ -1081,8 +1081,8 @@ impl Supervisor {
     /// Has written down what the next run of the daemon is to know, where that changed.
     fn keep(&mut self, index: usize) {
         let plugin = &self.plugins[index];
-        // Its name may be another's by now.
-        if plugin.removed {
+        // Its name may be another's by now; and that everything stops with the daemon is nothing to be known of a plugin.
+        if plugin.removed || self.stopping {
             return;
         }
         let failed = (plugin.state == State::Failed).then(|| {

@@ -99,7 +99,7 @@ fn what_is_kept_holds_in_the_next_run() {
     let (dir, settings) = folder(&[("off", WAIT), ("broken", "exit 127"), ("p", WAIT)]);
     let mut next = folder(&[]).1;
     (next.plugins_dir, next.sockets_dir) = (settings.plugins_dir.clone(), settings.sockets_dir.clone());
-    let stage = Stage::start(dir, settings);
+    let mut stage = Stage::start(dir, settings);
     stage.event("broken", "disabled_after_crashes");
     stage.event("off", "ready");
     stage.event("p", "ready");
@@ -124,6 +124,8 @@ fn what_is_kept_holds_in_the_next_run() {
         };
         next.kept.insert(id.to_owned(), kept);
     }
+    let at_the_end = stage.hear_the_end();
+    assert!(!at_the_end.iter().any(|said| matches!(said, Said::Kept { .. })), "{at_the_end:#?}");
     let stage = Stage::start(stage.stop(), next);
     stage.event("p", "ready");
     assert_eq!((stage.status("p").state, stage.status("p").restarts), ("running", 1));

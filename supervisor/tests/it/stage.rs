@@ -267,6 +267,12 @@ impl Stage {
         std::mem::replace(&mut self.dir, tempfile::tempdir().expect("temporary directory"))
     }
 
+    /// Stops everything, and gives what was said in the course of it and not looked at before.
+    pub fn hear_the_end(&mut self) -> Vec<Said> {
+        self.end();
+        self.heard.take().into_iter().chain(self.said.try_iter()).collect()
+    }
+
     fn end(&mut self) {
         self.handle.send(Command::Stop);
         if let Some(thread) = self.thread.take()
