@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
-use toru_tests::{Daemon, Stage, ending, has_program, wait_for, wait_within};
+use toru_tests::{Daemon, Stage, ending, has_program, stage_faulty, wait_for, wait_within, write_executable};
 
 use crate::http::assert_problem;
 
@@ -719,4 +719,44 @@ fn a_summary_line_comes_at_the_interval() {
     for word in ["errors", "p50", "p95", "p99", "uptime", "restarts", "cpu"] {
         assert!(text.contains(word), "{word} in {text}");
     }
+}
+
+#[test]
+fn hangup_rescans_and_keeps_what_works() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let pid = daemon.plugin_pid("p");
+    stage_faulty(&daemon.plugins(), "q", &json!({}));
+    daemon.signal(Signal::HUP);
+    wait_for("q to be known", || daemon.status("q"));
+    daemon.wait_ready("q");
+    assert_eq!(daemon.plugin_pid("p"), pid, "p was left alone");
+
+    fs::remove_file(daemon.plugins().join("q.binary")).unwrap();
+    daemon.signal(Signal::HUP);
+    wait_for("q to be gone", || (daemon.get("/api/plugins/q/x").status == 404).then_some(()));
+    assert_eq!(daemon.plugin_pid("p"), pid);
+}
+
+#[test]
+fn the_maintainer_is_told_of_a_plugin_given_up() {
+    let stage = Stage::new();
+    let command = stage.root().join("notify.sh");
+    let told = stage.root().join("told");
+    write_executable(&command, &format!("#!/bin/sh\ncat >> {}\necho >> {0}\n", told.display()));
+    let daemon = stage
+        .set("notify.command", json!([command]))
+        .set("supervisor.backoff_ms", "[10]")
+        .set("supervisor.max_restarts", 1)
+        .faulty("p", &json!({"do": "exit-before-ready"}))
+        .start();
+    daemon.wait_event("p", "disabled_after_crashes", 1);
+    wait_for("the command to have run", || {
+        fs::read_to_string(&told).ok()?.lines().find_map(|line| {
+            let event: Value = serde_json::from_str(line).ok()?;
+            event.to_string().contains("disabled_after_crashes").then(|| {
+                assert!(event.to_string().contains("\"p\""), "{event}");
+            })
+        })
+    });
 }
