@@ -1665,8 +1665,9 @@ impl Supervisor {
     /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
     /// may have been started from within a plugin.
     fn sweep_former_run(&mut self) {
-        // One that forked just before it died has a child which only the next look finds.
-        const LOOKS_MAX: u32 = 5;
+        // One that forked just before it died has a child which only the next look finds; so is one in the middle of an
+        // exec. Some kernels show their own threads like that, always.
+        const LOOKS_MAX: u32 = 4;
         let mut ended = vec![];
         let mut ids = HashSet::new();
         for _ in 0..LOOKS_MAX {
@@ -1679,24 +1680,29 @@ impl Supervisor {
                 }
             };
             let known = ended.len();
+            let mut undecided = false;
             for id in table.all_but_line_of(own_pid()) {
                 if ended.contains(&id.pid) {
                     continue;
                 }
-                let Mark::Plugin { id: plugin, socket } = remains::mark(id.pid, &self.settings.instance_id)
-                else {
-                    continue;
-                };
-                if socket.parent() != Some(&self.settings.sockets_dir) {
-                    continue;
-                }
-                if let Ok(Some(_)) = process::kill_exactly(id) {
-                    ended.push(id.pid);
-                    ids.insert(plugin.to_string_lossy().into_owned());
+                match remains::mark(id.pid, &self.settings.instance_id) {
+                    Mark::Plugin { id: plugin, socket }
+                        if socket.parent() == Some(&self.settings.sockets_dir) =>
+                    {
+                        if let Ok(Some(_)) = process::kill_exactly(id) {
+                            ended.push(id.pid);
+                            ids.insert(plugin.to_string_lossy().into_owned());
+                        }
+                    }
+                    Mark::Changing => undecided = true,
+                    Mark::Plugin { .. } | Mark::Call | Mark::Foreign | Mark::Nothing => {}
                 }
             }
             if ended.len() == known {
-                break;
+                if !undecided {
+                    break;
+                }
+                std::thread::sleep(REMAINS_LOOK);
             }
         }
         if !ended.is_empty() {

@@ -97,9 +97,9 @@ fn a_command_that_fails_is_one_line_in_the_log() {
     let stage = notified("echo no mail today >&2; exit 3", None);
     assert_eq!(failure(&stage), "it ended with exit code 3; it wrote: no mail today");
     let (dir, mut settings) = folder(&[("p", "exit 127")]);
-    settings.notify_command = vec!["no-such-command".into()];
+    settings.notify_command = vec!["/no/such/command".into()];
     let stage = Stage::start(dir, settings);
-    assert_eq!(failure(&stage), "no-such-command is not there");
+    assert_eq!(failure(&stage), "/no/such/command is not there");
 }
 
 #[test]

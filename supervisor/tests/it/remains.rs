@@ -140,10 +140,10 @@ fn the_next_start_ends_what_a_killed_daemon_left() {
     let (dir, settings) = folder(&[]);
     // What the plugin of a killed daemon leaves is made here by somebody else's plugin, which nobody kills.
     let body = format!(
-        "export TORU_INSTANCE_ID={} TORU_PLUGIN_ID=q TORU_PLUGIN_SOCKET={}/q.sock\n{}{WAIT}",
+        "(export TORU_INSTANCE_ID={} TORU_PLUGIN_ID=q TORU_PLUGIN_SOCKET={}/q.sock\n\
+         setsid sh -c 'echo orphan $$; exec sleep 1000' &)\n{WAIT}",
         settings.instance_id,
         settings.sockets_dir.display(),
-        "(setsid sh -c 'echo orphan $$; read line < /dev/null; while :; do sleep 1000; done' &)\n"
     );
     let maker = Stage::of(&[("p", &body)]);
     let orphan = maker.process("p", "orphan");
