@@ -267,10 +267,15 @@ impl Stage {
         std::mem::replace(&mut self.dir, tempfile::tempdir().expect("temporary directory"))
     }
 
+    /// Everything that was said and not looked at, to explain a failure.
+    pub fn unheard(&self) -> Vec<Said> {
+        self.heard.take().into_iter().chain(self.said.try_iter()).collect()
+    }
+
     /// Stops everything, and gives what was said in the course of it and not looked at before.
     pub fn hear_the_end(&mut self) -> Vec<Said> {
         self.end();
-        self.heard.take().into_iter().chain(self.said.try_iter()).collect()
+        self.unheard()
     }
 
     fn end(&mut self) {
