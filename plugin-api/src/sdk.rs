@@ -173,8 +173,6 @@ pub struct Options {
     /// Threads that handle requests, at least 1; default 2.
     ///
     /// With two, a handler that blocks its thread holds up neither `ping` nor the core's other connections.
-    /// Throughput does not speak against it: on two cores, one and two threads came out alike at some
-    /// 200 000 requests a second on one connection, 2 us of processor time each.
     /// A handler that computes for long belongs in `tokio::task::spawn_blocking`, or wants more threads.
     pub threads: usize,
 }

@@ -1,7 +1,7 @@
 //! The daemon: everything is started here in one visible order, and stopped in the reverse one.
 //!
-//! Threads: one per worker, the supervisor, the store (SQLite), the log writer, one that waits for signals, and the
-//! first, which starts and stops the others.
+//! Threads: one per worker, one more worker for the control socket, the supervisor, two of the store (SQLite), the log
+//! writer, one that waits for signals, and the first, which starts and stops the others.
 
 mod answer;
 mod api;
