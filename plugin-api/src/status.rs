@@ -36,6 +36,8 @@ pub struct PluginStatus {
     pub restarts: u64,
     /// How the last process ended, in words.
     pub last_exit: Option<String>,
+    /// When the back-off ends and the plugin is started again, in milliseconds since 1970; `None` in any other state.
+    pub next_start: Option<u64>,
     /// Since the process was spawned; `None` while there is none.
     pub uptime_ms: Option<u64>,
     /// Round trip of the last answered ping.

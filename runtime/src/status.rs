@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
 use toru_plugin_api::time::as_str;
@@ -62,6 +62,7 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         state: plugin.state.into(),
         restarts: plugin.restarts,
         last_exit: plugin.last_exit.clone(),
+        next_start: plugin.next_start.map(|left| unix_ms(SystemTime::now() + left)),
         uptime_ms: plugin.uptime.map(|uptime| uptime.as_millis() as u64),
         ping_us: plugin.ping.map(|ping| ping.as_micros() as u64),
         protocol: metadata.protocol.as_str().into(),
@@ -96,6 +97,10 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         status.cpu_percent = Some((percent * 10.0).round() / 10.0);
     }
     status
+}
+
+fn unix_ms(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Latencies of a plugin's requests, over all workers, since the daemon started.

@@ -311,6 +311,8 @@ pub struct PluginStatus {
     pub uptime: Option<Duration>,
     pub restarts: u64,
     pub last_exit: Option<String>,
+    /// Until the next start, where a back-off waits for it.
+    pub next_start: Option<Duration>,
     /// Round trip of the last answered ping.
     pub ping: Option<Duration>,
     /// Pings sent since the last answer.
@@ -2238,6 +2240,10 @@ impl Plugin {
                 .map(|spawned| now.saturating_duration_since(spawned)),
             restarts: self.restarts,
             last_exit: self.last_exit.clone(),
+            next_start: match self.state {
+                State::Crashed { until, .. } => Some(until.saturating_duration_since(now)),
+                _ => None,
+            },
             ping: self.ping.round_trip,
             unanswered_pings: self.ping.unanswered,
         }

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::ErrorKind,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::{
@@ -334,6 +334,21 @@ fn a_plugin_in_back_off_is_503_until_it_is_back() {
     let seconds: u32 = answer.field("retry-after").unwrap_or_default().parse().unwrap();
     assert!((1..=3).contains(&seconds), "{answer:?}");
     works_again(&daemon);
+}
+
+#[test]
+fn a_back_off_says_when_it_ends() {
+    let unix_ms = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let daemon = Stage::new().set("supervisor.backoff_ms", "[3600000]").faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    assert!(daemon.status("p").unwrap()["next_start"].is_null());
+    let before = unix_ms();
+    assert_problem(&daemon.get("/api/plugins/p/exit/1"), 502);
+    let status = daemon.wait_status("p", "crashed", |status| status["state"] == "crashed");
+    let next = status["next_start"].as_u64().expect("a time");
+    assert!((before + 3_600_000 - 5..=unix_ms() + 3_600_000).contains(&next), "{next} from {before}");
+    assert_eq!(daemon.manage("POST", "/api/plugins/p/restart", b"").status, 200);
+    assert!(daemon.status("p").unwrap()["next_start"].is_null());
 }
 
 #[test]
