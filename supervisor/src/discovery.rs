@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use toru_plugin_api::metadata::Metadata;
 
-use crate::METADATA_BYTES_MAX;
 use crate::process::{Exit, Process, SpawnError, Spec};
 
+/// Standard output of a plugin's metadata call, at most.
+const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Read at once of a file that may have changed.
 const CHUNK_BYTES: u64 = 256 * 1024;
 /// What is kept of a failed call's standard error, to explain it.

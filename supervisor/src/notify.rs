@@ -8,7 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::event::epoll;
+use serde_json::{Value, json};
+use toru_plugin_api::time::{as_str, rfc3339_millis};
+
 use crate::process::{Exit, Process, Spec};
+use crate::{Level, Source, Supervisor, object, unix_ms};
 
 /// How long a command may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,5 +119,66 @@ impl Notice {
     /// Ends a command that takes too long.
     pub fn abandon(self) {
         self.process.abandon();
+    }
+}
+
+/// Notifications on their way at once; beyond it one is dropped, with a line in the log.
+const NOTICES_MAX: usize = 16;
+
+impl Supervisor {
+    /// Runs the command that tells somebody outside of an event.
+    pub(crate) fn notify(&mut self, plugin_id: &str, kind: &str, details: &Value) {
+        if self.settings.notify_command.is_empty() || self.stopping {
+            return;
+        }
+        if self.notices.len() >= NOTICES_MAX {
+            return self.tell_of_notice("too many are on their way");
+        }
+        let timestamp = rfc3339_millis(unix_ms());
+        let event = json!({
+            "timestamp": as_str(&timestamp), "plugin_id": plugin_id, "event_type": kind, "details": details,
+        });
+        let input = format!("{event}\n").into_bytes();
+        let id = self.next_token;
+        let command = &self.settings.notify_command;
+        let notice = match Notice::start(id, command, &self.environment(None), input, Instant::now()) {
+            Ok(notice) => notice,
+            Err(why) => return self.tell_of_notice(&why),
+        };
+        let watched = {
+            let (reading, writing) = notice.fds();
+            let reading = reading.map(|fd| (fd, epoll::EventFlags::IN));
+            let mut fds = reading.chain(writing.map(|fd| (fd, epoll::EventFlags::OUT)));
+            fds.try_for_each(|(fd, flags)| self.watch(fd, Source::Notice { id }, flags).map(drop))
+        };
+        self.notices.push(notice);
+        if let Err(error) = watched {
+            let position = self.notices.len() - 1;
+            self.end_notice(position, Err(format!("cannot watch it: {error}"))).abandon();
+        }
+    }
+
+    pub(crate) fn on_notice(&mut self, id: u64) {
+        let Some(position) = self.notices.iter().position(|notice| notice.id() == id) else { return };
+        if let Some(outcome) = self.notices[position].advance(&mut self.scratch) {
+            drop(self.end_notice(position, outcome));
+        }
+    }
+
+    pub(crate) fn end_notice(&mut self, position: usize, outcome: Result<(), String>) -> Notice {
+        let notice = self.notices.swap_remove(position);
+        let id = notice.id();
+        self.sources.retain(|_, source| !matches!(source, Source::Notice { id: other } if *other == id));
+        if let Err(why) = outcome {
+            self.tell_of_notice(&why);
+        }
+        // What it left behind is nobody's from now on.
+        self.reap_at.get_or_insert(self.reap_again_at);
+        notice
+    }
+
+    fn tell_of_notice(&self, why: &str) {
+        let fields = object(json!({ "command": self.settings.notify_command, "reason": why }));
+        self.outlet.log(Level::Error, None, "Notification failed", fields);
     }
 }

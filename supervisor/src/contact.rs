@@ -1,0 +1,207 @@
+//! Reaching a plugin and talking with it: from the first connect to its socket over `init` to the shutdown message.
+//!
+//! The bytes are `lifeline`'s; whether the plugin is well is `health`'s.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use toru_plugin_api::metadata::Protocol;
+
+use crate::lifeline::{self, Lifeline, Said};
+use crate::socket::connect;
+use crate::state::{Event, State};
+use crate::{Command, Source, Supervisor, unix_ms};
+
+/// Between attempts to reach the socket of a starting plugin: from the first to the last of these.
+pub(crate) const CONNECT_RETRY_MIN: Duration = Duration::from_millis(2);
+const CONNECT_RETRY_MAX: Duration = Duration::from_millis(50);
+
+impl Supervisor {
+    /// Tries to reach the socket of a starting plugin, and hands it its `init`; or renews a lost lifeline.
+    pub(crate) fn reach(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        let Some((_, wait)) = plugin.connect_at.take() else { return };
+        let starting = matches!(plugin.state, State::Starting { .. });
+        if !starting && !matches!(plugin.state, State::Running { .. }) {
+            return;
+        }
+        let stream = match connect(&plugin.socket) {
+            Ok(Some(stream)) => stream,
+            Ok(None) => {
+                let wait = (wait * 2).min(CONNECT_RETRY_MAX);
+                plugin.connect_at = Some((now + wait, wait));
+                return;
+            }
+            Err(reason) => {
+                plugin.reason = Some(reason);
+                return self.drive(index, Event::Misbehaved);
+            }
+        };
+        let id = plugin.metadata.id.clone();
+        let data_dir = self.settings.data_dir.join("plugins").join(&id);
+        let init = lifeline::InitFacts {
+            instance_id: &self.settings.instance_id,
+            socket: &plugin.socket,
+            log_path: &self.settings.plugin_logs_dir.join(format!("{id}.log")),
+            data_dir: &data_dir,
+            frame_bytes_max: self.settings.frame_bytes_max,
+            config: self.settings.plugin_config.get(&id).map(String::as_str),
+        };
+        let mut lifeline = Lifeline::new(stream, &plugin.metadata, self.settings.frame_bytes_max);
+        if plugin.metadata.protocol == Protocol::V1_1 {
+            // Plugins are told where they may keep files; making the folder spares each of them the same code.
+            let _ = fs::create_dir_all(&data_dir);
+        }
+        if starting && let Err(error) = lifeline.send_init(&plugin.metadata, &init, unix_ms()) {
+            plugin.reason = Some(format!("its [plugins.{id}] table does not fit into a message: {error}"));
+            return self.drive(index, Event::Misbehaved);
+        }
+        if let Err(error) = lifeline.flush() {
+            plugin.reason = Some(format!("closed the connection before init was sent: {error}"));
+            plugin.connect_at = Some((now + CONNECT_RETRY_MAX, CONNECT_RETRY_MAX));
+            return;
+        }
+        match plugin.metadata.protocol {
+            // One connection for one exchange; an init has no answer, so taking it is all there is to wait for.
+            Protocol::V1_0 => {
+                drop(lifeline);
+                self.drive(index, Event::Ready);
+            }
+            Protocol::V1_1 => {
+                let generation = plugin.generation;
+                match self.watch(
+                    lifeline.as_fd(),
+                    Source::Lifeline { index, generation },
+                    epoll::EventFlags::IN,
+                ) {
+                    Ok(token) => {
+                        lifeline.set_token(token);
+                        let plugin = &mut self.plugins[index];
+                        if !starting {
+                            // It had its init. A ping shows it the new connection, so that it asks and logs over this
+                            // one; it is no health check and is not counted as one.
+                            plugin.ping.seq += 1;
+                            plugin.ping.sent_at = Some(now);
+                            lifeline.send_ping(plugin.ping.seq, unix_ms());
+                        }
+                        plugin.lifeline = Some(lifeline);
+                        self.flush_lifeline(index);
+                    }
+                    Err(error) => {
+                        self.plugins[index].reason = Some(format!("cannot watch its connection: {error}"));
+                        self.plugins[index].connect_at = Some((now + CONNECT_RETRY_MAX, CONNECT_RETRY_MAX));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn on_lifeline(&mut self, index: usize, generation: u64) {
+        if self.plugins[index].generation != generation {
+            return;
+        }
+        let Some(mut lifeline) = self.plugins[index].lifeline.take() else { return };
+        let mut said = vec![];
+        let outcome = lifeline.advance(&mut self.scratch, &mut self.reader, &mut said);
+        self.plugins[index].lifeline = Some(lifeline);
+        self.flush_lifeline(index);
+        let now = Instant::now();
+        for one in said {
+            self.on_said(index, one, now);
+        }
+        match outcome {
+            Ok(()) => {}
+            Err(lifeline::Lost::Closed) => self.lose_lifeline(index, now),
+            Err(lifeline::Lost::Broken(reason)) => {
+                self.lose_lifeline(index, now);
+                self.on_protocol_error(index, generation, reason, true);
+            }
+        }
+    }
+
+    /// Writes what waits, and asks to be told when the rest can go.
+    pub(crate) fn flush_lifeline(&mut self, index: usize) {
+        let Some(lifeline) = &mut self.plugins[index].lifeline else { return };
+        match lifeline.flush() {
+            Ok(waiting) => {
+                if lifeline.waits_to_write() != waiting {
+                    lifeline.set_waits_to_write(waiting);
+                    let write = if waiting { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
+                    let data = epoll::EventData::new_u64(lifeline.token());
+                    let _ = epoll::modify(&self.epoll, lifeline.as_fd(), data, epoll::EventFlags::IN | write);
+                }
+            }
+            Err(_) => self.lose_lifeline(index, Instant::now()),
+        }
+    }
+
+    fn lose_lifeline(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        if let Some(lifeline) = plugin.lifeline.take() {
+            self.sources.remove(&lifeline.token());
+        }
+        // An exit usually follows at once and says more. A plugin that lives on is reached again, and counted at pings.
+        if matches!(plugin.state, State::Starting { .. } | State::Running { .. }) {
+            plugin.connect_at = Some((now + CONNECT_RETRY_MAX, CONNECT_RETRY_MAX));
+        }
+    }
+
+    fn on_said(&mut self, index: usize, said: Said, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        match said {
+            Said::Ready => {
+                if matches!(plugin.state, State::Starting { .. }) {
+                    self.drive(index, Event::Ready);
+                }
+            }
+            Said::Failed(error) => {
+                if matches!(plugin.state, State::Starting { .. }) {
+                    plugin.reason = Some(format!("init failed: {error}"));
+                    self.drive(index, Event::Misbehaved);
+                }
+            }
+            Said::Pong(seq) => {
+                if seq == plugin.ping.seq {
+                    plugin.ping.unanswered = 0;
+                    plugin.ping.round_trip =
+                        plugin.ping.sent_at.take().map(|sent| now.saturating_duration_since(sent));
+                }
+            }
+            Said::Log { level, message, fields } => {
+                self.outlet.plugin_log(&plugin.metadata.id, level, &message, fields.as_deref());
+            }
+            Said::Kv { request_id, question } => {
+                let (handle, generation) = (self.handle.clone(), plugin.generation);
+                let reply = Box::new(move |reply| {
+                    handle.send(Command::KvAnswer { index, generation, request_id, reply });
+                });
+                self.outlet.kv(&plugin.metadata.id, question, reply);
+            }
+        }
+    }
+
+    /// Sends the shutdown message; where it cannot be sent, SIGTERM follows at once.
+    pub(crate) fn ask(&mut self, index: usize) {
+        let grace = self.settings.policy.stop_grace;
+        let plugin = &mut self.plugins[index];
+        plugin.connect_at = None;
+        let metadata = plugin.metadata.clone();
+        if plugin.lifeline.is_none()
+            && let Ok(Some(stream)) = connect(&plugin.socket)
+        {
+            plugin.lifeline = Some(Lifeline::new(stream, &metadata, self.settings.frame_bytes_max));
+        }
+        let sent = plugin.lifeline.as_mut().is_some_and(|lifeline| {
+            lifeline.send_shutdown(grace, unix_ms());
+            lifeline.flush().is_ok()
+        });
+        if metadata.protocol == Protocol::V1_0 {
+            plugin.lifeline = None;
+        }
+        if !sent {
+            self.drive(index, Event::TimerExpired);
+        }
+    }
+}

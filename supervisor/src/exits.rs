@@ -1,0 +1,348 @@
+//! The end of a process, and of everything that it leaves behind.
+//!
+//! Nobody hears that a plugin has ended before its last process is gone, so the next one never meets them.
+//! Whose a process is, is decided in `remains`; every signal goes through `process`.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
+use serde_json::{Map, json};
+
+use crate::plugin::Ending;
+use crate::process::{self, Process};
+use crate::remains::{self, Mark, ProcessId, Table};
+use crate::socket::vacate_socket;
+use crate::state::Event;
+use crate::{Level, Source, Supervisor, object, own_pid};
+
+/// How long what a plugin left behind may take to be gone after SIGKILL, until its end is told nevertheless: a process
+/// in uninterruptible sleep must not hold up the restart.
+pub(crate) const REMAINS_PATIENCE: Duration = Duration::from_secs(2);
+/// Before looking again at a process that is just being replaced by an exec, or could not be opened.
+const REMAINS_LOOK: Duration = Duration::from_millis(10);
+/// So often one orphan is found in the middle of an exec until it is taken for one that hides its arguments.
+const REMAINS_LOOKS_MAX: u32 = 100;
+/// Looks that find nothing until whoever holds a plugin's output is taken for somebody that it gave it to.
+const QUIET_LOOKS_MAX: u32 = 20;
+/// Between two looks for orphans to reap; or ten times what the last look took, if that is more.
+const REAP_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+impl Supervisor {
+    pub(crate) fn on_exit(&mut self, index: usize, generation: u64) {
+        if self.plugins[index].generation != generation {
+            return;
+        }
+        let Some(exit) = self.plugins[index].process.as_ref().and_then(Process::reap) else { return };
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        // Before anything else: the workers see the broken connections at the same time, and fail what was on them.
+        plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
+        plugin.process = None;
+        plugin.lifeline = None;
+        plugin.connect_at = None;
+        plugin.ending = Some(Ending {
+            exit,
+            victims: HashMap::new(),
+            spared: vec![],
+            found_some: false,
+            quiet_looks: 0,
+            look_at: None,
+            give_up_at: now + REMAINS_PATIENCE,
+        });
+        self.sources.retain(|_, source| match source {
+            Source::Exit { index: i, .. } | Source::Lifeline { index: i, .. } => *i != index,
+            Source::Output { .. }
+            | Source::Inbox
+            | Source::Probe { .. }
+            | Source::Children
+            | Source::Victim { .. }
+            | Source::Notice { .. } => true,
+        });
+        // What it left behind may take a while to go; the workers must not send it requests meanwhile.
+        self.publish(index);
+        self.clear_remains(index, now);
+    }
+
+    /// The process has ended and left nothing behind: only now anybody hears of it.
+    fn finish_exit(&mut self, index: usize) {
+        let Some(Ending { exit, victims, .. }) = self.plugins[index].ending.take() else { return };
+        for token in victims.keys() {
+            self.sources.remove(token);
+        }
+        // What it wrote last explains why it ended: read it before the pipes go.
+        for pipe in 0..2 {
+            self.drain(index, pipe);
+        }
+        let plugin = &mut self.plugins[index];
+        plugin.last_exit = Some(exit.to_string());
+        plugin.exit = Some(exit);
+        if plugin.reason.is_none() {
+            plugin.reason = exit.permanent().map(str::to_owned);
+        }
+        let socket = plugin.socket.clone();
+        let _ = vacate_socket(&socket);
+        self.drive(index, Event::Exited { permanent: exit.permanent().is_some() });
+    }
+
+    /// Reads the process table and reaps what ended in it.
+    fn survey(&mut self) -> Option<Table> {
+        Some(self.take_in(Table::read().ok()?))
+    }
+
+    /// A survey that kills adopted processes with the mark of a plugin where it meets them: of `only` this one, whose
+    /// process has ended, or of every one.
+    ///
+    /// What forks without end has moved on by the time that a whole table is read.
+    fn strike(&mut self, only: Option<usize>) -> Option<(Table, Vec<OwnedFd>)> {
+        let own = own_pid();
+        let mut killed = vec![];
+        let table = Table::read_with(|id, parent| {
+            if parent != own {
+                return;
+            }
+            if let Mark::Plugin { id: plugin, socket } = remains::mark(id.pid, &self.settings.instance_id)
+                && socket.parent() == Some(&self.settings.sockets_dir)
+                && only.is_none_or(|index| *self.plugins[index].metadata.id == *plugin)
+            {
+                killed.extend(process::kill_exactly(id).ok().flatten());
+            }
+        });
+        Some((self.take_in(table.ok()?), killed))
+    }
+
+    fn take_in(&mut self, table: Table) -> Table {
+        process::reap_orphans(table.zombies(own_pid()));
+        self.seen.retain(|id, _| table.holds(*id));
+        self.changing.retain(|id, _| table.holds(*id));
+        table
+    }
+
+    /// Writes down what hangs below a plugin's process: when that ends, its children lose the only sign of whose they
+    /// are that they cannot drop.
+    pub(crate) fn note_children(&mut self, index: usize) {
+        let Some(pid) = self.plugins[index].process.as_ref().map(Process::pid) else { return };
+        let Some(table) = self.survey() else { return };
+        self.seen.extend(table.below(pid as i32).into_iter().map(|id| (id, index)));
+    }
+
+    /// Orphans by the plugin whose they are, and whether one has to be looked at again.
+    ///
+    /// `None` stands for those that belong to no plugin of the table: leftovers of calls that are over, and what nobody
+    /// who still lives can have made. Others' are left out.
+    fn orphans(&mut self, table: &Table) -> (Vec<(Option<usize>, ProcessId)>, bool) {
+        let mut found = vec![];
+        let mut undecided = false;
+        let spawned = process::spawned_here();
+        for orphan in table.orphans(own_pid(), &spawned) {
+            let seen = orphan.members.iter().find_map(|id| self.seen.get(id).copied());
+            let owner = match seen {
+                Some(index) => Some(index),
+                None => match remains::mark(orphan.id.pid, &self.settings.instance_id) {
+                    // A copy of this installation's data elsewhere has other sockets.
+                    Mark::Plugin { socket, .. } if socket.parent() != Some(&self.settings.sockets_dir) => {
+                        continue;
+                    }
+                    Mark::Plugin { id, .. } => {
+                        self.plugins.iter().rfind(|p| *p.metadata.id == *id).map(|p| p.index)
+                    }
+                    _ if !orphan.adopted => continue,
+                    Mark::Call if self.probes.is_empty() && self.notices.is_empty() => None,
+                    Mark::Call | Mark::Foreign => continue,
+                    mark @ (Mark::Nothing | Mark::Changing) => {
+                        if mark == Mark::Changing {
+                            let looks = self.changing.entry(orphan.id).or_default();
+                            *looks += 1;
+                            undecided |= *looks <= REMAINS_LOOKS_MAX;
+                        }
+                        let mut parents = spawned.iter().filter_map(|pid| table.find(*pid));
+                        if parents.any(|parent| parent.started <= orphan.id.started) {
+                            continue;
+                        }
+                        None
+                    }
+                },
+            };
+            if let Some(index) = owner {
+                self.seen.extend(orphan.members.iter().map(|id| (*id, index)));
+            }
+            found.extend(orphan.members.into_iter().map(|id| (owner, id)));
+        }
+        (found, undecided)
+    }
+
+    /// Kills what a plugin whose process has ended left behind, until there is nothing more.
+    pub(crate) fn clear_remains(&mut self, index: usize, now: Instant) {
+        let Some((table, killed)) = self.strike(Some(index)) else { return self.finish_exit(index) };
+        let (orphans, undecided) = self.orphans(&table);
+        let Some(mut ending) = self.plugins[index].ending.take() else { return };
+        ending.look_at = None;
+        let mut quiet = killed.is_empty() && !undecided;
+        for pidfd in killed {
+            match self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
+                Ok(token) => drop(ending.victims.insert(token, pidfd)),
+                Err(_) => quiet = false,
+            }
+        }
+        for (owner, id) in orphans {
+            if owner.is_some_and(|owner| owner != index) || ending.spared.contains(&id) {
+                continue;
+            }
+            match process::kill_exactly(id) {
+                Ok(Some(pidfd)) => {
+                    quiet = false;
+                    if let Ok(token) = self.watch(&pidfd, Source::Victim { index }, epoll::EventFlags::IN) {
+                        ending.victims.insert(token, pidfd);
+                    }
+                }
+                Err(rustix::io::Errno::PERM) => ending.spared.push(id),
+                // Gone since the table was read, and perhaps it had children; or it cannot be opened now.
+                Ok(None) | Err(_) => quiet = false,
+            }
+        }
+        ending.found_some |= !quiet;
+        ending.quiet_looks = if quiet { ending.quiet_looks + 1 } else { 0 };
+        // What forks while the table is read can be missed in it. Most of what a plugin leaves behind holds on to its
+        // output, whose pipes say so.
+        let enough = match (self.output_is_held(index), ending.found_some) {
+            (true, _) => QUIET_LOOKS_MAX,
+            (false, true) => 2,
+            (false, false) => 1,
+        };
+        let done = ending.quiet_looks >= enough;
+        if ending.victims.is_empty() && !done {
+            ending.look_at = Some(now + REMAINS_LOOK);
+        }
+        let spared = if done { ending.spared.clone() } else { vec![] };
+        self.plugins[index].ending = Some(ending);
+        if done {
+            if !spared.is_empty() {
+                self.tell_of_remains(index, spared.iter().map(|id| id.pid), "belong to another user");
+            }
+            self.finish_exit(index);
+        }
+    }
+
+    /// Whether anybody can still write to the pipes of a plugin.
+    fn output_is_held(&self, index: usize) -> bool {
+        self.plugins[index].pipes.iter().flatten().any(|pipe| {
+            let mut poll = [PollFd::new(&pipe.fd, PollFlags::IN)];
+            let _ = rustix::event::poll(&mut poll, Some(&Timespec::default()));
+            !poll[0].revents().contains(PollFlags::HUP)
+        })
+    }
+
+    pub(crate) fn on_victim(&mut self, index: usize, token: u64) {
+        self.sources.remove(&token);
+        let Some(ending) = &mut self.plugins[index].ending else { return };
+        ending.victims.remove(&token);
+        if ending.victims.is_empty() {
+            // Whoever was below it is an orphan by now, and may have made another meanwhile.
+            self.clear_remains(index, Instant::now());
+        }
+    }
+
+    pub(crate) fn give_up_on_remains(&mut self, index: usize) {
+        let left = self.survey().map(|table| self.orphans(&table).0).unwrap_or_default();
+        let pids = left.into_iter().filter(|(owner, _)| *owner == Some(index)).map(|(_, id)| id.pid);
+        self.tell_of_remains(index, pids, "did not end after SIGKILL");
+        self.finish_exit(index);
+    }
+
+    fn tell_of_remains(&self, index: usize, pids: impl Iterator<Item = i32>, why: &str) {
+        let pids: Vec<i32> = pids.collect();
+        let fields = object(json!({ "pids": pids, "reason": why }));
+        let id = &self.plugins[index].metadata.id;
+        self.outlet.log(Level::Error, Some(id), "Plugin left processes behind", fields);
+    }
+
+    /// Reaps orphans that ended, and kills those whose plugin or call is over.
+    pub(crate) fn look_after_orphans(&mut self, now: Instant) {
+        self.reap_at = None;
+        if let Some(table) = self.survey() {
+            for (owner, id) in self.orphans(&table).0 {
+                let over = owner.is_none_or(|index| {
+                    let plugin = &self.plugins[index];
+                    plugin.process.is_none() && plugin.ending.is_none()
+                });
+                if over {
+                    let _ = process::kill_exactly(id);
+                }
+            }
+        }
+        self.reap_again_at = Instant::now() + REAP_INTERVAL_MIN.max(now.elapsed() * 10);
+    }
+
+    /// Kills every orphan, and waits for it: the last thing that a supervisor does.
+    pub(crate) fn end_orphans(&mut self) {
+        let give_up_at = Instant::now() + REMAINS_PATIENCE;
+        let mut quiet_looks = 0;
+        while let Some((table, mut killed)) = self.strike(None) {
+            let (orphans, undecided) = self.orphans(&table);
+            killed.extend(orphans.iter().filter_map(|(_, id)| process::kill_exactly(*id).ok().flatten()));
+            quiet_looks = if killed.is_empty() { quiet_looks + 1 } else { 0 };
+            // What forks while the table is read can be missed in it: nothing found counts only the second time.
+            if (quiet_looks >= 2 && !undecided) || Instant::now() >= give_up_at {
+                return;
+            }
+            process::wait_for_ends(&killed, REMAINS_LOOK);
+            if killed.is_empty() {
+                std::thread::sleep(REMAINS_LOOK);
+            }
+        }
+    }
+
+    /// Kills what plugins of an earlier run left behind, which ended too suddenly to do it itself.
+    ///
+    /// A process is one of those if it carries this installation's id and a socket in this daemon's socket folder, which
+    /// is locked: nobody else alive can have given it both. It is read before the first spawn, so whatever carries them
+    /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
+    /// may have been started from within a plugin.
+    pub(crate) fn sweep_former_run(&mut self) {
+        // One that forked just before it died has a child which only the next look finds; so is one in the middle of an
+        // exec. Some kernels show their own threads like that, always.
+        const LOOKS_MAX: u32 = 4;
+        let mut ended = vec![];
+        let mut ids = HashSet::new();
+        for _ in 0..LOOKS_MAX {
+            let table = match Table::read() {
+                Ok(table) => table,
+                Err(error) => {
+                    let message =
+                        format!("cannot read /proc ({error}); what plugins leave behind will stay behind");
+                    return self.outlet.log(Level::Warn, None, &message, Map::new());
+                }
+            };
+            let known = ended.len();
+            let mut undecided = false;
+            for id in table.all_but_line_of(own_pid()) {
+                if ended.contains(&id.pid) {
+                    continue;
+                }
+                match remains::mark(id.pid, &self.settings.instance_id) {
+                    Mark::Plugin { id: plugin, socket }
+                        if socket.parent() == Some(&self.settings.sockets_dir) =>
+                    {
+                        if let Ok(Some(_)) = process::kill_exactly(id) {
+                            ended.push(id.pid);
+                            ids.insert(plugin.to_string_lossy().into_owned());
+                        }
+                    }
+                    Mark::Changing => undecided = true,
+                    Mark::Plugin { .. } | Mark::Call | Mark::Foreign | Mark::Nothing => {}
+                }
+            }
+            if ended.len() == known {
+                if !undecided {
+                    break;
+                }
+                std::thread::sleep(REMAINS_LOOK);
+            }
+        }
+        if !ended.is_empty() {
+            let fields = object(json!({ "pids": ended, "plugins": ids }));
+            self.outlet.log(Level::Warn, None, "Processes of an earlier run ended", fields);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Whether a plugin is well: pings, its socket, broken frames, answers that did not come.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use toru_plugin_api::metadata::Protocol;
+
+use crate::lifeline::{self, Lifeline};
+use crate::socket::{check_socket, connect};
+use crate::state::{Event, State};
+use crate::{Level, Supervisor, object, unix_ms};
+
+/// So many protocol errors within [`PROTOCOL_ERROR_WINDOW`] count as a crash.
+const PROTOCOL_ERRORS_MAX: usize = 3;
+const PROTOCOL_ERROR_WINDOW: Duration = Duration::from_secs(60);
+
+impl Supervisor {
+    pub(crate) fn check_health(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        if plugin.ending.is_some() {
+            return;
+        }
+        if plugin.timeouts_unrecorded > 0 {
+            self.record_timeouts(index, now);
+        }
+        let plugin = &mut self.plugins[index];
+        if plugin.ping.unanswered >= self.settings.unanswered_pings {
+            plugin.reason = Some(format!("{} pings in a row were not answered", plugin.ping.unanswered));
+            return self.drive(index, Event::Misbehaved);
+        }
+        // A plugin may answer pings on the connection that it has, and take no new ones from the workers.
+        if plugin.metadata.protocol == Protocol::V1_1 {
+            let listening = fs::symlink_metadata(&plugin.socket)
+                .is_ok_and(|found| check_socket(&plugin.socket, &found).is_ok())
+                && match lifeline::connect(&plugin.socket) {
+                    Ok(_) => true,
+                    // A full backlog has a listener behind it, and our own want of descriptors says nothing of it.
+                    Err(error) => matches!(
+                        error.raw_os_error(),
+                        Some(nix::libc::EAGAIN | nix::libc::EMFILE | nix::libc::ENFILE)
+                    ),
+                };
+            plugin.ping.unreachable = if listening { 0 } else { plugin.ping.unreachable + 1 };
+            if plugin.ping.unreachable >= self.settings.unanswered_pings {
+                let checks = plugin.ping.unreachable;
+                plugin.reason = Some(format!("nothing listened at its socket in {checks} checks in a row"));
+                return self.drive(index, Event::Misbehaved);
+            }
+        }
+        plugin.ping.seq += 1;
+        plugin.ping.unanswered += 1;
+        plugin.ping.sent_at = Some(now);
+        match plugin.metadata.protocol {
+            Protocol::V1_1 => {
+                if let Some(lifeline) = &mut plugin.lifeline {
+                    lifeline.send_ping(plugin.ping.seq, unix_ms());
+                    self.flush_lifeline(index);
+                }
+            }
+            // No answer comes: a connection and a written ping are all that health can mean.
+            Protocol::V1_0 => {
+                let metadata = plugin.metadata.clone();
+                let sent = connect(&plugin.socket).ok().flatten().is_some_and(|stream| {
+                    let mut lifeline = Lifeline::new(stream, &metadata, self.settings.frame_bytes_max);
+                    lifeline.send_ping(plugin.ping.seq, unix_ms());
+                    lifeline.flush().is_ok()
+                });
+                if sent {
+                    plugin.ping.unanswered = 0;
+                    plugin.ping.round_trip = Some(now.elapsed());
+                }
+            }
+        }
+    }
+
+    pub(crate) fn on_protocol_error(&mut self, index: usize, generation: u64, reason: String, fatal: bool) {
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        let id = plugin.metadata.id.clone();
+        let details = json!({ "reason": reason, "generation": generation });
+        self.outlet.record(&id, "protocol_error", details.clone());
+        self.outlet.log(Level::Error, Some(&id), "Plugin broke the protocol", object(details));
+        if !fatal
+            || plugin.generation != generation
+            || !matches!(plugin.state, State::Starting { .. } | State::Running { .. })
+        {
+            return;
+        }
+        plugin.protocol_errors.retain(|&at| now.saturating_duration_since(at) < PROTOCOL_ERROR_WINDOW);
+        plugin.protocol_errors.push_back(now);
+        if plugin.protocol_errors.len() >= PROTOCOL_ERRORS_MAX {
+            plugin.protocol_errors.clear();
+            plugin.reason =
+                Some(format!("broke the protocol {PROTOCOL_ERRORS_MAX} times within a minute: {reason}"));
+            self.drive(index, Event::Misbehaved);
+        }
+    }
+
+    /// One event a second at most, with the count: a plugin that hangs under load must not flood the audit trail.
+    pub(crate) fn record_timeouts(&mut self, index: usize, now: Instant) {
+        let plugin = &mut self.plugins[index];
+        if plugin
+            .timeout_recorded_at
+            .is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1))
+        {
+            return;
+        }
+        plugin.timeout_recorded_at = Some(now);
+        let count = std::mem::take(&mut plugin.timeouts_unrecorded);
+        let details = json!({ "count": count });
+        self.outlet.record(&plugin.metadata.id, "request_timeout", details.clone());
+        self.outlet.log(Level::Warn, Some(&plugin.metadata.id), "Request timed out", object(details));
+    }
+}

@@ -1,0 +1,144 @@
+//! One plugin as the supervisor holds it: what is wanted, what is, and everything that hangs on its process.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use toru_plugin_api::metadata::Metadata;
+
+use crate::lifeline::Lifeline;
+use crate::process::{Exit, Process};
+use crate::remains::ProcessId;
+use crate::state::{Rung, State, Want};
+use crate::{Order, OrderError, PluginStatus, Stream};
+
+pub(crate) struct Plugin {
+    pub index: usize,
+    pub file: PathBuf,
+    pub metadata: Arc<Metadata>,
+    /// What a changed file says of itself; counts from the next process on.
+    pub next_metadata: Option<Metadata>,
+    pub socket: PathBuf,
+    pub want: Want,
+    pub enabled: bool,
+    /// Leaves the table when stopped: its file is gone or is another plugin now, or an earlier file has its id or route.
+    pub removed: bool,
+    pub state: State,
+    pub generation: u64,
+    pub process: Option<Process>,
+    /// The process has ended, and what it left behind is on its way out; nobody has heard of it yet.
+    pub ending: Option<Ending>,
+    pub pipes: [Option<Pipe>; 2],
+    pub lifeline: Option<Lifeline>,
+    /// Next attempt to reach the plugin's socket, and the wait after that.
+    pub connect_at: Option<(Instant, Duration)>,
+    pub spawned_at: Option<Instant>,
+    pub restarts: u64,
+    pub last_exit: Option<String>,
+    /// How the newest process ended.
+    pub exit: Option<Exit>,
+    /// Requests that were with the plugin when its run came to an end, if it did.
+    pub in_flight: Option<usize>,
+    /// Why the last transition happened, where the state machine's event does not say it.
+    pub reason: Option<String>,
+    pub ping: PingTally,
+    pub stderr_tail: VecDeque<String>,
+    pub protocol_errors: VecDeque<Instant>,
+    pub timeouts_unrecorded: u64,
+    pub timeout_recorded_at: Option<Instant>,
+    pub waiting: Vec<Waiting>,
+}
+
+/// Between the end of a plugin's process and the end of the last process that it left behind.
+pub(crate) struct Ending {
+    pub exit: Exit,
+    /// Killed and not gone yet, with the token that tells of it.
+    pub victims: HashMap<u64, OwnedFd>,
+    /// Not to be killed by this user.
+    pub spared: Vec<ProcessId>,
+    /// Not every look so far was a quiet one.
+    pub found_some: bool,
+    /// Looks in a row that found nothing.
+    pub quiet_looks: u32,
+    pub look_at: Option<Instant>,
+    pub give_up_at: Instant,
+}
+
+#[derive(Default)]
+pub(crate) struct PingTally {
+    pub seq: u64,
+    pub sent_at: Option<Instant>,
+    pub unanswered: u32,
+    /// Checks in a row in which nothing listened at the socket.
+    pub unreachable: u32,
+    pub round_trip: Option<Duration>,
+}
+
+pub(crate) struct Pipe {
+    pub fd: OwnedFd,
+    pub token: u64,
+    pub stream: Stream,
+    pub partial: Vec<u8>,
+}
+
+/// An operator waits for an order to be done.
+pub(crate) struct Waiting {
+    pub order: Order,
+    /// Only a newer process counts as restarted.
+    pub after_generation: u64,
+    /// Nobody waits longer; a process in uninterruptible sleep may never end.
+    pub until: Instant,
+    pub done: Box<dyn FnOnce(Result<(), OrderError>) + Send>,
+}
+
+impl Plugin {
+    /// Why an order is not done, for whoever gave it.
+    pub fn waits_for(&self, now: Instant) -> String {
+        let why = || self.reason.clone().or(self.last_exit.clone()).unwrap_or_else(|| "it failed".into());
+        let pid = self.process.as_ref().map_or(0, Process::pid);
+        match self.state {
+            State::Failed => format!("it was given up: {}", why()),
+            State::Crashed { until, .. } => {
+                let next = until.saturating_duration_since(now).as_millis();
+                format!("it crashed: {}; the next start is in {next} ms", why())
+            }
+            State::Starting { .. } => format!("it is starting: process {pid} has not said that it is ready"),
+            State::Stopping { rung, .. } => {
+                let sent = match rung {
+                    Rung::Asked => "the shutdown message",
+                    Rung::Terminated => "SIGTERM",
+                    Rung::Killed => "SIGKILL",
+                };
+                format!("it is stopping: process {pid} was sent {sent} and has not ended")
+            }
+            State::Running { .. } => "it is running".into(),
+            State::Stopped => "it is stopped".into(),
+        }
+    }
+
+    pub fn status(&self, now: Instant) -> PluginStatus {
+        PluginStatus {
+            index: self.index,
+            metadata: self.metadata.clone(),
+            state: self.state.word(),
+            enabled: self.enabled,
+            pid: self.process.as_ref().map(Process::pid),
+            socket: self.socket.clone(),
+            uptime: self
+                .process
+                .as_ref()
+                .and(self.spawned_at)
+                .map(|spawned| now.saturating_duration_since(spawned)),
+            restarts: self.restarts,
+            last_exit: self.last_exit.clone(),
+            next_start: match self.state {
+                State::Crashed { until, .. } => Some(until.saturating_duration_since(now)),
+                _ => None,
+            },
+            ping: self.ping.round_trip,
+            unanswered_pings: self.ping.unanswered,
+        }
+    }
+}

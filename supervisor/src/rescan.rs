@@ -1,0 +1,418 @@
+//! Which plugins there are: the first scan, rescans, metadata calls, and who gets an id that two claim.
+//!
+//! Nothing in here waits: files are read by a thread that answers with [`Command::Looked`], and a metadata call is a
+//! [`Probe`] among the loop's other sources.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use serde_json::{Map, json};
+use toru_plugin_api::metadata::Metadata;
+
+use crate::discovery::{self, Fingerprint, Looked, Probe};
+use crate::plugin::{PingTally, Plugin};
+use crate::state::{Event, State, Want};
+use crate::{Command, Kept, Level, Looks, Rescanned, Source, Supervisor, object};
+
+/// Before trying again to run a file that is being written.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
+
+/// A rescan on its way.
+#[derive(Default)]
+pub(crate) struct Rescan {
+    pub report: Rescanned,
+    /// Files whose metadata call has not ended.
+    pub pending: HashSet<PathBuf>,
+    pub done: Vec<Box<dyn FnOnce(Rescanned) + Send>>,
+}
+
+impl Supervisor {
+    /// Starts a metadata call for every `*.binary` in the plugins folder.
+    pub(crate) fn scan(&mut self) {
+        let found = match discovery::find(&self.settings.plugins_dir) {
+            Ok(found) => found,
+            Err(error) => {
+                let message = format!(
+                    "cannot read the plugins folder {}: {error}; no plugin is started",
+                    self.settings.plugins_dir.display()
+                );
+                self.outlet.log(Level::Error, None, &message, Map::new());
+                return;
+            }
+        };
+        let now = Instant::now();
+        for file in found {
+            if let Ok(print) = Fingerprint::of_stamp(&file) {
+                self.fingerprints.insert(file.clone(), print);
+            }
+            self.probe(file, now, now + self.settings.metadata_timeout);
+        }
+        self.look();
+    }
+
+    /// Lets a thread read the files, which may be large and on a slow disk; it answers with [`Command::Looked`].
+    fn look(&mut self) {
+        let (handle, folder) = (self.handle.clone(), self.settings.plugins_dir.clone());
+        let known = self.fingerprints.clone();
+        let look = move || handle.send(Command::Looked(Looks(discovery::look(&folder, &known))));
+        match std::thread::Builder::new().name("toru-files".into()).spawn(look) {
+            Ok(_) => self.looking = true,
+            Err(error) => {
+                let message = format!("cannot look for changed plugins: {error}");
+                self.outlet.log(Level::Error, None, &message, Map::new());
+                self.finish_rescan();
+            }
+        }
+    }
+
+    pub(crate) fn on_rescan(&mut self, done: Box<dyn FnOnce(Rescanned) + Send>) {
+        if self.looking || self.rescan.is_some() {
+            // The look on its way may already have passed what this one is about.
+            return self.rescan_next.push(done);
+        }
+        self.rescan = Some(Rescan { done: vec![done], ..Rescan::default() });
+        self.look();
+    }
+
+    pub(crate) fn on_looked(&mut self, found: io::Result<Vec<Looked>>) {
+        self.looking = false;
+        match found {
+            Ok(found) => {
+                if self.rescan.is_some() && !self.stopping {
+                    self.apply(&found);
+                }
+                // Without a rescan, what changed since the start is left for the next one to find.
+                let first = self.rescan.is_none();
+                let known = std::mem::take(&mut self.fingerprints);
+                let prints = found.into_iter().filter_map(|one| {
+                    let print =
+                        if first && one.changed { known.get(&one.file).copied() } else { one.fingerprint };
+                    Some((one.file, print?))
+                });
+                self.fingerprints = prints.collect();
+            }
+            Err(error) => {
+                let folder = self.settings.plugins_dir.clone();
+                self.skip(&folder, &format!("cannot read the plugins folder: {error}; nothing changes"));
+            }
+        }
+        self.finish_rescan();
+    }
+
+    /// Carries out what a rescan found.
+    fn apply(&mut self, found: &[Looked]) {
+        let gone = |plugin: &&Plugin| !plugin.removed && !found.iter().any(|one| one.file == plugin.file);
+        let gone: Vec<usize> = self.plugins.iter().filter(gone).map(|plugin| plugin.index).collect();
+        for index in gone {
+            if let Some(rescan) = &mut self.rescan {
+                rescan.report.removed.push(self.plugins[index].metadata.id.clone());
+            }
+            self.leave(index, "its file is gone");
+        }
+        let now = Instant::now();
+        for one in found {
+            let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == one.file);
+            let on_its_way = self.probes.iter().any(|probe| probe.file() == one.file)
+                || self.busy.iter().any(|(file, ..)| *file == one.file)
+                || self.admissible.iter().any(|(file, _)| *file == one.file);
+            // A file that was skipped may be good now, though it did not change: its rival may be gone.
+            if on_its_way || (known && !one.changed) {
+                continue;
+            }
+            if let Some(rescan) = &mut self.rescan {
+                rescan.pending.insert(one.file.clone());
+            }
+            self.probe(one.file.clone(), now, now + self.settings.metadata_timeout);
+        }
+    }
+
+    /// Tells those who wait for the rescan, once nothing of it is on its way.
+    fn finish_rescan(&mut self) {
+        if self.looking || self.rescan.as_ref().is_some_and(|rescan| !rescan.pending.is_empty()) {
+            return;
+        }
+        if let Some(Rescan { report, done, .. }) = self.rescan.take() {
+            let fields = json!({
+                "added": report.added, "changed": report.changed, "removed": report.removed,
+                "skipped": report.skipped,
+            });
+            self.outlet.log(Level::Info, None, "Plugins rescanned", object(fields));
+            for done in done {
+                done(report.clone());
+            }
+        }
+        let waiting = std::mem::take(&mut self.rescan_next);
+        if self.stopping {
+            waiting.into_iter().for_each(|done| done(Rescanned::default()));
+        } else if !waiting.is_empty() {
+            self.rescan = Some(Rescan { done: waiting, ..Rescan::default() });
+            self.look();
+        }
+    }
+
+    /// Stops a plugin and takes it out of the table.
+    fn leave(&mut self, index: usize, why: &str) {
+        let plugin = &mut self.plugins[index];
+        plugin.removed = true;
+        plugin.want = Want::Down;
+        let fields = object(json!({ "file": plugin.file.display().to_string(), "reason": why }));
+        self.outlet.log(Level::Info, Some(&plugin.metadata.id), "Plugin removed", fields);
+        self.publish(index);
+        self.drive(index, Event::Wanted);
+    }
+
+    /// The file of a plugin in the table has another content, and said this of itself.
+    fn change(&mut self, index: usize, file: PathBuf, metadata: Metadata) {
+        let plugin = &mut self.plugins[index];
+        let old = plugin.metadata.clone();
+        if let Some(rescan) = &mut self.rescan {
+            rescan.report.changed.push(metadata.id.clone());
+        }
+        let details = json!({
+            "file": file.display().to_string(), "version": metadata.version, "old_version": old.version,
+        });
+        self.outlet.record(&old.id, "binary_changed", details.clone());
+        self.outlet.log(Level::Info, Some(&old.id), "Plugin binary changed", object(details));
+        let same_place = old.id == metadata.id
+            && old.route == metadata.route
+            && old.protocol == metadata.protocol
+            && old.max_in_flight == metadata.max_in_flight;
+        if !same_place {
+            // What the workers keep for a plugin is made once, so it comes back as another one.
+            self.admissible.push((file, metadata));
+            return self.leave(index, "its file is another plugin now");
+        }
+        plugin.next_metadata = Some(metadata);
+        self.drive(index, Event::RestartAsked);
+    }
+
+    pub(crate) fn probe(&mut self, file: PathBuf, now: Instant, give_up_at: Instant) {
+        let id = self.next_token;
+        let deadline = now + self.settings.metadata_timeout;
+        let probe = match Probe::start(id, file.clone(), &self.environment(None), deadline) {
+            Ok(probe) => probe,
+            Err(error) if error.busy && now < give_up_at => {
+                return self.busy.push((file, now + BUSY_RETRY, give_up_at));
+            }
+            Err(error) => {
+                self.skip(&file, &error.reason);
+                return self.end_probe(&file);
+            }
+        };
+        let mut tokens = vec![];
+        for fd in probe.fds() {
+            tokens.push(self.watch(fd, Source::Probe { id }, epoll::EventFlags::IN));
+        }
+        self.probes.push(probe);
+        if let Some(Err(error)) = tokens.into_iter().find(Result::is_err) {
+            // What cannot be watched is ended by its deadline, which need not be waited for.
+            if let Some(mut probe) = self.probes.pop() {
+                probe.expire();
+            }
+            self.sources.retain(|_, source| !matches!(source, Source::Probe { id: other } if *other == id));
+            self.skip(&file, &format!("cannot watch it: {error}"));
+            self.end_probe(&file);
+        }
+    }
+
+    pub(crate) fn on_probe(&mut self, id: u64) {
+        let Some(position) = self.probes.iter().position(|probe| probe.id() == id) else { return };
+        if self.probes[position].advance(&mut self.scratch) {
+            self.finish_probe(position);
+        }
+    }
+
+    pub(crate) fn finish_probe(&mut self, position: usize) {
+        let probe = self.probes.swap_remove(position);
+        let id = probe.id();
+        self.sources.retain(|_, source| !matches!(source, Source::Probe { id: other } if *other == id));
+        let file = probe.file().to_owned();
+        match probe.finish() {
+            _ if self.stopping => {}
+            Ok(metadata) => {
+                match self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file) {
+                    Some(index) => self.change(index, file.clone(), metadata),
+                    None => {
+                        let id = metadata.id.clone();
+                        if self.admit(file.clone(), metadata)
+                            && let Some(rescan) = &mut self.rescan
+                            && !rescan.report.added.contains(&id)
+                        {
+                            rescan.report.added.push(id);
+                        }
+                    }
+                }
+            }
+            Err(reason) => self.skip(&file, &reason),
+        }
+        self.end_probe(&file);
+    }
+
+    /// A metadata call is over, however it ended.
+    fn end_probe(&mut self, file: &Path) {
+        if let Some(rescan) = &mut self.rescan {
+            rescan.pending.remove(file);
+        }
+        if self.probes.is_empty() {
+            // What metadata calls left behind is nobody's from now on.
+            self.reap_at.get_or_insert(self.reap_again_at);
+        }
+        self.finish_rescan();
+    }
+
+    fn skip(&mut self, file: &Path, reason: &str) {
+        let fields = object(json!({ "file": file.display().to_string(), "reason": reason }));
+        let message = format!("Plugin skipped: {}: {reason}", file.display());
+        self.outlet.log(Level::Error, None, &message, fields);
+        if let Some(rescan) = &mut self.rescan {
+            rescan.report.skipped.push(format!("{}: {reason}", file.display()));
+        }
+    }
+
+    /// Takes a plugin into the table and starts it, unless an earlier file has its id or route.
+    ///
+    /// Metadata calls end in any order, but of two files with the same id or route the first in name order wins:
+    /// a later file that was quicker has to leave again.
+    ///
+    /// Gives whether it was taken, if only as soon as another one has left.
+    fn admit(&mut self, file: PathBuf, metadata: Metadata) -> bool {
+        // One that waits for a name has its claim already.
+        let same = |other: &Metadata| other.id == metadata.id || other.route == metadata.route;
+        if let Some(position) = self.admissible.iter().position(|(_, waiting)| same(waiting)) {
+            let what = if self.admissible[position].1.id == metadata.id { "id" } else { "route" };
+            let taken = |by: &Path| format!("its field `{what}` is already taken by {}", by.display());
+            if self.admissible[position].0 <= file {
+                let reason = taken(&self.admissible[position].0);
+                self.skip(&file, &reason);
+                return false;
+            }
+            let (late, _) = self.admissible.remove(position);
+            self.skip(&late, &taken(&file));
+        }
+        let mut must_leave = vec![];
+        let mut skipped = vec![];
+        for plugin in
+            self.plugins.iter().filter(|p| p.metadata.id == metadata.id || p.metadata.route == metadata.route)
+        {
+            if plugin.removed {
+                must_leave.push(plugin.index);
+                continue;
+            }
+            let (what, value) = if plugin.metadata.id == metadata.id {
+                ("id", &metadata.id)
+            } else {
+                ("route", &metadata.route)
+            };
+            let taken = |by: &Path| format!("field `{what}`: {value:?} is already taken by {}", by.display());
+            if plugin.file <= file {
+                let reason = taken(&plugin.file);
+                self.skip(&file, &reason);
+                return false;
+            }
+            must_leave.push(plugin.index);
+            skipped.push((plugin.file.clone(), taken(&file)));
+        }
+        for (file, reason) in skipped {
+            self.skip(&file, &reason);
+        }
+        if !must_leave.is_empty() {
+            self.admissible.push((file, metadata));
+            for index in must_leave {
+                self.plugins[index].removed = true;
+                self.plugins[index].want = Want::Down;
+                self.drive(index, Event::Wanted);
+            }
+            self.admit_waiting();
+            return true;
+        }
+
+        let socket = self.settings.sockets_dir.join(format!("{}.sock", metadata.id));
+        if socket.as_os_str().len() > 107 {
+            let reason = format!("its socket path {} is longer than 107 bytes", socket.display());
+            self.skip(&file, &reason);
+            return false;
+        }
+        let kept = self.settings.kept.get(&metadata.id).cloned().unwrap_or_else(Kept::fresh);
+        let enabled = kept.enabled;
+        let given_up = kept.failed.clone().filter(|_| enabled);
+        let index = self.plugins.len();
+        let details = json!({
+            "file": file.display().to_string(), "version": metadata.version, "route": metadata.route,
+            "protocol": metadata.protocol.as_str(), "enabled": enabled,
+        });
+        self.outlet.record(&metadata.id, "discovered", details.clone());
+        self.outlet.log(Level::Info, Some(&metadata.id), "Plugin discovered", object(details));
+        self.plugins.push(Plugin {
+            index,
+            file,
+            metadata: Arc::new(metadata),
+            next_metadata: None,
+            socket,
+            want: if enabled { Want::Up } else { Want::Down },
+            enabled,
+            removed: false,
+            state: if given_up.is_some() { State::Failed } else { State::Stopped },
+            generation: 0,
+            process: None,
+            ending: None,
+            pipes: [None, None],
+            lifeline: None,
+            connect_at: None,
+            spawned_at: None,
+            restarts: kept.restarts,
+            last_exit: None,
+            exit: None,
+            in_flight: None,
+            reason: given_up.clone(),
+            ping: PingTally::default(),
+            stderr_tail: VecDeque::new(),
+            protocol_errors: VecDeque::new(),
+            timeouts_unrecorded: 0,
+            timeout_recorded_at: None,
+            waiting: vec![],
+        });
+        self.publish(index);
+        if let Some(reason) = given_up {
+            let plugin = &self.plugins[index];
+            let fields = object(json!({
+                "reason": reason,
+                "remedy": format!("mend it, then: toru plugin reset-failed {}", plugin.metadata.id),
+            }));
+            let message = "Plugin not started: it was given up in an earlier run";
+            self.outlet.log(Level::Warn, Some(&plugin.metadata.id), message, fields);
+        }
+        self.drive(index, Event::Wanted);
+        true
+    }
+
+    /// Admits what waited for an id or a route that is free by now.
+    pub(crate) fn admit_waiting(&mut self) {
+        let (ready, waiting) = std::mem::take(&mut self.admissible).into_iter().partition(|(_, metadata)| {
+            !self.plugins.iter().any(|p| {
+                (p.metadata.id == metadata.id || p.metadata.route == metadata.route) && p.state.has_process()
+            })
+        });
+        self.admissible = waiting;
+        let ready: Vec<_> = ready;
+        for (file, metadata) in ready {
+            // The entries that left keep their index for ever; only their names are given up.
+            for index in 0..self.plugins.len() {
+                let plugin = &mut self.plugins[index];
+                if plugin.removed
+                    && (plugin.metadata.id == metadata.id || plugin.metadata.route == metadata.route)
+                {
+                    let mut vacated = (*plugin.metadata).clone();
+                    vacated.id.clear();
+                    vacated.route.clear();
+                    plugin.metadata = Arc::new(vacated);
+                    self.publish(index);
+                }
+            }
+            self.admit(file, metadata);
+        }
+    }
+}

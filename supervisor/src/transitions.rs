@@ -1,0 +1,272 @@
+//! From an event to its consequences: [`step`] decides, this file carries out and tells.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use serde_json::json;
+
+use crate::contact::CONNECT_RETRY_MIN;
+use crate::plugin::{PingTally, Pipe};
+use crate::process::{Exit, Process, Spec};
+use crate::socket::vacate_socket;
+use crate::state::{Action, Event, Happening, State, step};
+use crate::{Kept, Level, Phase, PluginView, Source, Stream, Supervisor, object};
+
+/// What a client is told to wait when no better time is known.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    pub(crate) fn drive(&mut self, index: usize, event: Event) {
+        let plugin = &mut self.plugins[index];
+        if matches!(plugin.state, State::Running { .. }) && event == Event::Misbehaved {
+            plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
+        }
+        let (state, actions) = step(Instant::now(), &self.settings.policy, plugin.want, plugin.state, event);
+        let before = std::mem::replace(&mut plugin.state, state);
+        for action in actions {
+            self.act(index, action, before);
+        }
+        self.keep(index);
+        self.settle(index);
+        if self.plugins[index].removed
+            && !self.plugins[index].state.has_process()
+            && !self.admissible.is_empty()
+        {
+            self.admit_waiting();
+        }
+    }
+
+    /// Has written down what the next run of the daemon is to know, where that changed.
+    fn keep(&mut self, index: usize) {
+        let plugin = &self.plugins[index];
+        // Its name may be another's by now; and that everything stops with the daemon is nothing to be known of a plugin.
+        if plugin.removed || self.stopping {
+            return;
+        }
+        let failed = (plugin.state == State::Failed).then(|| {
+            let why = plugin.reason.as_ref().or(plugin.last_exit.as_ref());
+            why.cloned().unwrap_or_else(|| "it failed".into())
+        });
+        let kept = Kept { enabled: plugin.enabled, restarts: plugin.restarts, failed };
+        let id = &plugin.metadata.id;
+        if *self.settings.kept.get(id).unwrap_or(&Kept::fresh()) != kept {
+            self.outlet.keep(id, &kept);
+            self.settings.kept.insert(id.clone(), kept);
+        }
+    }
+
+    fn act(&mut self, index: usize, action: Action, before: State) {
+        match action {
+            Action::Spawn => self.spawn(index),
+            Action::Serve | Action::Withdraw => self.publish(index),
+            Action::Ask => {
+                self.note_children(index);
+                self.ask(index);
+            }
+            Action::Terminate => {
+                self.note_children(index);
+                if let Some(process) = &self.plugins[index].process {
+                    process.terminate();
+                }
+            }
+            Action::Kill => {
+                self.note_children(index);
+                if let Some(process) = &self.plugins[index].process {
+                    process.kill();
+                }
+            }
+            Action::Record(happening) => self.record(index, happening, before),
+        }
+    }
+
+    fn spawn(&mut self, index: usize) {
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        plugin.generation += 1;
+        plugin.reason = None;
+        plugin.exit = None;
+        plugin.in_flight = None;
+        plugin.spawned_at = None;
+        if let Some(metadata) = plugin.next_metadata.take() {
+            plugin.metadata = Arc::new(metadata);
+        }
+        plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
+        plugin.stderr_tail.clear();
+        if let Err(reason) = vacate_socket(&plugin.socket) {
+            plugin.reason = Some(reason);
+            return self.drive(index, Event::SpawnFailed { permanent: false });
+        }
+        let env = self.environment(Some(index));
+        let plugin = &self.plugins[index];
+        let settings = self.settings.process.get(&plugin.metadata.id);
+        let args: Vec<&str> = settings.iter().flat_map(|own| &own.args).map(String::as_str).collect();
+        let spec = Spec {
+            args: &args,
+            cwd: settings.and_then(|own| own.cwd.as_deref()),
+            nice: settings.and_then(|own| own.nice),
+            memory_bytes_max: settings.and_then(|own| own.memory_bytes_max),
+            open_files_max: settings.and_then(|own| own.open_files_max),
+            ..Spec::new(&plugin.file, &env)
+        };
+        let (process, pipes) = match Process::spawn(&spec) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                self.plugins[index].reason = Some(error.reason);
+                return self.drive(index, Event::SpawnFailed { permanent: error.permanent });
+            }
+        };
+        let generation = plugin.generation;
+        let watched =
+            self.watch(&process, Source::Exit { index, generation }, epoll::EventFlags::IN).and_then(|_| {
+                let stdout =
+                    self.watch(&pipes.stdout, Source::Output { index, pipe: 0 }, epoll::EventFlags::IN)?;
+                let stderr =
+                    self.watch(&pipes.stderr, Source::Output { index, pipe: 1 }, epoll::EventFlags::IN)?;
+                Ok([(pipes.stdout, stdout, Stream::Stdout), (pipes.stderr, stderr, Stream::Stderr)])
+            });
+        let plugin = &mut self.plugins[index];
+        match watched {
+            Ok(pipes) => {
+                for (slot, (fd, token, stream)) in plugin.pipes.iter_mut().zip(pipes) {
+                    *slot = Some(Pipe { fd, token, stream, partial: vec![] });
+                }
+            }
+            Err(error) => {
+                // An unwatched process cannot stay; the state machine hears of it as a failed spawn.
+                process.abandon();
+                plugin.reason = Some(format!("cannot watch the new process: {error}"));
+                return self.drive(index, Event::SpawnFailed { permanent: false });
+            }
+        }
+        plugin.spawned_at = Some(now);
+        plugin.connect_at = Some((now + CONNECT_RETRY_MIN, CONNECT_RETRY_MIN));
+        if generation > 1 {
+            plugin.restarts += 1;
+        }
+        let pid = process.pid();
+        plugin.process = Some(process);
+        let id = &plugin.metadata.id;
+        self.outlet.record(id, "started", json!({ "pid": pid, "generation": generation }));
+        let fields = object(json!({ "pid": pid, "generation": generation }));
+        self.outlet.log(Level::Info, Some(id), "Plugin started", fields);
+    }
+
+    pub(crate) fn publish(&mut self, index: usize) {
+        let now = Instant::now();
+        let plugin = &self.plugins[index];
+        let ended = plugin.ending.is_some();
+        let phase = match plugin.state {
+            State::Running { .. } if ended => Phase::Waiting { retry_after: RETRY_AFTER_MIN },
+            State::Running { .. } => Phase::Serving,
+            State::Starting { .. } => Phase::Waiting { retry_after: RETRY_AFTER_MIN },
+            State::Crashed { until, .. } => {
+                Phase::Waiting { retry_after: until.saturating_duration_since(now).max(RETRY_AFTER_MIN) }
+            }
+            State::Stopping { next_at, .. } => {
+                Phase::Waiting { retry_after: next_at.saturating_duration_since(now).max(RETRY_AFTER_MIN) }
+            }
+            // It can be started at any time; clients of one that is disabled need not come back.
+            State::Stopped if plugin.enabled && !plugin.removed => {
+                Phase::Waiting { retry_after: RETRY_AFTER_MIN }
+            }
+            State::Stopped | State::Failed => Phase::Absent,
+        };
+        let generation = (plugin.state.has_process() && !ended).then_some(plugin.generation);
+        self.outlet.publish(Arc::new(PluginView {
+            index,
+            metadata: plugin.metadata.clone(),
+            socket: plugin.socket.clone(),
+            phase,
+            generation,
+        }));
+    }
+
+    fn record(&mut self, index: usize, happening: Happening, before: State) {
+        let now = Instant::now();
+        let plugin = &mut self.plugins[index];
+        let id = plugin.metadata.id.clone();
+        let uptime_ms = plugin.spawned_at.map(|at| now.saturating_duration_since(at).as_millis() as u64);
+        let (failures, next_start_ms) = match plugin.state {
+            State::Crashed { until, failures } => {
+                (failures, Some(until.saturating_duration_since(now).as_millis() as u64))
+            }
+            _ => (before.failures() + 1, None),
+        };
+        let exit = plugin.exit.as_ref().map(Exit::to_string);
+        let pid = plugin.process.as_ref().map(Process::pid);
+        let (kind, level, message, details) = match happening {
+            Happening::Ready => {
+                ("ready", Level::Info, "Plugin ready", json!({ "pid": pid, "startup_ms": uptime_ms }))
+            }
+            Happening::Stopped => {
+                ("stopped", Level::Info, "Plugin stopped", json!({ "exit": exit, "uptime_ms": uptime_ms }))
+            }
+            Happening::Crashed => (
+                "crashed",
+                Level::Error,
+                "Plugin crashed",
+                json!({
+                    "exit": exit, "exit_code": plugin.exit.and_then(|exit| exit.code),
+                    "signal": plugin.exit.and_then(|exit| exit.signal),
+                    "core_dumped": plugin.exit.is_some_and(|exit| exit.core_dumped),
+                    "reason": plugin.reason, "uptime_ms": uptime_ms, "in_flight": plugin.in_flight.unwrap_or(0),
+                    "failures": failures, "next_start_ms": next_start_ms, "stderr": plugin.stderr_tail,
+                }),
+            ),
+            Happening::Restarting => (
+                "restarting",
+                Level::Info,
+                "Plugin restarting",
+                json!({ "failures": before.failures(), "restarts": plugin.restarts + 1 }),
+            ),
+            Happening::Unresponsive => (
+                "unresponsive",
+                Level::Warn,
+                "Plugin unresponsive",
+                json!({ "pid": pid, "reason": plugin.reason, "uptime_ms": uptime_ms }),
+            ),
+            Happening::DisabledAfterCrashes => (
+                "disabled_after_crashes",
+                Level::Error,
+                "Plugin disabled after crashes",
+                json!({
+                    "exit": exit, "reason": plugin.reason, "failures": failures,
+                    "stderr": plugin.stderr_tail,
+                    "remedy": "mend the plugin, then enable or restart it",
+                }),
+            ),
+        };
+        self.outlet.record(&id, kind, details.clone());
+        if happening == Happening::DisabledAfterCrashes {
+            self.notify(&id, kind, &details);
+        }
+        self.outlet.log(level, Some(&id), message, object(details));
+    }
+
+    pub(crate) fn environment(&self, plugin: Option<usize>) -> Vec<(OsString, OsString)> {
+        // What steers the core, or lets somebody speak in its name, is not the plugins' business.
+        const PRIVATE: [&str; 5] =
+            ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "CREDENTIALS_DIRECTORY"];
+        let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+            .filter(|(key, _)| {
+                let key = key.to_string_lossy();
+                !key.starts_with("TORU_") && !PRIVATE.contains(&&*key)
+            })
+            .collect();
+        if let Some(index) = plugin
+            && let Some(own) = self.settings.process.get(&self.plugins[index].metadata.id)
+        {
+            // A later entry wins.
+            env.extend(own.env.iter().map(|(key, value)| (key.into(), value.into())));
+        }
+        env.push(("TORU_INSTANCE_ID".into(), (&self.settings.instance_id).into()));
+        if let Some(index) = plugin {
+            let plugin = &self.plugins[index];
+            env.push(("TORU_PLUGIN_SOCKET".into(), plugin.socket.as_os_str().to_owned()));
+            env.push(("TORU_PLUGIN_ID".into(), (&plugin.metadata.id).into()));
+        }
+        env
+    }
+}
