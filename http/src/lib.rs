@@ -49,7 +49,9 @@ pub use response::{
     FieldError, Length, Response, ResponseHead, encode_field, is_field_value, is_hop_by_hop,
     is_reserved_in_response, is_token, reason_phrase,
 };
-pub use target::{PathError, Target, TargetForm, fuzz_target, normalize_path, percent_decode, split_target};
+pub use target::{
+    PathError, Target, TargetForm, fuzz_target, is_authority, normalize_path, percent_decode, split_target,
+};
 
 /// What one client may make a connection hold or read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -186,7 +186,7 @@ pub(crate) fn parse_target(
 }
 
 /// `uri-host [ ":" port ]` with a host that is not empty (RFC 9110 section 4.2.1) and without user information.
-pub(crate) fn is_authority(text: &[u8]) -> bool {
+pub fn is_authority(text: &[u8]) -> bool {
     host_and_port(text).is_some()
 }
 

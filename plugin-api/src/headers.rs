@@ -106,10 +106,11 @@ pub(crate) fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(is_token_byte)
 }
 
-/// What a header value may be: anything that cannot end the field.
+/// RFC 9110, 5.5: what a header value may be. CR, LF and NUL would end the field; no other control character means
+/// anything in one.
 #[cfg(any(feature = "core", feature = "sdk"))]
 pub(crate) fn is_field_value(value: &str) -> bool {
-    !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+    !value.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f)
 }
 
 fn name_bit(name: &str) -> u64 {

@@ -24,6 +24,7 @@ use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
 use crate::api;
 use crate::config::Access;
 use crate::exchange::ExchangeId;
+use crate::forward::{Own, usable_request_id};
 use crate::gate::{Full, Permit};
 use crate::legacy;
 use crate::route::{Destination, Endpoint, route};
@@ -37,8 +38,6 @@ const READ_BYTES_LARGE: usize = 64 * 1024;
 /// resets the connection, and the client may lose its last answer (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_READS_MAX: u32 = 64;
-/// Longer request ids of clients are replaced.
-const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// A request on its way to whoever answers it.
 struct Request {
@@ -154,7 +153,8 @@ pub async fn serve<S: ClientStream>(
                         phase.0 = HttpPhase::Closing;
                         if let Some(target) = target {
                             let refused = failure.status();
-                            note(&worker, &target, head.method, head.target.raw, refused, Duration::ZERO);
+                            let (method, path) = (head.method, head.target.raw);
+                            note(&worker, &target, &request_id, method, path, refused, Duration::ZERO);
                         }
                         respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
                     }
@@ -391,7 +391,7 @@ fn begin(
     peer: &Peer,
 ) -> Result<Request, (Failure, String, Option<Rc<Target>>)> {
     let exchange = ExchangeGuard::open(worker);
-    let request_id = match head.fields.get("x-request-id").and_then(usable_id) {
+    let request_id = match usable_request_id(head) {
         Some(theirs) => theirs.to_owned(),
         None => made_id(worker, exchange.id),
     };
@@ -450,23 +450,8 @@ fn begin(
             remote_addr: Some(&peer.address),
             timeout_ms: Some(worker.time_limit(&view).as_millis() as u64),
         };
-        let own_id = std::iter::once(("x-request-id", request_id.as_bytes()));
-        let keep_secret = config.plugins_need_token;
-        let fields = head.fields.iter().filter(|field| {
-            let dropped = head.fields.is_hop_by_hop(field.name)
-                || field.name.eq_ignore_ascii_case("x-request-id")
-                || field.name.eq_ignore_ascii_case("expect")
-                || (keep_secret && field.name.eq_ignore_ascii_case("authorization"));
-            !dropped
-        });
-        let headers = fields
-            .map(|field| match head.host {
-                // An absolute target names the host, whatever the field says (RFC 9112 section 3.2.2).
-                Some(host) if field.name.eq_ignore_ascii_case("host") => (field.name, host.as_bytes()),
-                _ => (field.name, field.value),
-            })
-            .chain(own_id);
-        HttpRequestFrame::start(view.metadata.framing, view.metadata.protocol, &start, headers)
+        let own = Own::new(head, &peer.origin, &request_id, config.plugins_need_token);
+        HttpRequestFrame::start(view.metadata.framing, view.metadata.protocol, &start, own.fields(head))
     };
     let logged = config.log.access != Access::Off;
     Ok(Request {
@@ -692,26 +677,27 @@ impl Account {
         if self.status >= 500 {
             count(&stats.errors);
         }
-        note(worker, &target, &self.method, &self.path, self.status, took);
+        note(worker, &target, &self.request_id, &self.method, &self.path, self.status, took);
     }
 }
 
-fn note(worker: &Worker, target: &Target, method: &str, path: &str, status: u16, took: Duration) {
+fn note(
+    worker: &Worker,
+    target: &Target,
+    request_id: &str,
+    method: &str,
+    path: &str,
+    status: u16,
+    took: Duration,
+) {
     let wanted = match worker.shared.config.log.access {
         Access::Off => false,
         Access::Errors => status >= 500,
         Access::All => true,
     };
     if wanted {
-        worker.shared.logger.access(&target.shared.id, method, path, status, took);
+        worker.shared.logger.access(&target.shared.id, request_id, method, path, status, took);
     }
-}
-
-/// A client's own request id, if it can be passed on.
-fn usable_id(value: &[u8]) -> Option<&str> {
-    let visible =
-        !value.is_empty() && value.len() <= REQUEST_ID_BYTES_MAX && value.iter().all(u8::is_ascii_graphic);
-    if visible { std::str::from_utf8(value).ok() } else { None }
 }
 
 /// An id for a failure that belongs to no request.

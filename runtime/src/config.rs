@@ -14,6 +14,8 @@ use toru_plugin_api::frame::FRAME_BYTES_MAX_LIMIT;
 use toru_supervisor::state::Policy;
 use toru_supervisor::{Level, ProcessSettings};
 
+use crate::forward::Network;
+
 /// Where plugins find their sockets by default, also when they are started by hand.
 pub const SOCKETS_DIR: &str = "/tmp/toru-plugins";
 /// Linux's `sun_path`, less its final NUL.
@@ -111,6 +113,8 @@ pub struct HttpConfig {
     pub head_bytes_max: usize,
     pub body_bytes_max: u64,
     pub connections_max: usize,
+    /// Clients whose word about their own clients is passed on.
+    pub trusted_proxies: Vec<Network>,
 }
 
 #[derive(Clone, Debug)]
@@ -277,6 +281,7 @@ struct HttpTable {
     head_bytes_max: Option<Spanned<usize>>,
     body_bytes_max: Option<Spanned<u64>>,
     connections_max: Option<Spanned<usize>>,
+    trusted_proxies: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -553,6 +558,14 @@ impl HttpTable {
                 16 * 1024,
                 1..=1_000_000,
             )?,
+            trusted_proxies: self
+                .trusted_proxies
+                .iter()
+                .map(|text| {
+                    let network = text.as_ref().parse::<Network>();
+                    network.map_err(|why| source.error(text, &format!("`http.trusted_proxies`: {why}")))
+                })
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -700,6 +713,10 @@ mod tests {
             ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
             ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
             ("[plugins.\"no id\"]\n", "no plugin can have this id"),
+            (
+                "[http]\ntrusted_proxies = [\"::1\", \"10.0.0.1/8\"]\n",
+                "line 2, column 27: `http.trusted_proxies`: ",
+            ),
             ("[kv]\nsynchronous = \"off\"\n", "line 2, column 15"),
             ("[events]\nkeep_days = 0\n", "line 2, column 13: `events.keep_days` is 0"),
         ] {

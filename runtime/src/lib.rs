@@ -11,6 +11,7 @@ pub mod config;
 pub mod demo;
 mod driver;
 mod exchange;
+mod forward;
 mod gate;
 mod histogram;
 pub mod kv;

@@ -441,10 +441,20 @@ fn take(
 pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
     let mut fields = Vec::with_capacity(128);
     let mut has_content_type = false;
+    let connection = response.headers.clone().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    let names = |name: &str| {
+        let mut options = connection.clone().flat_map(|(_, value)| value.split(','));
+        options.any(|option| option.trim_matches([' ', '\t']).eq_ignore_ascii_case(name))
+    };
+    // Hardly any plugin has one, and each field is looked for in it.
+    let any_named = connection.clone().next().is_some();
     for (name, value) in response.headers.clone() {
         has_content_type |= name.eq_ignore_ascii_case("content-type");
         // The core frames the answer and names the request; what the plugin says about that would only contradict it.
-        if !is_reserved_in_response(name) && !name.eq_ignore_ascii_case("x-request-id") {
+        let dropped = is_reserved_in_response(name)
+            || name.eq_ignore_ascii_case("x-request-id")
+            || (any_named && names(name));
+        if !dropped {
             // The reader has refused whatever this could refuse.
             let encoded = encode_field(&mut fields, name, value);
             debug_assert!(encoded.is_ok(), "{name}: {value:?}");

@@ -153,7 +153,15 @@ impl Logger {
     }
 
     /// An access line: the message and keys that log watchers look for.
-    pub fn access(&self, id: &Arc<str>, method: &str, path: &str, status: u16, duration: Duration) {
+    pub fn access(
+        &self,
+        id: &Arc<str>,
+        request_id: &str,
+        method: &str,
+        path: &str,
+        status: u16,
+        duration: Duration,
+    ) {
         let level = if status >= 500 { Level::Warn } else { Level::Info };
         if !self.enabled(level) {
             return;
@@ -166,6 +174,7 @@ impl Logger {
         text_field(&mut line, "path", path);
         let micros = duration.as_micros();
         let _ = write!(line, ",\"status\":{status},\"duration_ms\":{}.{:03}", micros / 1000, micros % 1000);
+        text_field(&mut line, "request_id", request_id);
         close_line(&mut line);
         self.hand_over(Entry::Plugin { id: id.clone(), line });
     }
@@ -406,7 +415,8 @@ mod tests {
             fields.as_object().expect("object"),
         );
         log.core(Level::Debug, "plugin_supervisor", "not at this level", None, &Map::new());
-        log.access(&"acme".into(), "GET", "/certificates?x=\"1\"", 200, Duration::from_micros(15_300));
+        let took = Duration::from_micros(15_300);
+        log.access(&"acme".into(), "r-1", "GET", "/certificates?x=\"1\"", 200, took);
         writer.finish();
         let core = fs::read_to_string(dir.path().join("plugin-supervisor.log")).expect("core log");
         let rest = core.split_once(",\"level\"").expect("level follows the timestamp").1;
@@ -418,6 +428,7 @@ mod tests {
         let line: Value = serde_json::from_str(&plugin).expect("one JSON object");
         assert_eq!(line["duration_ms"], 15.3);
         assert_eq!(line["path"], "/certificates?x=\"1\"");
+        assert_eq!(line["request_id"], "r-1");
     }
 
     #[test]

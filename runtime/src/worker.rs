@@ -29,6 +29,7 @@ use crate::client;
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::exchange::Exchanges;
+use crate::forward::Origin;
 use crate::gate::Gate;
 use crate::histogram::Histogram;
 use crate::kv::Store;
@@ -129,8 +130,10 @@ pub enum Door {
 
 /// Who a client is.
 pub struct Peer {
-    /// For plugins and their logs.
+    /// For plugins and their logs: address and port.
     pub address: String,
+    /// As forwarded requests name it.
+    pub origin: Origin,
     /// Came through the control socket: needs no token, and sees more.
     pub trusted: bool,
 }
@@ -251,7 +254,8 @@ async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
             Ok((stream, peer)) => {
                 // Answers are written whole: waiting for more would only delay their last segment.
                 let _ = stream.set_nodelay(true);
-                worker.admit(stream, Peer { address: peer.ip().to_string(), trusted: false });
+                let origin = Origin::remote(peer.ip(), &worker.shared.config.http.trusted_proxies);
+                worker.admit(stream, Peer { address: peer.to_string(), origin, trusted: false });
             }
             Err(error) => trouble.wait(worker, &error).await,
         }
@@ -265,7 +269,8 @@ async fn accept_control(worker: &Rc<Worker>, listener: UnixListener) {
             // The socket's mode keeps others out; this holds even where somebody has changed it.
             Ok((stream, _)) => match stream.peer_cred() {
                 Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => {
-                    worker.admit(stream, Peer { address: "control".into(), trusted: true });
+                    let origin = Origin::local();
+                    worker.admit(stream, Peer { address: "control".into(), origin, trusted: true });
                 }
                 Ok(peer) => worker.log(Level::Warn, &format!("user {} is not let in", peer.uid())),
                 Err(_) => {}

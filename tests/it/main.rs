@@ -10,6 +10,7 @@ mod control;
 mod drivers;
 mod faults;
 mod fixtures;
+mod forwarding;
 mod http;
 mod kv;
 mod readme;

@@ -159,7 +159,7 @@ pub enum PluginMessage<'a> {
 pub struct HttpResponse<'a> {
     /// 200..=599.
     pub status: u16,
-    /// Names are tokens; values have no CR, LF or NUL. Hop-by-hop fields are the core's business.
+    /// Names are tokens; values have no control character but tab. Hop-by-hop fields are the core's business.
     pub headers: ResponseHeaders<'a>,
     /// The content, decoded where it came in base64.
     pub body: Cow<'a, [u8]>,
@@ -186,8 +186,8 @@ pub enum BadResponse {
     /// A name in `headers` is no token.
     #[error("a header name is not a token")]
     BadHeaderName,
-    /// A value in `headers` is an object, a list of lists, or a text with CR, LF or NUL.
-    #[error("a header value is not text, or has CR, LF or NUL in it")]
+    /// A value in `headers` is an object, a list of lists, or a text with CR, LF, NUL or another control character.
+    #[error("a header value is not text, or has CR, LF, NUL or another control character in it")]
     BadHeaderValue,
     /// `body_encoding` is there and is not `base64`.
     #[error("body_encoding is not known")]

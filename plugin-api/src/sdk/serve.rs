@@ -545,7 +545,7 @@ fn fault_of(response: &HttpResponse) -> Option<&'static str> {
             return Some("made a response with a header name that is not a token");
         }
         if !is_field_value(value) {
-            return Some("made a response with CR, LF or NUL in a header value");
+            return Some("made a response with CR, LF, NUL or another control character in a header value");
         }
     }
     None

@@ -358,7 +358,7 @@ fn a_handlers_mistakes_are_a_500_and_a_log_line() {
         ("/fail", "the secret cause"),
         ("/bytes/1048577", "made too large a response"),
         ("/bytes/1048500", "made too large a response"),
-        ("/bad-header", "CR, LF or NUL"),
+        ("/bad-header", "CR, LF, NUL"),
         ("/bad-status", "status is not from 200 to 599"),
     ] {
         let (answer, log) = {

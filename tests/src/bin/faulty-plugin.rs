@@ -456,6 +456,27 @@ impl Plugin {
             "nul-header" => {
                 connection.send(&ok(json!({"status": 200, "headers": {"x-note": "a\u{0}b"}, "body": ""})))
             }
+            "control-header" => {
+                let note = format!("a{}b", char::from_u32(number(0) as u32).unwrap_or_default());
+                connection.send(&ok(json!({"status": 200, "headers": {"x-note": note}, "body": ""})))
+            }
+            "claims-length" => connection.send(&ok(json!({
+                "status": 200,
+                "headers": {"content-length": rest.first().copied().unwrap_or_default()},
+                "body": "seventeen bytes..",
+            }))),
+            "names-hop-by-hop" => connection.send(&ok(json!({
+                "status": 200,
+                "headers": {
+                    "connection": ["X-Private", "close, x-other"],
+                    "x-private": "1",
+                    "X-Other": "1",
+                    "x-kept": "yes",
+                    "date": "yesterday",
+                    "server": "plugin",
+                },
+                "body": "",
+            }))),
             "bad-header-name" => {
                 connection.send(&ok(json!({"status": 200, "headers": {"x note\n": "a"}, "body": ""})))
             }

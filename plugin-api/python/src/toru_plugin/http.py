@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qs, quote, unquote
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE_REFUSED: Final = re.compile(r"[\r\n\0]")
+_VALUE_REFUSED: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class Headers(Mapping[str, str]):
