@@ -110,7 +110,14 @@ impl Rig {
             uptime_ms: 90_000_000 + time * 1000,
             dropped_log_lines: 0,
             plugins,
-            workers: vec![WorkerStatus { number: 0, driver: "io_uring".into(), connections: 12, requests }],
+            workers: vec![WorkerStatus {
+                number: 0,
+                driver: "io_uring".into(),
+                connections: 12,
+                requests,
+                ..WorkerStatus::default()
+            }],
+            ..Snapshot::default()
         };
         self.news(News::Snapshot(Box::new(snapshot)))
     }

@@ -52,8 +52,8 @@ pub struct PluginStatus {
     pub in_flight: u64,
     /// Requests that wait for a place with the plugin.
     pub queued: u64,
-    /// Half of the requests since the daemon started took at most this long, in microseconds.
-    /// `None` before the first.
+    /// Half of the requests took at most this long, in microseconds: of those since the daemon started, in a line of
+    /// `GET /v1/stream` of those of its last [`Snapshot::window_ms`]. `None` where there were none.
     pub p50_us: Option<u64>,
     /// The same for 95 of 100.
     pub p95_us: Option<u64>,
@@ -65,6 +65,126 @@ pub struct PluginStatus {
     pub rss_bytes: Option<u64>,
     /// `1.0` or `1.1`.
     pub protocol: String,
+    /// The last second; on the stream alone, as are the next two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Sample>,
+    /// What it may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Its load by worker, in the order of their numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_worker: Vec<PluginOnWorker>,
+}
+
+/// What a plugin may use, by its metadata and the core's configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Requests at once; for a 1.0 plugin that is connections.
+    pub in_flight_max: u64,
+    /// For an answer.
+    pub timeout_ms: u64,
+    /// JSON of one message.
+    pub message_bytes_max: u64,
+    /// Its keys and values together.
+    pub kv_bytes_max: u64,
+    /// Address space of its process; `None` is no limit of its own, as in the next two.
+    pub memory_bytes_max: Option<u64>,
+    /// Open files of its process.
+    pub open_files_max: Option<u64>,
+    /// Of its process, from -20 (first) to 19 (last).
+    pub nice: Option<i32>,
+}
+
+/// One plugin's load on one worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PluginOnWorker {
+    /// From this worker to the plugin.
+    pub connections: u64,
+    /// Requests that are with the plugin.
+    pub in_flight: u64,
+    /// Requests that wait for a place with it.
+    pub queued: u64,
+    /// Answered since the daemon started.
+    pub requests: u64,
+}
+
+/// One second of one plugin.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sample {
+    /// The end of the second, in milliseconds of the Unix epoch.
+    pub unix_ms: u64,
+    /// Answered requests.
+    pub requests_per_s: f64,
+    /// Answers with status 500 and above.
+    pub errors_per_s: f64,
+    /// Half of the requests of this second took at most this long, in microseconds; `None` without requests.
+    pub p50_us: Option<u64>,
+    /// The same for 95 of 100.
+    pub p95_us: Option<u64>,
+    /// The same for 99 of 100.
+    pub p99_us: Option<u64>,
+    /// Requests that were with the plugin at the end of the second.
+    pub in_flight: u64,
+    /// Of one core, since the sample before; `None` without a process.
+    pub cpu_percent: Option<f64>,
+    /// Resident memory; `None` without a process.
+    pub rss_bytes: Option<u64>,
+}
+
+/// The last ten minutes of one plugin: `GET /v1/plugins/<id>/history`, and a line of `GET /v1/stream?history=<id>`.
+///
+/// Shape: columns of equal length, oldest first, at most 600; the fields are those of [`Sample`].
+/// A second without a sample had no requests, and memory as in the sample before.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "Sample has it")]
+pub struct History {
+    pub plugin: String,
+    pub unix_ms: Vec<u64>,
+    pub requests_per_s: Vec<f64>,
+    pub errors_per_s: Vec<f64>,
+    pub p50_us: Vec<Option<u64>>,
+    pub p95_us: Vec<Option<u64>>,
+    pub p99_us: Vec<Option<u64>>,
+    pub in_flight: Vec<u64>,
+    pub cpu_percent: Vec<Option<f64>>,
+    pub rss_bytes: Vec<Option<u64>>,
+}
+
+impl History {
+    /// Adds a sample that is newer than all others.
+    pub fn push(&mut self, sample: &Sample) {
+        self.unix_ms.push(sample.unix_ms);
+        self.requests_per_s.push(sample.requests_per_s);
+        self.errors_per_s.push(sample.errors_per_s);
+        self.p50_us.push(sample.p50_us);
+        self.p95_us.push(sample.p95_us);
+        self.p99_us.push(sample.p99_us);
+        self.in_flight.push(sample.in_flight);
+        self.cpu_percent.push(sample.cpu_percent);
+        self.rss_bytes.push(sample.rss_bytes);
+    }
+
+    /// Row by row. A column that another version does not have, or that is too short, gives nothing.
+    pub fn samples(&self) -> impl Iterator<Item = Sample> {
+        fn at<T: Copy + Default>(column: &[T], row: usize) -> T {
+            column.get(row).copied().unwrap_or_default()
+        }
+        self.unix_ms.iter().enumerate().map(|(row, &unix_ms)| Sample {
+            unix_ms,
+            requests_per_s: at(&self.requests_per_s, row),
+            errors_per_s: at(&self.errors_per_s, row),
+            p50_us: at(&self.p50_us, row),
+            p95_us: at(&self.p95_us, row),
+            p99_us: at(&self.p99_us, row),
+            in_flight: at(&self.in_flight, row),
+            cpu_percent: at(&self.cpu_percent, row),
+            rss_bytes: at(&self.rss_bytes, row),
+        })
+    }
 }
 
 /// One worker thread at one moment.
@@ -79,6 +199,38 @@ pub struct WorkerStatus {
     pub connections: u64,
     /// Answered requests of plugins.
     pub requests: u64,
+    /// Requests that are with plugins.
+    pub in_flight: u64,
+    /// Requests that wait for a place with a plugin.
+    pub queued: u64,
+    /// How late the event loop came to its timer, in microseconds: the worst of the last second or two. 0 at rest.
+    pub lag_us: u64,
+}
+
+/// The store at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreStatus {
+    /// Whether values and events are written; if not, the database is closed after a failure and tried again.
+    pub writable: bool,
+    /// Writes that wait for the next transaction.
+    pub queued_writes: u64,
+    /// Keys and values of them.
+    pub queued_bytes: u64,
+    /// Events of the audit trail that wait.
+    pub queued_events: u64,
+    /// Reads that wait.
+    pub queued_reads: u64,
+    /// Events that were dropped since the daemon started.
+    pub dropped_events: u64,
+    /// Transactions since the daemon started.
+    pub commits: u64,
+    /// How long the last one took to be on the disk, in microseconds. `None` before the first, as are the next two.
+    pub last_commit_us: Option<u64>,
+    /// Half of them took at most this long.
+    pub p50_commit_us: Option<u64>,
+    /// The same for 99 of 100.
+    pub p99_commit_us: Option<u64>,
 }
 
 /// Everything at one moment: one line of `GET /v1/stream`.
@@ -99,4 +251,8 @@ pub struct Snapshot {
     pub plugins: Vec<PluginStatus>,
     /// In the order of their numbers.
     pub workers: Vec<WorkerStatus>,
+    /// The database.
+    pub store: StoreStatus,
+    /// On the stream, how far back the plugins' latencies go; else `None`: to the start.
+    pub window_ms: Option<u64>,
 }

@@ -5,8 +5,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
+use serde::Serialize;
 use serde_json::{Value, json};
 use toru_http::RequestHead;
+use toru_plugin_api::status::History;
 use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
 use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
@@ -32,9 +34,24 @@ pub enum Call {
     Plugin(String),
     Order(String, Order),
     Kv(String),
-    Logs { id: String, page: usize, page_size: usize, level: Option<Level>, follow: bool },
-    Stream { interval: Duration },
-    Events { query: EventQuery, follow: bool },
+    /// Of a plugin, or of the core itself.
+    Logs {
+        id: Option<String>,
+        page: usize,
+        page_size: usize,
+        level: Option<Level>,
+        follow: bool,
+    },
+    History(String),
+    /// `history` is a plugin's id, or `*` for all: their samples come first.
+    Stream {
+        interval: Duration,
+        history: Option<String>,
+    },
+    Events {
+        query: EventQuery,
+        follow: bool,
+    },
     Metrics,
 }
 
@@ -50,6 +67,8 @@ pub enum Answer {
 pub enum Stream {
     Snapshots {
         interval: Duration,
+        /// Whose samples are to be told before the first snapshot.
+        history: Option<String>,
         first: bool,
     },
     Log(Follower),
@@ -71,16 +90,21 @@ impl Call {
             Endpoint::Plugin(id) => Call::Plugin(id.into_owned()),
             Endpoint::Order(id, order) => Call::Order(id.into_owned(), order),
             Endpoint::Kv(id) => Call::Kv(id.into_owned()),
-            Endpoint::Logs(id) => Call::Logs {
-                id: id.into_owned(),
+            endpoint @ (Endpoint::Logs(_) | Endpoint::CoreLogs) => Call::Logs {
+                id: match endpoint {
+                    Endpoint::Logs(id) => Some(id.into_owned()),
+                    _ => None,
+                },
                 page: query.number("page", 1, 1..=1_000_000)?,
                 page_size: query.number("page_size", 100, 1..=1000)?,
                 level: query.get("level").map(Level::from_word),
                 follow: matches!(query.get("follow"), Some("1" | "true")),
             },
+            Endpoint::History(id) => Call::History(id.into_owned()),
             Endpoint::Stream => {
                 let interval = query.number("interval_ms", 1000, 50..=3_600_000)?;
-                Call::Stream { interval: Duration::from_millis(interval as u64) }
+                let history = query.get("history").map(str::to_owned);
+                Call::Stream { interval: Duration::from_millis(interval as u64), history }
             }
             Endpoint::Metrics => Call::Metrics,
             Endpoint::Events => Call::Events {
@@ -173,8 +197,14 @@ impl Call {
             }
             Call::Kv(id) => kv(worker, &id, body).await?,
             Call::Logs { id, page, page_size, level, follow } => {
-                check_known(worker, &id).await?;
-                let path = crate::log::plugin_log_path(&worker.shared.config.log_dir, &id);
+                let folder = &worker.shared.config.log_dir;
+                let path = match id {
+                    Some(id) => {
+                        check_known(worker, &id).await?;
+                        crate::log::plugin_log_path(folder, &id)
+                    }
+                    None => crate::log::core_log_path(folder),
+                };
                 if follow {
                     let stream = Stream::Log(Follower::new(path, level, page_size));
                     return Ok(Answer::Stream(ndjson(), stream));
@@ -184,8 +214,17 @@ impl Call {
                 answer.body = logs::page_body(&lines, page, page_size);
                 answer
             }
-            Call::Stream { interval } => {
-                return Ok(Answer::Stream(ndjson(), Stream::Snapshots { interval, first: true }));
+            Call::History(id) => {
+                let plugins = supervised(worker).await?;
+                let plugin = plugins.iter().find(|plugin| plugin.metadata.id == id).ok_or(UNKNOWN)?;
+                worker.history.refresh(worker, true);
+                LocalAnswer::json(200, &json!(worker.history.of(worker, plugin.index, &id)))
+            }
+            Call::Stream { interval, history } => {
+                if let Some(id) = history.as_deref().filter(|id| *id != "*") {
+                    check_known(worker, id).await?;
+                }
+                return Ok(Answer::Stream(ndjson(), Stream::Snapshots { interval, history, first: true }));
             }
             Call::Events { query, follow: true } => {
                 return Ok(Answer::Stream(ndjson(), Stream::Events { query, first: true }));
@@ -204,6 +243,11 @@ impl Call {
     }
 }
 
+#[derive(Serialize)]
+struct HistoryLine<'a> {
+    history: &'a History,
+}
+
 impl Stream {
     /// The next lines; `None` at the end.
     pub async fn next(&mut self, worker: &Rc<Worker>) -> Option<Vec<u8>> {
@@ -211,14 +255,23 @@ impl Stream {
             return None;
         }
         match self {
-            Stream::Snapshots { interval, first } => {
+            Stream::Snapshots { interval, history, first } => {
                 if !std::mem::replace(first, false) {
                     wait(worker, *interval).await;
                 }
-                let snapshot = status::snapshot(worker, &supervised(worker).await.ok()?);
-                let mut line = serde_json::to_vec(&snapshot).ok()?;
-                line.push(b'\n');
-                Some(line)
+                let plugins = supervised(worker).await.ok()?;
+                let snapshot = status::watched(worker, &plugins);
+                let mut lines = vec![];
+                if let Some(wanted) = history.take() {
+                    for plugin in plugins.iter().filter(|p| wanted == "*" || p.metadata.id == wanted) {
+                        let samples = worker.history.of(worker, plugin.index, &plugin.metadata.id);
+                        lines.extend(serde_json::to_vec(&HistoryLine { history: &samples }).ok()?);
+                        lines.push(b'\n');
+                    }
+                }
+                lines.extend(serde_json::to_vec(&snapshot).ok()?);
+                lines.push(b'\n');
+                Some(lines)
             }
             Stream::Events { query, first } => loop {
                 if !std::mem::replace(first, false) {

@@ -25,8 +25,10 @@ use crate::api;
 use crate::config::Access;
 use crate::exchange::ExchangeId;
 use crate::forward::{Own, usable_request_id};
-use crate::gate::{Full, Permit};
+use crate::gate::Full;
+use crate::history;
 use crate::legacy;
+use crate::place::{Counted, Place, Queued};
 use crate::route::{Destination, Endpoint, route};
 use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
 
@@ -81,7 +83,7 @@ impl Drop for ExchangeGuard {
 /// What more of an answer comes from.
 enum Flight {
     /// A plugin that has the request.
-    Plugin { exchange: ExchangeGuard, permit: Permit },
+    Plugin { exchange: ExchangeGuard, place: Place },
     /// A stream of the core's own.
     Core(api::Stream),
 }
@@ -500,7 +502,7 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
         Work::Launch(Request {
             exchange, to: Recipient::Plugin { target, frame }, body, started, ..
         }) => launch(&worker, exchange, &target, frame, body, started).await,
-        Work::Continue(Flight::Plugin { exchange, permit }) => next_pieces(&worker, exchange, permit).await,
+        Work::Continue(Flight::Plugin { exchange, place }) => next_pieces(&worker, exchange, place).await,
         Work::Continue(Flight::Core(mut stream)) => {
             let content = stream.next(&worker).await;
             let complete = content.is_none();
@@ -530,7 +532,7 @@ async fn launch(
     })?;
     drop(body);
     let deadline = started + worker.time_limit(&target.view.borrow());
-    let permit = enter(target, deadline).await?;
+    let place = enter(worker, target, deadline).await?;
     // It may have waited for its turn; the plugin it was meant for may be gone.
     if let Some(failure) = target.refusal() {
         return Err(failure);
@@ -539,6 +541,7 @@ async fn launch(
     match view.metadata.protocol {
         Protocol::V1_0 => {
             let id = exchange.id.text();
+            let _counted = Counted::new(worker, target, |stats| &stats.links);
             match legacy::exchange(worker, &view.socket, view.metadata.framing, frame, id.as_str(), deadline)
                 .await
             {
@@ -567,30 +570,32 @@ async fn launch(
             target.link(worker).submit(worker, exchange.id, &frame, deadline)?;
             drop(frame);
             worker.expect_deadlines();
-            next_pieces(worker, exchange, permit).await
+            next_pieces(worker, exchange, place).await
         }
     }
 }
 
 /// Waits for a place with the plugin.
-async fn enter(target: &Target, deadline: Instant) -> Result<Permit, Failure> {
+async fn enter(worker: &Worker, target: &Rc<Target>, deadline: Instant) -> Result<Place, Failure> {
     let gate = &target.shared.gate;
     if let Some(permit) = gate.try_enter() {
-        return Ok(permit);
+        return Ok(Place::new(worker, target, permit));
     }
     let entering = gate.enter().map_err(|Full| Failure::Busy)?;
     let left = deadline.saturating_duration_since(Instant::now());
-    monoio::time::timeout(left, entering).await.map_err(|_| Failure::QueuedTooLong)
+    let _queued = Queued::new(worker, target);
+    let permit = monoio::time::timeout(left, entering).await.map_err(|_| Failure::QueuedTooLong)?;
+    Ok(Place::new(worker, target, permit))
 }
 
 async fn next_pieces(
     worker: &Worker,
     exchange: ExchangeGuard,
-    permit: Permit,
+    place: Place,
 ) -> Result<(Option<Flight>, Pieces), Failure> {
     let pieces = std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(exchange.id, cx)).await?;
     let more = !pieces.complete;
-    Ok((more.then_some(Flight::Plugin { exchange, permit }), pieces))
+    Ok((more.then_some(Flight::Plugin { exchange, place }), pieces))
 }
 
 /// Writes what has come of an answer; gives back the request if more follows.
@@ -677,6 +682,7 @@ impl Account {
         if self.status >= 500 {
             count(&stats.errors);
         }
+        history::note_traffic(&worker.shared);
         note(worker, &target, &self.request_id, &self.method, &self.path, self.status, took);
     }
 }

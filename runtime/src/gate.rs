@@ -74,6 +74,10 @@ impl Gate {
         Ok(Entering { gate: self.clone(), ticket })
     }
 
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     pub fn in_use(&self) -> usize {
         self.in_use.load(SeqCst)
     }

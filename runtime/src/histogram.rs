@@ -40,7 +40,21 @@ impl Histogram {
 }
 
 /// A sum over workers.
+#[derive(Clone)]
 pub struct Counts([u64; BUCKETS]);
+
+/// A few counts: bucket and number, without the empty buckets.
+///
+/// Bounds: at most [`BUCKETS`] of 8 bytes; the latencies of a second usually fall into a few dozen.
+pub struct Recent(Box<[(u16, u32)]>);
+
+impl Recent {
+    pub fn add_to(&self, sum: &mut Counts) {
+        for &(bucket, count) in &self.0 {
+            sum.0[usize::from(bucket)] += u64::from(count);
+        }
+    }
+}
 
 impl Default for Counts {
     fn default() -> Self {
@@ -58,9 +72,19 @@ impl Counts {
         recent
     }
 
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The same counts in little room.
+    pub fn recent(&self) -> Recent {
+        let filled = self.0.iter().enumerate().filter(|(_, count)| **count > 0);
+        Recent(filled.map(|(bucket, &count)| (bucket as u16, count.try_into().unwrap_or(u32::MAX))).collect())
+    }
+
     /// The latency, in µs, that `share` (0 to 1) of all requests did not exceed; `None` before the first.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
-        let total: u64 = self.0.iter().sum();
+        let total = self.total();
         if total == 0 {
             return None;
         }
@@ -135,5 +159,8 @@ mod tests {
         two.add_to(&mut later);
         let recent = later.since(&sum).quantile_us(1.0).expect("counted") as f64;
         assert!((recent / 1000.0 - 1.0).abs() < 0.07, "{recent}");
+        let mut again = Counts::default();
+        later.since(&sum).recent().add_to(&mut again);
+        assert_eq!(again.quantile_us(0.1), later.since(&sum).quantile_us(1.0), "the one that came later");
     }
 }

@@ -19,7 +19,7 @@ pub mod offline;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,9 +27,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::Serialize;
 use serde_json::Value;
+use toru_plugin_api::status::StoreStatus;
 use toru_supervisor::{Kept, KvAnswer, KvQuestion, Level};
 
 use crate::config::StoreConfig;
+use crate::histogram::{Counts, Histogram};
 use database::Usage;
 
 pub const KEY_BYTES_MAX: usize = 512;
@@ -280,6 +282,26 @@ impl Store {
         self.shared.wake_writer(waiting);
     }
 
+    /// What waits, and how long the disk takes.
+    pub fn status(&self) -> StoreStatus {
+        let mut commits = Counts::default();
+        self.shared.commits.add_to(&mut commits);
+        let last = self.shared.last_commit_us.load(Ordering::Relaxed);
+        let waiting = self.shared.lock();
+        StoreStatus {
+            writable: !self.shared.broken.load(Ordering::Relaxed),
+            queued_writes: waiting.writes.len() as u64,
+            queued_bytes: waiting.write_bytes as u64,
+            queued_events: waiting.events.len() as u64,
+            queued_reads: waiting.reads.len() as u64,
+            dropped_events: self.events_dropped(),
+            commits: commits.total(),
+            last_commit_us: (commits.total() > 0).then_some(last),
+            p50_commit_us: commits.quantile_us(0.5),
+            p99_commit_us: commits.quantile_us(0.99),
+        }
+    }
+
     /// Events that were dropped since the start.
     pub fn events_dropped(&self) -> u64 {
         self.shared.events_dropped.load(Ordering::Relaxed)
@@ -296,6 +318,11 @@ struct Shared {
     /// Work for the thread that reads.
     asked: Condvar,
     events_dropped: AtomicU64,
+    /// How long each commit took; counted by the thread that writes, as is the next.
+    commits: Histogram,
+    last_commit_us: AtomicU64,
+    /// The database is closed after a failure.
+    broken: AtomicBool,
 }
 
 #[derive(Default)]
@@ -590,7 +617,11 @@ impl Writer {
                 }
             });
         }
+        let begun = Instant::now();
         transaction.commit()?;
+        let took = begun.elapsed();
+        self.shared.commits.record(took);
+        self.shared.last_commit_us.store(took.as_micros() as u64, Ordering::Relaxed);
         self.usage.adopt(changed);
         Ok(answers)
     }
@@ -601,6 +632,7 @@ impl Writer {
         if self.database.take().is_none() {
             return;
         }
+        self.shared.broken.store(true, Ordering::Relaxed);
         self.retry_at = Some(Instant::now() + RETRY_PAUSE);
         let text = format!(
             "the database {} could not be written and is closed: {error}; trying again every {} s",
@@ -613,6 +645,7 @@ impl Writer {
     fn reopen(&mut self) {
         match database::reopen(&self.path, self.settings.synchronous) {
             Ok(database) => {
+                self.shared.broken.store(false, Ordering::Relaxed);
                 self.database = Some(database);
                 self.usage = Usage::default();
                 self.retry_at = None;

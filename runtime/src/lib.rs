@@ -14,6 +14,7 @@ mod exchange;
 mod forward;
 mod gate;
 mod histogram;
+mod history;
 pub mod kv;
 mod legacy;
 mod link;
@@ -21,6 +22,7 @@ mod log;
 mod logs;
 mod metrics;
 mod outlet;
+mod place;
 mod route;
 mod service;
 mod status;
@@ -144,7 +146,8 @@ pub fn run(
         connections: AtomicUsize::new(0),
         connections_budget: connections_budget(),
         workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),
-        driver,
+        control: mailboxes[config.workers].clone(),
+        resting: Default::default(),
         started: Instant::now(),
         boot: random_hex::<4>()?,
         config,

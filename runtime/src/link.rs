@@ -31,6 +31,7 @@ use crate::answer::{AnswerHead, Failure, Pieces, add_field};
 use crate::driver::Driver;
 use crate::exchange::{Delivery, ExchangeId};
 use crate::log::LineBudget;
+use crate::place::Counted;
 use crate::worker::{Message, Target, Worker};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
@@ -259,6 +260,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
         }
         Ok(stream) => {
             link.connected.set(true);
+            let _counted = Counted::new(&worker, &target, |stats| &stats.links);
             link.fd.set(Some(stream.as_raw_fd()));
             let (reader, writer) = stream.into_split();
             let writing = monoio::spawn(write(link.clone(), writer));

@@ -86,6 +86,11 @@ pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> 
     ))
 }
 
+/// Where the core's own log is.
+pub fn core_log_path(folder: &Path) -> PathBuf {
+    folder.join("plugin-supervisor.log")
+}
+
 /// Where the log of a plugin is.
 pub fn plugin_log_path(folder: &Path, id: &str) -> PathBuf {
     folder.join("plugins").join(format!("{id}.log"))
@@ -312,11 +317,7 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, dropped: &AtomicU6
 
 impl Files {
     fn path(&self, name: &str) -> PathBuf {
-        if name.is_empty() {
-            self.folder.join("plugin-supervisor.log")
-        } else {
-            plugin_log_path(&self.folder, name)
-        }
+        if name.is_empty() { core_log_path(&self.folder) } else { plugin_log_path(&self.folder, name) }
     }
 
     fn is_broken(&self, name: &str) -> bool {

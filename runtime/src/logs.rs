@@ -10,6 +10,8 @@ use toru_supervisor::Level;
 
 /// What is read of a log's end at once; a followed log is never held whole.
 const FOLLOW_BYTES_MAX: u64 = 256 * 1024;
+/// What is read of a log's past when somebody begins to follow it: there are followers on a thread with other work.
+const BACKLOG_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The lines of one page, page 1 being the newest, each page oldest line first.
 ///
@@ -55,11 +57,8 @@ impl Follower {
     pub fn read(&mut self) -> Vec<u8> {
         let mut out = vec![];
         if let Some(backlog) = self.backlog.take() {
-            for line in read_page(&self.path, 1, backlog, self.level) {
-                out.extend_from_slice(line.as_bytes());
-                out.push(b'\n');
-            }
-            self.open = self.open_at_end().ok();
+            // Whatever is written meanwhile comes with the next look.
+            let _ = self.read_backlog(backlog, &mut out);
             return out;
         }
         if let Some((file, inode)) = &mut self.open {
@@ -88,11 +87,26 @@ impl Follower {
         out
     }
 
-    fn open_at_end(&self) -> io::Result<(File, u64)> {
+    /// The last lines of the past, at most `backlog`, and none beyond [`BACKLOG_BYTES_MAX`].
+    fn read_backlog(&mut self, backlog: usize, out: &mut Vec<u8>) -> io::Result<()> {
         let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::End(0))?;
-        let inode = file.metadata()?.ino();
-        Ok((file, inode))
+        let found = file.metadata()?;
+        let skipped = found.len().saturating_sub(BACKLOG_BYTES_MAX);
+        file.seek(SeekFrom::Start(skipped))?;
+        let mut past = vec![];
+        (&mut file).take(BACKLOG_BYTES_MAX).read_to_end(&mut past)?;
+        let whole = past.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        self.partial = past.split_off(whole);
+        let lines = past.split(|&byte| byte == b'\n').skip(usize::from(skipped > 0));
+        let lines: Vec<&[u8]> = lines
+            .filter(|line| std::str::from_utf8(line).is_ok_and(|line| wanted(line, self.level)))
+            .collect();
+        for line in &lines[lines.len().saturating_sub(backlog)..] {
+            out.extend_from_slice(line);
+            out.push(b'\n');
+        }
+        self.open = Some((file, found.ino()));
+        Ok(())
     }
 }
 
@@ -121,6 +135,36 @@ mod tests {
         let body = page_body(&lines[..1], 3, 2);
         let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
         assert_eq!((&body["logs"][0]["message"], &body["page"]), (&"0".into(), &3.into()));
+    }
+
+    #[test]
+    fn a_follower_begins_with_the_end_of_a_long_log() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        let mut text = String::new();
+        for number in 0..40_000 {
+            text.push_str(&line(number, if number % 2 == 0 { "info" } else { "error" }));
+            text.push('\n');
+        }
+        assert!(text.len() as u64 > BACKLOG_BYTES_MAX);
+        std::fs::write(&path, text + "{\"level\":\"err").expect("write");
+        let last = |level, backlog| {
+            let seen = Follower::new(path.clone(), level, backlog).read();
+            String::from_utf8(seen).expect("text").lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(last(None, 2), [line(39_998, "info"), line(39_999, "error")]);
+        assert_eq!(last(Some(Level::Error), 2), [line(39_997, "error"), line(39_999, "error")]);
+        let all = last(None, usize::MAX);
+        assert!(all.len() > 1000 && all.len() < 40_000, "{}", all.len());
+        let mut follower = Follower::new(path.clone(), None, 1);
+        follower.read();
+        let mut file = OpenOptions::new().append(true).open(&path).expect("open");
+        file.write_all(b"or\",\"message\":\"rest\"}\n").expect("write");
+        assert_eq!(
+            follower.read(),
+            b"{\"level\":\"error\",\"message\":\"rest\"}\n",
+            "half of it was there before"
+        );
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub enum Endpoint<'a> {
     Order(Cow<'a, str>, Order),
     Kv(Cow<'a, str>),
     Logs(Cow<'a, str>),
+    /// On the control socket alone: the core's own log.
+    CoreLogs,
+    /// On the control socket alone: ten minutes of one plugin in samples of a second.
+    History(Cow<'a, str>),
     /// On the control socket alone: a snapshot a line, as long as somebody reads.
     Stream,
     /// On the control socket alone: the audit trail.
@@ -45,6 +49,8 @@ impl Endpoint<'_> {
             | Endpoint::Plugins
             | Endpoint::Plugin(_)
             | Endpoint::Logs(_)
+            | Endpoint::CoreLogs
+            | Endpoint::History(_)
             | Endpoint::Events
             | Endpoint::Metrics => "GET, HEAD",
             Endpoint::Stream => "GET",
@@ -70,6 +76,7 @@ impl Endpoint<'_> {
 pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
     match path {
         "/v1/stream" if trusted => return Ok(Destination::Core(Endpoint::Stream)),
+        "/v1/logs" if trusted => return Ok(Destination::Core(Endpoint::CoreLogs)),
         "/v1/events" if trusted => return Ok(Destination::Core(Endpoint::Events)),
         "/metrics" if trusted => return Ok(Destination::Core(Endpoint::Metrics)),
         "/healthz" => return Ok(Destination::Core(Endpoint::Health)),
@@ -81,6 +88,7 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         let (id, Some(verb)) = cut_segment(rest) else { return Ok(Destination::Elsewhere) };
         return Ok(match (verb, order(verb)) {
             ("/logs", _) => Destination::Core(Endpoint::Logs(decode(id)?)),
+            ("/history", _) => Destination::Core(Endpoint::History(decode(id)?)),
             (_, Some(order)) => Destination::Core(Endpoint::Order(decode(id)?, order)),
             _ => Destination::Elsewhere,
         });
@@ -174,6 +182,7 @@ mod tests {
             ("/healthz", core(Endpoint::Health)),
             ("/api/plugins/acme/logs", core(Endpoint::Logs("acme".into()))),
             ("/v1/stream", Some(Destination::Elsewhere)),
+            ("/v1/logs", Some(Destination::Elsewhere)),
             ("/metrics", Some(Destination::Elsewhere)),
             ("/", Some(Destination::Elsewhere)),
             ("/api/pluginsX", Some(Destination::Elsewhere)),
@@ -189,6 +198,8 @@ mod tests {
             ("/metrics", Destination::Core(Endpoint::Metrics)),
             ("/v1/events", Destination::Core(Endpoint::Events)),
             ("/v1/plugins/acme/logs", Destination::Core(Endpoint::Logs("acme".into()))),
+            ("/v1/plugins/acme/history", Destination::Core(Endpoint::History("acme".into()))),
+            ("/v1/logs", Destination::Core(Endpoint::CoreLogs)),
             ("/v1/plugins/acme/restart", Destination::Core(Endpoint::Order("acme".into(), Order::Restart))),
             ("/v1/plugins/acme/dance", Destination::Elsewhere),
             ("/v1/plugins/acme", Destination::Elsewhere),

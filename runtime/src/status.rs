@@ -1,21 +1,28 @@
 //! The state of everything, put together from the supervisor's word, the workers' counters and `/proc`.
 
+use std::collections::HashMap;
 use std::fs;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
+use toru_plugin_api::status::{Limits, PluginOnWorker, PluginStatus, Snapshot, WorkerStatus};
 use toru_plugin_api::time::as_str;
 use toru_supervisor::PluginStatus as Supervised;
 
+use crate::driver::Driver;
 use crate::histogram::Counts;
-use crate::worker::Worker;
+use crate::history::WINDOW;
+use crate::worker::{Stats, Target, Worker};
 
 /// A moment's picture; `plugins` is what the supervisor said.
 pub fn snapshot(worker: &Worker, plugins: &[Supervised]) -> Snapshot {
     let shared = &worker.shared;
     let mut plugins: Vec<PluginStatus> = plugins.iter().map(|plugin| describe(worker, plugin)).collect();
     plugins.sort_by(|a, b| a.id.cmp(&b.id));
+    let targets = worker.targets();
+    let on_worker = |number: usize, counter: fn(&Stats) -> &AtomicU64| {
+        targets.iter().map(|(_, target)| counter(&target.shared.stats[number]).load(Relaxed)).sum()
+    };
     // The last one is the control thread, which serves no public client.
     let public = &shared.workers[..shared.workers.len() - 1];
     Snapshot {
@@ -30,11 +37,61 @@ pub fn snapshot(worker: &Worker, plugins: &[Supervised]) -> Snapshot {
             .enumerate()
             .map(|(number, stats)| WorkerStatus {
                 number: number as u64,
-                driver: shared.driver.name().to_owned(),
+                driver: if stats.epoll.load(Relaxed) { Driver::Epoll } else { Driver::IoUring }
+                    .name()
+                    .to_owned(),
                 connections: stats.connections.load(Relaxed),
                 requests: stats.requests.load(Relaxed),
+                in_flight: on_worker(number, |stats| &stats.in_flight),
+                queued: on_worker(number, |stats| &stats.queued),
+                lag_us: stats.lag_us.load(Relaxed),
             })
             .collect(),
+        store: shared.store.status(),
+        window_ms: None,
+    }
+}
+
+/// What somebody sees who watches: a snapshot with the last seconds instead of everything since the start.
+///
+/// On the control thread alone, which keeps the history.
+pub fn watched(worker: &Worker, plugins: &[Supervised]) -> Snapshot {
+    worker.history.refresh(worker, true);
+    let mut snapshot = snapshot(worker, plugins);
+    snapshot.window_ms = Some(WINDOW.as_millis() as u64);
+    let by_id: HashMap<&str, &Supervised> =
+        plugins.iter().map(|plugin| (plugin.metadata.id.as_str(), plugin)).collect();
+    for status in &mut snapshot.plugins {
+        let Some(plugin) = by_id.get(status.id.as_str()) else { continue };
+        worker.history.dress(worker, plugin.index, status);
+        let Some(target) = worker.by_index(plugin.index) else { continue };
+        status.limits = Some(limits(worker, &target));
+        let public = &target.shared.stats[..target.shared.stats.len() - 1];
+        status.by_worker = public
+            .iter()
+            .map(|stats| PluginOnWorker {
+                connections: stats.links.load(Relaxed),
+                in_flight: stats.in_flight.load(Relaxed),
+                queued: stats.queued.load(Relaxed),
+                requests: stats.requests.load(Relaxed),
+            })
+            .collect();
+    }
+    snapshot
+}
+
+fn limits(worker: &Worker, target: &Target) -> Limits {
+    let config = &worker.shared.config;
+    let view = target.view.borrow();
+    let process = config.processes.get(&view.metadata.id).cloned().unwrap_or_default();
+    Limits {
+        in_flight_max: target.shared.gate.capacity() as u64,
+        timeout_ms: worker.time_limit(&view).as_millis() as u64,
+        message_bytes_max: config.message_bytes_max as u64,
+        kv_bytes_max: config.store.quota_bytes,
+        memory_bytes_max: process.memory_bytes_max,
+        open_files_max: process.open_files_max,
+        nice: process.nice,
     }
 }
 
@@ -81,22 +138,25 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         status.p95_us = latency.quantile_us(0.95);
         status.p99_us = latency.quantile_us(0.99);
     }
-    if let Some(pid) = plugin.pid
-        && let Some(usage) = usage(pid)
-    {
-        status.rss_bytes = Some(usage.rss_bytes);
-        let now = Instant::now();
-        let uptime = plugin.uptime.unwrap_or_default();
-        let seen = worker.cpu_seen.borrow_mut().insert(pid, (now, usage.cpu));
-        let (wall, used) = match seen {
-            Some((at, cpu)) if cpu <= usage.cpu => (now - at, usage.cpu - cpu),
-            // The first look, or another process with this pid: since its start.
-            _ => (uptime, usage.cpu),
-        };
-        let percent = used.as_secs_f64() / wall.as_secs_f64().max(0.001) * 100.0;
-        status.cpu_percent = Some((percent * 10.0).round() / 10.0);
+    if let Some(pid) = plugin.pid {
+        let used = worker.history.usage(plugin.index, pid).or_else(|| usage_since_look(worker, plugin, pid));
+        (status.cpu_percent, status.rss_bytes) = used.unzip();
     }
     status
+}
+
+/// CPU in percent of one core since this worker's last look, and resident memory in bytes.
+fn usage_since_look(worker: &Worker, plugin: &Supervised, pid: u32) -> Option<(f64, u64)> {
+    let usage = usage(pid)?;
+    let now = Instant::now();
+    let seen = worker.cpu_seen.borrow_mut().insert(plugin.index, (pid, now, usage.cpu));
+    let (wall, used) = match seen {
+        Some((before, at, cpu)) if before == pid && cpu <= usage.cpu => (now - at, usage.cpu - cpu),
+        // The first look at this process: since its start.
+        _ => (plugin.uptime.unwrap_or_default(), usage.cpu),
+    };
+    let percent = used.as_secs_f64() / wall.as_secs_f64().max(0.001) * 100.0;
+    Some(((percent * 10.0).round() / 10.0, usage.rss_bytes))
 }
 
 fn unix_ms(at: SystemTime) -> u64 {
@@ -114,13 +174,15 @@ pub fn latency(worker: &Worker, index: usize) -> Counts {
     sum
 }
 
-struct Usage {
-    cpu: Duration,
-    rss_bytes: u64,
+#[derive(Clone, Copy)]
+pub struct Usage {
+    /// Since the process began.
+    pub cpu: Duration,
+    pub rss_bytes: u64,
 }
 
 /// What the kernel says a process has used; `None` when it is gone.
-fn usage(pid: u32) -> Option<Usage> {
+pub fn usage(pid: u32) -> Option<Usage> {
     // proc(5): the name, which may hold anything, ends at the last parenthesis; utime is field 14, rss field 24.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();

@@ -10,7 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +32,7 @@ use crate::exchange::Exchanges;
 use crate::forward::Origin;
 use crate::gate::Gate;
 use crate::histogram::Histogram;
+use crate::history::{self, History, Resting};
 use crate::kv::Store;
 use crate::link::Link;
 use crate::log::Logger;
@@ -63,7 +64,9 @@ pub struct Shared {
     pub connections_budget: usize,
     /// By worker; the last is the control thread's.
     pub workers: Box<[WorkerStats]>,
-    pub driver: Driver,
+    /// To the control thread.
+    pub control: Mailbox,
+    pub resting: Resting,
     pub started: Instant,
     /// Distinguishes request ids of this run from those of the last.
     pub boot: String,
@@ -85,6 +88,12 @@ pub struct Stats {
     pub errors: AtomicU64,
     /// Answers to requests that had been given up, answered before, or never made.
     pub strays: AtomicU64,
+    /// Requests that are with the plugin.
+    pub in_flight: AtomicU64,
+    /// Requests that wait for a place with it.
+    pub queued: AtomicU64,
+    /// Connections to it.
+    pub links: AtomicU64,
     pub latency: Histogram,
 }
 
@@ -94,6 +103,11 @@ pub struct Stats {
 pub struct WorkerStats {
     pub connections: AtomicU64,
     pub requests: AtomicU64,
+    /// How much later than asked for the sweep was woken, in microseconds: the worst of the last second or two;
+    /// 0 while nothing has a deadline.
+    pub lag_us: AtomicU64,
+    /// Of this worker, which may have had to fall back.
+    pub epoll: AtomicBool,
 }
 
 /// What a worker is told.
@@ -108,6 +122,8 @@ pub enum Message {
         request_id: String,
         reply: KvAnswer,
     },
+    /// To the control thread, while it rests: requests are answered again.
+    Traffic,
     /// Take no more connections, finish what is under way, then end.
     Drain,
 }
@@ -175,8 +191,10 @@ pub struct Worker {
     pub draining: Cell<bool>,
     /// Taken when draining begins.
     accepting: RefCell<Option<Canceller>>,
-    /// When each plugin's CPU time was looked at last, and what it was.
-    pub cpu_seen: RefCell<HashMap<u32, (Instant, Duration)>>,
+    /// By plugin: the process whose CPU time was looked at last, when, and what it was.
+    pub cpu_seen: RefCell<HashMap<usize, (u32, Instant, Duration)>>,
+    /// Kept by the control thread alone.
+    pub history: History,
     sweep_period: Cell<Duration>,
     sweeper: Cell<Option<Waker>>,
     /// Wakes the main task when the last client has gone.
@@ -200,6 +218,7 @@ pub async fn run(
     inbox: UnboundedReceiver<Message>,
 ) -> std::io::Result<()> {
     let sweep_period = sweep_period(&shared.config);
+    shared.workers[usize::from(number)].epoll.store(driver == Driver::Epoll, Relaxed);
     let worker = Rc::new(Worker {
         number,
         driver,
@@ -213,6 +232,7 @@ pub async fn run(
         draining: Cell::new(false),
         accepting: RefCell::new(Some(Canceller::new())),
         cpu_seen: RefCell::default(),
+        history: History::default(),
         sweep_period: Cell::new(sweep_period),
         sweeper: Cell::new(None),
         emptied: Cell::new(None),
@@ -228,6 +248,7 @@ pub async fn run(
         Door::Control(listener) => {
             listener.set_nonblocking(driver == Driver::Epoll)?;
             monoio::spawn(summary::run(worker.clone()));
+            monoio::spawn(history::run(worker.clone()));
             accept_control(&worker, UnixListener::from_std(listener)?).await;
         }
     }
@@ -311,6 +332,7 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
                     link.send_kv_reply(&worker, &request_id, &reply);
                 }
             }
+            Message::Traffic => worker.history.wake(),
             Message::Drain => worker.drain(),
         }
     }
@@ -321,17 +343,22 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
 /// One timer for a whole worker instead of one for each read and request: a deadline is a store into a cell, and being
 /// a fraction of itself late does it no harm.
 async fn sweep(worker: Rc<Worker>) {
+    let mut lag = Lag::default();
     loop {
         std::future::poll_fn(|cx| {
             if worker.has_deadlines() {
                 return Poll::Ready(());
             }
+            lag = Lag::default();
+            worker.stats().lag_us.store(0, Relaxed);
             worker.sweeper.set(Some(cx.waker().clone()));
             Poll::Pending
         })
         .await;
-        monoio::time::sleep(worker.sweep_period.get()).await;
+        let due = Instant::now() + worker.sweep_period.get();
+        monoio::time::sleep_until(due.into()).await;
         let now = Instant::now();
+        worker.stats().lag_us.store(lag.worst(now, now.saturating_duration_since(due)), Relaxed);
         for slot in worker.clients.borrow().iter().map(|(_, slot)| slot) {
             slot.check(now);
         }
@@ -345,6 +372,28 @@ async fn sweep(worker: Rc<Worker>) {
         for link in links {
             link.check(&worker, now);
         }
+    }
+}
+
+/// How late the loop comes to what is due: the time that its other tasks, or other processes, took before.
+///
+/// Seen at the sweep's own timer, which runs anyway, so it costs no wake-up; timers are exact to a millisecond.
+#[derive(Default)]
+struct Lag {
+    since: Option<Instant>,
+    worst: Duration,
+    worst_before: Duration,
+}
+
+impl Lag {
+    /// Adds one; gives the worst of this second and the last, in microseconds.
+    fn worst(&mut self, now: Instant, lag: Duration) -> u64 {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            self.since = Some(now);
+            self.worst_before = std::mem::take(&mut self.worst);
+        }
+        self.worst = self.worst.max(lag);
+        self.worst.max(self.worst_before).as_micros() as u64
     }
 }
 
@@ -454,6 +503,11 @@ impl Worker {
         self.targets.borrow().by_route.get(route).cloned()
     }
 
+    /// All plugins with their indexes, in no order.
+    pub fn targets(&self) -> Vec<(usize, Rc<Target>)> {
+        self.targets.borrow().by_index.iter().map(|(index, target)| (*index, target.clone())).collect()
+    }
+
     pub fn by_index(&self, index: usize) -> Option<Rc<Target>> {
         self.targets.borrow().by_index.get(&index).cloned()
     }
@@ -496,10 +550,12 @@ impl Worker {
         use_date(&date.1)
     }
 
+    pub fn unix_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+
     pub fn timestamp(&self) -> [u8; 24] {
-        rfc3339_millis(
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
-        )
+        rfc3339_millis(self.unix_ms())
     }
 
     pub fn log(&self, level: Level, message: &str) {

@@ -170,6 +170,8 @@ pub struct PluginView {
     pub phase: Phase,
     /// The spawn that this view is about while its process exists; connections of any other are dead.
     pub generation: Option<u64>,
+    /// Of the process of `generation`.
+    pub pid: Option<u32>,
 }
 
 /// Whether requests are taken.

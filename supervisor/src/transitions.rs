@@ -180,6 +180,7 @@ impl Supervisor {
             socket: plugin.socket.clone(),
             phase,
             generation,
+            pid: generation.and(plugin.process.as_ref()).map(Process::pid),
         }));
     }
 

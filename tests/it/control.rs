@@ -21,7 +21,7 @@ fn daemon() -> Daemon {
 }
 
 /// Lines of an answer that does not end, past its head.
-fn follow(daemon: &Daemon, target: &str) -> Client<UnixStream> {
+pub fn follow(daemon: &Daemon, target: &str) -> Client<UnixStream> {
     let mut control = daemon.control();
     control.send(format!("GET {target} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes()).unwrap();
     let first = control.line().unwrap();
@@ -31,7 +31,7 @@ fn follow(daemon: &Daemon, target: &str) -> Client<UnixStream> {
 }
 
 /// The next line that is a JSON object; what frames the chunks stands between.
-fn next_object(control: &mut Client<UnixStream>) -> Value {
+pub fn next_object(control: &mut Client<UnixStream>) -> Value {
     loop {
         let line = control.line().unwrap();
         if let Ok(object @ Value::Object(_)) = serde_json::from_str(&line) {

@@ -11,6 +11,7 @@ mod drivers;
 mod faults;
 mod fixtures;
 mod forwarding;
+mod history;
 mod http;
 mod kv;
 mod readme;
