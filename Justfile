@@ -18,6 +18,17 @@ test-epoll:
 test-python:
     python3 -m unittest discover -s plugin-api/python/tests
 
+# Each fuzz target for so many seconds; needs a nightly compiler and `cargo install cargo-fuzz`.
+fuzz seconds="60":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for manifest in http plugin-api; do
+      for target in "$manifest"/fuzz/fuzz_targets/*.rs; do
+        name=$(basename "$target" .rs)
+        (cd "$manifest" && cargo +nightly fuzz run "$name" -- -max_total_time={{seconds}} -timeout=10)
+      done
+    done
+
 # Micro-benchmarks of the pure parts.
 bench:
     cargo bench -p toru-benches

@@ -1,5 +1,7 @@
 //! The crate seen as its driver sees it: bytes in, events as text; responses in, bytes out.
 
+mod corpus;
+mod fuzzed;
 mod properties;
 mod requests;
 mod responses;
