@@ -282,7 +282,10 @@ fn protocol(fields: &Map<String, Value>) -> Result<Protocol, MetadataError> {
     }
 }
 
-fn check_id(id: &str) -> Result<(), MetadataError> {
+/// Whether a plugin may have this id.
+///
+/// Errors: the rule that it breaks.
+pub fn check_id(id: &str) -> Result<(), MetadataError> {
     let refuse = |reason: &str| Err(refused("id", reason));
     if id.is_empty() || id.len() > ID_BYTES_MAX {
         return refuse("must have 1 to 64 characters");

@@ -12,6 +12,7 @@ use toru_plugin_api::status::History;
 use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
 use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
+use crate::kv::portable::{Entry, Export};
 use crate::kv::{EventQuery, EventRow, EventsError};
 use crate::logs::{self, Follower};
 use crate::metrics;
@@ -22,6 +23,8 @@ use crate::worker::Worker;
 /// How long the store may be silent. It answers within [`crate::kv::PATIENCE`] unless the disk hangs in mid write: past
 /// this, nobody knows whether the value will be there.
 const KV_TIMEOUT: Duration = Duration::from_secs(10);
+/// Values in one request that takes in many: a fraction of what may wait for the store.
+const IMPORT_LINES_MAX: usize = 512;
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -34,6 +37,8 @@ pub enum Call {
     Plugin(String),
     Order(String, Order),
     Kv(String),
+    Export(String),
+    Import(String),
     /// Of a plugin, or of the core itself.
     Logs {
         id: Option<String>,
@@ -72,6 +77,8 @@ pub enum Stream {
         first: bool,
     },
     Log(Follower),
+    /// `None` while a piece is being read, and after one could not be.
+    Values(Option<Box<Export>>),
     /// `query.after_id` is the last event that was told.
     Events {
         query: EventQuery,
@@ -81,7 +88,7 @@ pub enum Stream {
 
 impl Call {
     /// Errors: the query has a value that cannot be used.
-    pub fn new(endpoint: Endpoint<'_>, query: Option<&str>) -> Result<Self, Failure> {
+    pub fn new(endpoint: Endpoint<'_>, method: &str, query: Option<&str>) -> Result<Self, Failure> {
         let query = Query(query.unwrap_or_default());
         Ok(match endpoint {
             Endpoint::Health => Call::Health,
@@ -90,6 +97,8 @@ impl Call {
             Endpoint::Plugin(id) => Call::Plugin(id.into_owned()),
             Endpoint::Order(id, order) => Call::Order(id.into_owned(), order),
             Endpoint::Kv(id) => Call::Kv(id.into_owned()),
+            Endpoint::Values(id) if method == "POST" => Call::Import(id.into_owned()),
+            Endpoint::Values(id) => Call::Export(id.into_owned()),
             endpoint @ (Endpoint::Logs(_) | Endpoint::CoreLogs) => Call::Logs {
                 id: match endpoint {
                     Endpoint::Logs(id) => Some(id.into_owned()),
@@ -196,6 +205,12 @@ impl Call {
                 }
             }
             Call::Kv(id) => kv(worker, &id, body).await?,
+            Call::Export(id) => {
+                check_known(worker, &id).await?;
+                let export = Box::new(worker.shared.store.export(&id));
+                return Ok(Answer::Stream(ndjson(), Stream::Values(Some(export))));
+            }
+            Call::Import(id) => import(worker, &id, body).await?,
             Call::Logs { id, page, page_size, level, follow } => {
                 let folder = &worker.shared.config.log_dir;
                 let path = match id {
@@ -294,6 +309,22 @@ impl Stream {
                     return Some(lines);
                 }
             },
+            Stream::Values(export) => {
+                let mut reading = export.take()?;
+                let read = off_the_worker(move || (reading.read(), reading)).await;
+                match read {
+                    Ok((Ok(lines), reading)) => {
+                        *export = Some(reading);
+                        lines
+                    }
+                    // The client misses the last line.
+                    Ok((Err(error), reading)) => {
+                        worker.log(Level::Warn, &format!("{reading:?} ended: {error}"));
+                        None
+                    }
+                    Err(_) => None,
+                }
+            }
             Stream::Log(follower) => loop {
                 let lines = follower.read();
                 if !lines.is_empty() {
@@ -378,23 +409,62 @@ pub async fn supervised(worker: &Worker) -> Result<Vec<PluginStatus>, Failure> {
 async fn kv(worker: &Worker, id: &str, body: &[u8]) -> Result<LocalAnswer, Failure> {
     check_known(worker, id).await?;
     let question = kv_question(body).map_err(|detail| Failure::Malformed { status: 400, detail })?;
+    match kv_answer(ask(worker, id, question)).await {
+        KvAnswer::Value(value) => Ok(LocalAnswer::json(200, &json!({ "value": value }))),
+        KvAnswer::Keys(keys) => Ok(LocalAnswer::json(200, &json!({ "keys": keys }))),
+        KvAnswer::Error { code, message } => Err(Failure::Store { code, message }),
+    }
+}
+
+fn ask(worker: &Worker, id: &str, question: KvQuestion) -> oneshot::Receiver<KvAnswer> {
     let (tell, told) = oneshot::channel();
     let reply = Box::new(move |answer| {
         let _ = tell.send(answer);
     });
     worker.shared.store.ask(id, question, reply);
-    let answer = match monoio::time::timeout(KV_TIMEOUT, told).await {
+    told
+}
+
+async fn kv_answer(told: oneshot::Receiver<KvAnswer>) -> KvAnswer {
+    match monoio::time::timeout(KV_TIMEOUT, told).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(oneshot::Canceled)) | Err(_) => {
             let message = "the disk did not answer in time; a value may still be stored or removed".into();
             KvAnswer::Error { code: "unavailable", message }
         }
-    };
-    match answer {
-        KvAnswer::Value(value) => Ok(LocalAnswer::json(200, &json!({ "value": value }))),
-        KvAnswer::Keys(keys) => Ok(LocalAnswer::json(200, &json!({ "keys": keys }))),
-        KvAnswer::Error { code, message } => Err(Failure::Store { code, message }),
     }
+}
+
+/// Takes in values, a line each, in their order: those of one request share transactions. Answers how many were stored
+/// or removed, and which lines were not and why.
+async fn import(worker: &Worker, id: &str, body: &[u8]) -> Result<LocalAnswer, Failure> {
+    check_known(worker, id).await?;
+    let refuse = |detail| Failure::Malformed { status: 400, detail };
+    // All of them are read before the first is stored.
+    let mut entries = Vec::new();
+    for (number, line) in (1..).zip(body.split(|&byte| byte == b'\n')) {
+        if number > IMPORT_LINES_MAX + 1 {
+            return Err(refuse(format!("one request takes {IMPORT_LINES_MAX} lines")));
+        }
+        match Entry::parse(line) {
+            Ok(None) => {}
+            Ok(Some(entry)) => entries.push((number, entry)),
+            Err(error) => return Err(refuse(format!("line {number}: {error}"))),
+        }
+    }
+    let asked: Vec<_> =
+        entries.into_iter().map(|(number, entry)| (number, ask(worker, id, entry.into_question()))).collect();
+    let mut done = 0;
+    let mut refused = vec![];
+    for (number, told) in asked {
+        match kv_answer(told).await {
+            KvAnswer::Error { code, message } => {
+                refused.push(json!({ "line": number, "code": code, "message": message }));
+            }
+            KvAnswer::Value(_) | KvAnswer::Keys(_) => done += 1,
+        }
+    }
+    Ok(LocalAnswer::json(200, &json!({ "done": done, "refused": refused })))
 }
 
 fn kv_question(body: &[u8]) -> Result<KvQuestion, String> {

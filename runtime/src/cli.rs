@@ -2,6 +2,8 @@
 //!
 //! Tables for people on a terminal, JSON for programs; colours only where somebody can see them.
 
+pub mod values;
+
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -151,7 +153,7 @@ impl Daemon {
     /// `toru kv …`: the answer's value, or its keys a line each.
     pub fn kv(&self, id: &str, question: &Value) -> Result<(), CliError> {
         let path = format!("/api/plugins/{}/kv", segment(id));
-        let answer = self.ask("POST", &path, Some(&question.to_string()))?;
+        let answer = self.ask("POST", &path, Some(("application/json", question.to_string().as_bytes())))?;
         let answer: Value = parse(&read_success(answer)?)?;
         if let Some(keys) = answer["keys"].as_array() {
             return keys.iter().filter_map(Value::as_str).try_for_each(|key| print(&format!("{key}\n")));
@@ -167,18 +169,20 @@ impl Daemon {
         read_success(self.ask("GET", path, None)?)
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer, CliError> {
+    /// `content` is its media type and its bytes.
+    fn ask(&self, method: &str, path: &str, content: Option<(&str, &[u8])>) -> Result<Answer, CliError> {
         let mut stream = UnixStream::connect(&self.control_socket).map_err(|error| self.lost(error))?;
-        let request = match body {
-            Some(body) => format!(
-                "{method} {path} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            ),
-            None => format!("{method} {path} HTTP/1.0\r\n\r\n"),
-        };
+        let mut request = format!("{method} {path} HTTP/1.0\r\n").into_bytes();
+        if let Some((media_type, body)) = content {
+            let fields = format!("content-type: {media_type}\r\ncontent-length: {}\r\n\r\n", body.len());
+            request.extend_from_slice(fields.as_bytes());
+            request.extend_from_slice(body);
+        } else {
+            request.extend_from_slice(b"\r\n");
+        }
         let outcome = stream
             .set_read_timeout(Some(ANSWER_TIMEOUT))
-            .and_then(|()| stream.write_all(request.as_bytes()))
+            .and_then(|()| stream.write_all(&request))
             .and_then(|()| stream.try_clone());
         let mut reader = BufReader::new(outcome.map_err(|error| self.lost(error))?);
         // HTTP/1.0: no chunks, and the content ends with the connection, which is all that a stream needs.

@@ -483,7 +483,7 @@ fn admit(
     if matches!(endpoint, Endpoint::Kv(_)) && !api::says_json(head) {
         return Err(Failure::UnsupportedMediaType("this resource takes application/json"));
     }
-    api::Call::new(endpoint, head.target.query())
+    api::Call::new(endpoint, head.method, head.target.query())
 }
 
 /// Does the next thing for an answer, to its end.

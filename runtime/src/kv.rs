@@ -16,6 +16,7 @@
 
 mod database;
 pub mod offline;
+pub mod portable;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use toru_supervisor::{Kept, KvAnswer, KvQuestion, Level};
 use crate::config::StoreConfig;
 use crate::histogram::{Counts, Histogram};
 use database::Usage;
+use portable::Export;
 
 pub const KEY_BYTES_MAX: usize = 512;
 /// Keys in one answer to `list`, unless it asks for fewer.
@@ -122,6 +124,7 @@ pub fn start(
     notice: Notice,
 ) -> Result<(Store, Owner, Known), OpenError> {
     let path = folder.join("toru.db");
+    let file = path.clone();
     let writing = database::open(&path, settings.synchronous)?;
     let known = database::read_known(&writing).map_err(|error| database::explain(&path, &error))?;
     let mut reader = Reader { path: path.clone(), database: None };
@@ -154,7 +157,8 @@ pub fn start(
     let reading = shared.clone();
     let reader = run("toru-store-read", Box::new(move || reader.run(&reading)))?;
     let writer = run("toru-store", Box::new(move || writer.run()))?;
-    let store = Store { shared: shared.clone(), value_bytes_max: settings.value_bytes_max };
+    let store =
+        Store { shared: shared.clone(), value_bytes_max: settings.value_bytes_max, path: file.into() };
     Ok((store, Owner { shared, reader, writer }, known))
 }
 
@@ -163,6 +167,7 @@ pub fn start(
 pub struct Store {
     shared: Arc<Shared>,
     value_bytes_max: usize,
+    path: Arc<Path>,
 }
 
 /// Joins the store's threads.
@@ -233,17 +238,12 @@ impl Store {
             KvQuestion::Get { key } | KvQuestion::Delete { key } => (key, ""),
             KvQuestion::Set { key, value } => (key, value.as_str()),
         };
-        if key.is_empty() {
-            return Err(failure("invalid", "a key has at least one byte"));
-        }
-        if key.len() > KEY_BYTES_MAX {
-            return Err(failure("too_large", &format!("a key has at most {KEY_BYTES_MAX} bytes")));
-        }
-        if value.len() > self.value_bytes_max {
-            let message = format!("a value has at most {} bytes", self.value_bytes_max);
-            return Err(failure("too_large", &message));
-        }
-        Ok(())
+        check_entry(key, value, self.value_bytes_max).map_err(|(code, message)| failure(code, &message))
+    }
+
+    /// All values of a plugin, as they are at the first read.
+    pub fn export(&self, plugin_id: &str) -> Export {
+        Export::new(self.path.to_path_buf(), plugin_id.to_owned())
     }
 
     /// Reads the audit trail; rows come in order of their ids.
@@ -805,6 +805,20 @@ impl Reader {
 }
 
 // ---- what went wrong, and what the plugin hears of it ----
+
+/// Whether a key and its value have the size of one; else the code and the message.
+fn check_entry(key: &str, value: &str, value_bytes_max: usize) -> Result<(), (&'static str, String)> {
+    if key.is_empty() {
+        return Err(("invalid", "a key has at least one byte".into()));
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return Err(("too_large", format!("a key has at most {KEY_BYTES_MAX} bytes")));
+    }
+    if value.len() > value_bytes_max {
+        return Err(("too_large", format!("a value has at most {value_bytes_max} bytes")));
+    }
+    Ok(())
+}
 
 /// What a failed transaction means for those that come after it.
 enum Trouble {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use toru_runtime::cli::{CliError, Daemon, kv_question};
+use toru_runtime::cli::{CliError, Daemon, kv_question, values};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
 
@@ -71,13 +71,8 @@ enum Command {
     Kv {
         #[command(flatten)]
         daemon: DaemonArgs,
-        #[arg(value_enum)]
-        action: KvAction,
-        /// The plugin.
-        id: String,
-        /// The key; for `list` a prefix.
-        key: Option<String>,
-        value: Option<String>,
+        #[command(subcommand)]
+        command: KvCommand,
     },
     /// Back up, check or restore the database.
     Db {
@@ -106,10 +101,10 @@ enum DbAction {
 #[derive(Args)]
 struct DaemonArgs {
     /// Socket of the running daemon [default: as its configuration says].
-    #[arg(long, env = "TORU_CONTROL_SOCKET", value_name = "PATH")]
+    #[arg(long, env = "TORU_CONTROL_SOCKET", value_name = "PATH", global = true)]
     control_socket: Option<PathBuf>,
     /// Configuration file of the daemon.
-    #[arg(long, env = "TORU_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "TORU_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
@@ -169,12 +164,67 @@ struct OrderArgs {
     id: String,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum KvAction {
-    Get,
-    Set,
-    Delete,
-    List,
+#[derive(Subcommand)]
+enum KvCommand {
+    /// Print a value.
+    Get {
+        /// The plugin.
+        id: String,
+        key: String,
+    },
+    /// Store a value.
+    Set {
+        /// The plugin.
+        id: String,
+        key: String,
+        #[arg(allow_negative_numbers = true)]
+        value: String,
+    },
+    /// Remove a value.
+    Delete {
+        /// The plugin.
+        id: String,
+        key: String,
+    },
+    /// Print keys, a line each, up to 1000.
+    List {
+        /// The plugin.
+        id: String,
+        /// Only keys that begin with it.
+        prefix: Option<String>,
+    },
+    /// Write all values as they are at one moment, as JSON lines: {"key":"…","value":"…"}.
+    Export {
+        #[command(flatten)]
+        offline: OfflineArgs,
+        /// The plugin.
+        id: String,
+        /// Replaced once the export is whole [default: the standard output].
+        file: Option<PathBuf>,
+    },
+    /// Store what JSON lines say, as `export` writes them; a value of null removes its key.
+    Import {
+        #[command(flatten)]
+        offline: OfflineArgs,
+        /// Remove all values that no line sets.
+        #[arg(long)]
+        replace: bool,
+        /// The plugin.
+        id: String,
+        /// [default: the standard input]
+        file: Option<PathBuf>,
+    },
+}
+
+/// Where the database is, for a daemon that does not run.
+#[derive(Args)]
+struct OfflineArgs {
+    /// Use the data folder itself; an import then takes in all lines or none, and no daemon may run.
+    #[arg(long)]
+    offline: bool,
+    /// Folder with the database, for --offline [default: as the configuration says].
+    #[arg(long, env = "TORU_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -247,23 +297,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check(*args),
         Command::Plugin(command) => plugin(command),
         Command::Db { config, data_dir, action } => db(config, data_dir, action),
-        Command::Kv { daemon, action, id, key, value } => {
-            let (word, needs_key, needs_value) = match action {
-                KvAction::Get => ("get", true, false),
-                KvAction::Set => ("set", true, true),
-                KvAction::Delete => ("delete", true, false),
-                KvAction::List => ("list", false, false),
-            };
-            if needs_key != key.is_some() && needs_key || needs_value != value.is_some() {
-                let error = clap::Error::raw(
-                    clap::error::ErrorKind::WrongNumberOfValues,
-                    "get and delete take ID KEY, set takes ID KEY VALUE, list takes ID [PREFIX]\n",
-                );
-                error.exit();
-            }
-            let question = kv_question(word, key.as_deref(), value.as_deref());
-            with_daemon(daemon, |daemon| daemon.kv(&id, &question))
-        }
+        Command::Kv { daemon, command } => kv(daemon, command),
     };
     ExitCode::from(code)
 }
@@ -323,14 +357,52 @@ fn plugin(command: PluginCommand) -> u8 {
     with_daemon(args.daemon, |daemon| daemon.order(&args.id, order))
 }
 
+fn kv(args: DaemonArgs, command: KvCommand) -> u8 {
+    let (id, question) = match command {
+        KvCommand::Get { id, key } => (id, kv_question("get", Some(&key), None)),
+        KvCommand::Set { id, key, value } => (id, kv_question("set", Some(&key), Some(&value))),
+        KvCommand::Delete { id, key } => (id, kv_question("delete", Some(&key), None)),
+        KvCommand::List { id, prefix } => (id, kv_question("list", prefix.as_deref(), None)),
+        KvCommand::Export { offline, id, file } if offline.offline => {
+            return with_config(args, offline.data_dir, |config| {
+                values::export_offline(&config.data_dir, &id, file.as_deref())
+            });
+        }
+        KvCommand::Export { id, file, .. } => {
+            return with_daemon(args, |daemon| daemon.export(&id, file.as_deref()));
+        }
+        KvCommand::Import { offline, replace, id, file } if offline.offline => {
+            return with_config(args, offline.data_dir, |config| {
+                values::import_offline(&config.data_dir, &config.store, &id, file.as_deref(), replace)
+            });
+        }
+        KvCommand::Import { replace, id, file, .. } => {
+            return with_daemon(args, |daemon| daemon.import(&id, file.as_deref(), replace));
+        }
+    };
+    with_daemon(args, |daemon| daemon.kv(&id, &question))
+}
+
 fn with_daemon(args: DaemonArgs, ask: impl FnOnce(&Daemon) -> Result<(), CliError>) -> u8 {
-    let overrides =
-        Overrides { config: args.config, control_socket: args.control_socket, ..Overrides::default() };
+    with_config(args, None, |config| ask(&Daemon::new(config.control_socket)))
+}
+
+fn with_config(
+    args: DaemonArgs,
+    data_dir: Option<PathBuf>,
+    act: impl FnOnce(Config) -> Result<(), CliError>,
+) -> u8 {
+    let overrides = Overrides {
+        config: args.config,
+        control_socket: args.control_socket,
+        data_dir,
+        ..Overrides::default()
+    };
     let config = match Config::load(&overrides) {
         Ok(config) => config,
         Err(error) => return complain(&error, exit::BAD_CONFIG),
     };
-    match ask(&Daemon::new(config.control_socket)) {
+    match act(config) {
         Ok(()) => exit::STOPPED,
         Err(error @ CliError::Unreachable { .. }) => complain(&error, exit::UNAVAILABLE),
         Err(error) => complain(&error, exit::FAILURE),

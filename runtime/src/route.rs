@@ -27,6 +27,8 @@ pub enum Endpoint<'a> {
     Plugin(Cow<'a, str>),
     Order(Cow<'a, str>, Order),
     Kv(Cow<'a, str>),
+    /// On the control socket alone: all values of a plugin, out or in.
+    Values(Cow<'a, str>),
     Logs(Cow<'a, str>),
     /// On the control socket alone: the core's own log.
     CoreLogs,
@@ -54,6 +56,7 @@ impl Endpoint<'_> {
             | Endpoint::Events
             | Endpoint::Metrics => "GET, HEAD",
             Endpoint::Stream => "GET",
+            Endpoint::Values(_) => "GET, POST",
             Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
         }
     }
@@ -89,6 +92,7 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         return Ok(match (verb, order(verb)) {
             ("/logs", _) => Destination::Core(Endpoint::Logs(decode(id)?)),
             ("/history", _) => Destination::Core(Endpoint::History(decode(id)?)),
+            ("/kv", _) => Destination::Core(Endpoint::Values(decode(id)?)),
             (_, Some(order)) => Destination::Core(Endpoint::Order(decode(id)?, order)),
             _ => Destination::Elsewhere,
         });
@@ -181,6 +185,7 @@ mod tests {
             ("/api/plugins", core(Endpoint::Plugins)),
             ("/healthz", core(Endpoint::Health)),
             ("/api/plugins/acme/logs", core(Endpoint::Logs("acme".into()))),
+            ("/v1/plugins/acme/kv", Some(Destination::Elsewhere)),
             ("/v1/stream", Some(Destination::Elsewhere)),
             ("/v1/logs", Some(Destination::Elsewhere)),
             ("/metrics", Some(Destination::Elsewhere)),
@@ -200,6 +205,7 @@ mod tests {
             ("/v1/plugins/acme/logs", Destination::Core(Endpoint::Logs("acme".into()))),
             ("/v1/plugins/acme/history", Destination::Core(Endpoint::History("acme".into()))),
             ("/v1/logs", Destination::Core(Endpoint::CoreLogs)),
+            ("/v1/plugins/acme/kv", Destination::Core(Endpoint::Values("acme".into()))),
             ("/v1/plugins/acme/restart", Destination::Core(Endpoint::Order("acme".into(), Order::Restart))),
             ("/v1/plugins/acme/dance", Destination::Elsewhere),
             ("/v1/plugins/acme", Destination::Elsewhere),

@@ -18,3 +18,4 @@ mod readme;
 mod sdk;
 mod store;
 mod supervision;
+mod values;

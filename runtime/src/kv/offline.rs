@@ -1,17 +1,21 @@
-//! What an operator does with the database from outside the daemon: back it up, check it, put a backup in its place.
+//! What an operator does with the database from outside the daemon: back it up, check it, put a backup in its place,
+//! take a plugin's values out and in.
 //!
-//! Backup and check go on beside a daemon that writes; restoring refuses while one runs. Called by `toru db` alone.
+//! What reads goes on beside a daemon that writes; what writes refuses while one runs. Called by `toru db` and
+//! `toru kv --offline` alone.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, TransactionBehavior};
 use toru_plugin_api::time::{as_str, rfc3339_millis};
 
-use super::database::{self, SCHEMA_VERSION};
+use super::database::{self, SCHEMA_VERSION, Usage};
+use super::portable::{Entry, Export};
+use crate::config::StoreConfig;
 
 /// What could not be done; the message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +109,67 @@ pub fn restore(data_dir: &Path, source: &Path) -> Result<(Content, Option<PathBu
         .and_then(|()| database::sync_folder(&path))
         .map_err(|error| cannot(&error))?;
     Ok((content, kept))
+}
+
+/// Values of one plugin in the database in `data_dir`, also while a daemon uses it.
+///
+/// Errors: there is no database there.
+pub fn export(data_dir: &Path, plugin_id: &str) -> Result<Export, OfflineError> {
+    let path = data_dir.join("toru.db");
+    open(&path)?;
+    Ok(Export::new(path, plugin_id.to_owned()))
+}
+
+/// Takes values into the database in `data_dir`, which no daemon may use: all of them, or none.
+///
+/// `entries` are applied in their order; with `replace` all that the plugin kept is removed first. Gives how many
+/// values that removed.
+/// Errors: a daemon uses the folder, the database cannot be used, an entry is refused, or `entries` gives an error; the
+/// database is then as it was.
+pub fn import<E: From<OfflineError>>(
+    data_dir: &Path,
+    settings: &StoreConfig,
+    plugin_id: &str,
+    replace: bool,
+    entries: impl FnOnce(&mut dyn FnMut(&Entry) -> Result<(), OfflineError>) -> Result<(), E>,
+) -> Result<u64, E> {
+    let path = data_dir.join("toru.db");
+    // A new database belongs to a start of the daemon; here it would be a folder misspelt.
+    open(&path)?;
+    let _claim = crate::claim_data_dir(data_dir).map_err(|error| OfflineError(error.to_string()))?;
+    let mut database =
+        database::open(&path, settings.synchronous).map_err(|error| OfflineError(error.to_string()))?;
+    let fail = |error: rusqlite::Error| unusable(&path, &error);
+    let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+    let removed = if replace {
+        transaction.execute("DELETE FROM plugin_kv WHERE plugin_id = ?1", [plugin_id]).map_err(fail)?
+    } else {
+        0
+    };
+    let mut usage = Usage::default();
+    usage.refresh(&transaction).map_err(fail)?;
+    let mut used = usage.of(plugin_id);
+    entries(&mut |Entry { key, value }| {
+        super::check_entry(key, value.as_deref().unwrap_or_default(), settings.value_bytes_max)
+            .map_err(|(code, message)| OfflineError(format!("{code} ({message})")))?;
+        used = match value {
+            None => database::delete(&transaction, plugin_id, key, used).map_err(fail)?,
+            Some(value) => {
+                let quota = settings.quota_bytes;
+                database::set(&transaction, plugin_id, key, value, used, quota).map_err(fail)?.ok_or_else(
+                    || {
+                        OfflineError(format!(
+                            "quota (a plugin keeps at most {quota} bytes of keys and values)"
+                        ))
+                    },
+                )?
+            }
+        };
+        Ok(())
+    })?;
+    transaction.commit().map_err(fail)?;
+    database.close().map_err(|(_, error)| fail(error))?;
+    Ok(removed as u64)
 }
 
 fn open(path: &Path) -> Result<Connection, OfflineError> {
