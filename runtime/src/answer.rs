@@ -59,6 +59,8 @@ pub enum Failure {
     },
     /// The plugin is starting, in back-off or stopping.
     Waiting(Duration),
+    /// Nobody has this id yet, and not every plugin has said what it is.
+    StillReading,
     /// Too many requests are with the plugin or wait for it.
     Busy,
     /// Too many clients are connected.
@@ -103,6 +105,7 @@ impl Failure {
             Failure::TooLarge { .. } => 413,
             Failure::ClientTooSlow => 408,
             Failure::Waiting(_)
+            | Failure::StillReading
             | Failure::Busy
             | Failure::Crowded
             | Failure::QueuedTooLong
@@ -136,6 +139,9 @@ impl Failure {
                 format!("the request does not fit into a message of {bytes_max} bytes")
             }
             Failure::Waiting(_) => "the plugin is not running at the moment".into(),
+            Failure::StillReading => {
+                "no plugin has this id or route so far, and plugins are still being read".into()
+            }
             Failure::Busy => "the plugin has as many requests as it takes".into(),
             Failure::Crowded => "the server has as many connections as it takes".into(),
             Failure::ClientTooSlow => "the request did not come in time".into(),
@@ -150,9 +156,11 @@ impl Failure {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Failure::Waiting(wait) => Some(*wait),
-            Failure::Busy | Failure::Crowded | Failure::QueuedTooLong | Failure::Stopping => {
-                Some(Duration::from_secs(1))
-            }
+            Failure::StillReading
+            | Failure::Busy
+            | Failure::Crowded
+            | Failure::QueuedTooLong
+            | Failure::Stopping => Some(Duration::from_secs(1)),
             Failure::Store { code: "busy" | "unavailable", .. } => Some(Duration::from_secs(1)),
             _ => None,
         }

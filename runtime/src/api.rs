@@ -173,8 +173,11 @@ impl Call {
         let whole = match self {
             Call::Health => LocalAnswer::json(200, &json!({ "status": "ok" })),
             Call::Ready => {
-                let waiting: Vec<String> = supervised(worker)
-                    .await?
+                let plugins = supervised(worker).await?;
+                if !worker.scanned.get() {
+                    return Err(Failure::StillReading);
+                }
+                let waiting: Vec<String> = plugins
                     .into_iter()
                     .filter(|plugin| plugin.enabled && plugin.state != "running")
                     .map(|plugin| plugin.metadata.id.clone())
@@ -188,7 +191,10 @@ impl Call {
             }
             Call::Plugin(id) => {
                 let plugins = supervised(worker).await?;
-                let plugin = plugins.iter().find(|plugin| plugin.metadata.id == id).ok_or(UNKNOWN)?;
+                let plugin = plugins
+                    .iter()
+                    .find(|plugin| plugin.metadata.id == id)
+                    .ok_or_else(|| worker.unknown(UNKNOWN))?;
                 LocalAnswer::json(200, &json!(status::describe(worker, plugin)))
             }
             Call::Order(id, order) => {
@@ -199,7 +205,7 @@ impl Call {
                 worker.shared.supervisor.send(Command::Order { id, order, done });
                 match told.await {
                     Ok(Ok(())) => LocalAnswer::json(200, &json!({ "success": true })),
-                    Ok(Err(OrderError::Unknown(_))) => return Err(UNKNOWN),
+                    Ok(Err(OrderError::Unknown(_))) => return Err(worker.unknown(UNKNOWN)),
                     Ok(Err(error)) => return Err(Failure::Conflict(error.to_string())),
                     Err(oneshot::Canceled) => return Err(Failure::Stopping),
                 }
@@ -212,7 +218,7 @@ impl Call {
             }
             Call::Import(id) => import(worker, &id, body).await?,
             Call::Logs { id, page, page_size, level, follow } => {
-                let folder = &worker.shared.config.log_dir;
+                let folder = &worker.config().log_dir;
                 let path = match id {
                     Some(id) => {
                         check_known(worker, &id).await?;
@@ -231,7 +237,10 @@ impl Call {
             }
             Call::History(id) => {
                 let plugins = supervised(worker).await?;
-                let plugin = plugins.iter().find(|plugin| plugin.metadata.id == id).ok_or(UNKNOWN)?;
+                let plugin = plugins
+                    .iter()
+                    .find(|plugin| plugin.metadata.id == id)
+                    .ok_or_else(|| worker.unknown(UNKNOWN))?;
                 worker.history.refresh(worker, true);
                 LocalAnswer::json(200, &json!(worker.history.of(worker, plugin.index, &id)))
             }
@@ -386,13 +395,13 @@ async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     told.await.map_err(|oneshot::Canceled| Failure::Internal("reading failed".into()))
 }
 
-const UNKNOWN: Failure = Failure::NotFound("no plugin has this id");
+const UNKNOWN: &str = "no plugin has this id";
 
 /// Errors: there is no such plugin. A worker may not have heard of a new one yet; the supervisor has the last word.
 async fn check_known(worker: &Worker, id: &str) -> Result<(), Failure> {
     let known =
         worker.by_id(id).is_some() || supervised(worker).await?.iter().any(|plugin| plugin.metadata.id == id);
-    if known { Ok(()) } else { Err(UNKNOWN) }
+    if known { Ok(()) } else { Err(worker.unknown(UNKNOWN)) }
 }
 
 /// What the supervisor says of all plugins.

@@ -119,7 +119,7 @@ pub async fn serve<S: ClientStream>(
     entry: ClientEntry,
     crowded: bool,
 ) {
-    let mut connection = Connection::new(worker.shared.http_limits.clone());
+    let mut connection = Connection::new(worker.http_limits());
     let (half, mut writer) = stream.into_split();
     // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
     let _entry = entry;
@@ -212,7 +212,7 @@ pub async fn serve<S: ClientStream>(
         }
         if answering && gone_at.is_some() {
             // It took what was written: the next of its pipelined requests has its own moment.
-            gone_at = Some(Instant::now() + worker.shared.config.http.half_close_timeout);
+            gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
         }
         if worker.draining.get() {
             connection.close_after_response();
@@ -275,7 +275,7 @@ pub async fn serve<S: ClientStream>(
                     }
                     Ok(0) => {
                         connection.handle_eof();
-                        gone_at = Some(Instant::now() + worker.shared.config.http.half_close_timeout);
+                        gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
                     }
                     Ok(count) => {
                         connection.handle_input(&buffer[..count]);
@@ -323,7 +323,7 @@ async fn flush(
     let output = connection.take_output();
     slot.writing.set(true);
     slot.idle.set(false);
-    slot.deadline.set(Some(Instant::now() + worker.shared.config.http.write_timeout));
+    slot.deadline.set(Some(Instant::now() + worker.config().http.write_timeout));
     let (outcome, output) = writer.write_all(output).await;
     slot.writing.set(false);
     slot.deadline.set(None);
@@ -370,7 +370,8 @@ fn set_deadline(
         *last = (phase, now);
         slot.body.set((phase == HttpPhase::Body).then_some((now, 0)));
     }
-    let http = &worker.shared.config.http;
+    let config = worker.config();
+    let http = &config.http;
     slot.idle.set(phase == HttpPhase::Idle);
     slot.deadline.set(match phase {
         HttpPhase::Idle => Some(last.1 + http.idle_timeout),
@@ -426,12 +427,12 @@ fn begin(
         Destination::ByRoute { route, path } => (worker.by_route(&route), path),
     };
     let Some(target) = target else {
-        return refuse(Failure::NotFound("no plugin has this id or route"), None);
+        return refuse(worker.unknown("no plugin has this id or route"), None);
     };
     if let Some(failure) = target.refusal() {
         return refuse(failure, Some(target));
     }
-    let config = &worker.shared.config;
+    let config = worker.config();
     if config.plugins_need_token && !peer.trusted && !api::authorized(worker, head) {
         return refuse(Failure::Unauthorized, Some(target));
     }
@@ -525,7 +526,7 @@ async fn launch(
     body: Vec<u8>,
     started: Instant,
 ) -> Result<(Option<Flight>, Pieces), Failure> {
-    let bytes_max = worker.shared.config.message_bytes_max;
+    let bytes_max = worker.config().message_bytes_max;
     let frame = frame.finish(&body, bytes_max).map_err(|error| match error {
         EncodeError::NotText => Failure::NotText,
         EncodeError::TooLarge { .. } => Failure::TooLarge { bytes_max },
@@ -662,7 +663,7 @@ fn respond(worker: &Worker, connection: &mut Connection, mut answer: LocalAnswer
 /// A failure outside any request, after which the connection closes.
 fn canned(worker: &Rc<Worker>, failure: &Failure) -> Vec<u8> {
     let request_id = fresh_id(worker);
-    let mut connection = Connection::new(worker.shared.http_limits.clone());
+    let mut connection = Connection::new(worker.http_limits());
     connection.handle_input(b"GET / HTTP/1.0\r\n\r\n");
     while !matches!(connection.poll_event(), Event::ResponseDue) {}
     respond(worker, &mut connection, failure.to_answer(&request_id), &request_id);
@@ -696,7 +697,7 @@ fn note(
     status: u16,
     took: Duration,
 ) {
-    let wanted = match worker.shared.config.log.access {
+    let wanted = match worker.config().log.access {
         Access::Off => false,
         Access::Errors => status >= 500,
         Access::All => true,

@@ -128,7 +128,7 @@ pub struct LogConfig {
     pub rotate_keep: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
     pub synchronous: Synchronous,
     /// Keys and values of one plugin together.
@@ -667,6 +667,8 @@ impl ProcessTable {
             }
             env.push((name.into_inner(), value.into_inner()));
         }
+        // In an order of its own, so that two readings of one file are equal.
+        env.sort();
         if let Some(arg) = self.args.iter().find(|arg| arg.as_ref().contains('\0')) {
             return Err(source.error(arg, &format!("`{}`: an argument has a NUL", key("args"))));
         }

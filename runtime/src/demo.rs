@@ -74,7 +74,7 @@ pub fn run() -> Result<(), DemoError> {
     // What goes wrong is shown; what goes well is shown below, in words for a newcomer.
     config.log.echo = Level::Warn;
     let folder = staged.path().to_owned();
-    crate::run(config, move |address, supervisor| {
+    crate::run(config, None, move |address, supervisor| {
         let _ = std::thread::Builder::new()
             .name("toru-demo".into())
             .spawn(move || introduce(address, &supervisor, &folder));

@@ -58,7 +58,7 @@ async fn attempt(
     let _guard = ShutdownOnDrop(stream.as_raw_fd());
     let (outcome, _) = stream.write_all(frame).await;
     outcome.map_err(|_| Failure::PluginGone("the plugin did not take the request"))?;
-    let mut decoder = Decoder::new(framing, worker.shared.config.message_bytes_max);
+    let mut decoder = Decoder::new(framing, worker.config().message_bytes_max);
     loop {
         let buffer = decoder.take_buffer(READ_BYTES);
         let (from, to) = (buffer.len(), buffer.capacity());

@@ -23,6 +23,7 @@ mod logs;
 mod metrics;
 mod outlet;
 mod place;
+mod reload;
 mod route;
 mod service;
 mod status;
@@ -47,10 +48,11 @@ use nix::unistd::Pid;
 use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::{Map, json};
-use toru_supervisor::{Command, Level, Settings, Supervisor};
+use toru_supervisor::{Adjustable, Command, Level, Settings, Supervisor};
 
-use config::{Config, DriverChoice, Pin};
+use config::{Config, DriverChoice, Overrides, Pin};
 use driver::Driver;
+use reload::Reload;
 use service::Service;
 use worker::{Door, Mailbox, Message, Shared, WorkerStats};
 
@@ -83,10 +85,12 @@ enum News {
 
 /// Runs the daemon until a signal stops it.
 ///
+/// At SIGHUP the settings are read anew from where `overrides` says; without them they stay as they are.
 /// `on_listening` is called once connections are taken, with the address in use.
 /// Errors: something it needs cannot be had; nothing is left running.
 pub fn run(
     config: Config,
+    overrides: Option<Overrides>,
     on_listening: impl FnOnce(SocketAddr, toru_supervisor::Handle),
 ) -> Result<(), RunError> {
     let start = |what: &str, error: io::Error| RunError::Start(format!("cannot start {what}: {error}"));
@@ -134,11 +138,6 @@ pub fn run(
 
     let (tell, news) = channel();
     let shared = Arc::new(Shared {
-        http_limits: Arc::new(toru_http::Limits {
-            head_bytes_max: config.http.head_bytes_max,
-            body_bytes_max: config.http.body_bytes_max,
-            ..toru_http::Limits::default()
-        }),
         logger: logger.clone(),
         store,
         supervisor: handle.clone(),
@@ -150,10 +149,10 @@ pub fn run(
         resting: Default::default(),
         started: Instant::now(),
         boot: random_hex::<4>()?,
-        config,
     });
+    let config = Arc::new(config);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pinned = match shared.config.pin {
+    let pinned = match config.pin {
         Pin::Always => true,
         Pin::Never => false,
         Pin::Auto => cores >= PIN_CORES_MIN,
@@ -163,20 +162,21 @@ pub fn run(
         let public = matches!(door, Door::Public(_));
         // Few, rare clients: the ring's memory would be for nothing.
         let driver = if public { driver } else { Driver::Epoll };
-        let (shared, mailbox, tell) = (shared.clone(), mailbox.clone(), tell.clone());
+        let (shared, config) = (shared.clone(), config.clone());
+        let (mailbox, tell) = (mailbox.clone(), tell.clone());
         std::thread::Builder::new()
             .name(if public { format!("toru-worker-{number}") } else { "toru-control".into() })
             .spawn(move || {
                 if pinned && public {
                     pin_to(number % cores);
                 }
-                let may_fall_back = shared.config.driver == DriverChoice::Auto;
+                let may_fall_back = config.driver == DriverChoice::Auto;
                 let life = |in_use| {
                     if in_use != driver {
                         let why = format!("worker {number} got no ring of its own; using epoll");
                         shared.logger.core(Level::Warn, "toru", &why, None, &Map::new());
                     }
-                    worker::run(number as u8, in_use, shared, door, mailbox, inbox)
+                    worker::run(number as u8, in_use, shared, &config, door, mailbox, inbox)
                 };
                 let run = || driver::block_on(driver, may_fall_back, life);
                 let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
@@ -212,7 +212,7 @@ pub fn run(
     drop(tell);
 
     let facts = json!({
-        "address": address.to_string(), "workers": shared.config.workers, "driver": driver.name(),
+        "address": address.to_string(), "workers": config.workers, "driver": driver.name(),
         "pinned": pinned, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(),
     });
     logger.core(Level::Info, "toru", "Listening", None, facts.as_object().unwrap_or(&Map::new()));
@@ -220,7 +220,8 @@ pub fn run(
     service.ready(&handle);
     on_listening(address, handle.clone());
 
-    wait_and_stop(&news, &shared, &mailboxes, &handle, &service);
+    let core = Core { shared: &shared, mailboxes: &mailboxes, supervisor: &handle, service: &service };
+    core.wait_and_stop(&news, (*config).clone(), overrides.as_ref());
     let events_dropped = store_owner.finish();
     if events_dropped > 0 {
         let fields = json!({ "dropped": events_dropped });
@@ -241,80 +242,115 @@ impl Drop for RemoveOnDrop {
     }
 }
 
-/// Sleeps until a signal asks for an end, then stops clients, and plugins after them.
-fn wait_and_stop(
-    news: &Receiver<News>,
-    shared: &Shared,
-    mailboxes: &[Mailbox],
-    supervisor: &toru_supervisor::Handle,
-    service: &Service,
-) {
-    loop {
-        let event = match service.interval() {
-            Some(interval) => news.recv_timeout(interval),
-            None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match event {
-            Err(RecvTimeoutError::Timeout) => service.beat(supervisor),
-            Ok(News::Signal(Signal::SIGHUP)) => {
-                shared.logger.reopen();
-                shared.logger.core(Level::Info, "toru", "Log files reopened", None, &Map::new());
-                // The supervisor logs what it found.
-                supervisor.send(Command::Rescan { done: Box::new(drop) });
+/// What the first thread steers once all others run.
+struct Core<'a> {
+    shared: &'a Shared,
+    mailboxes: &'a [Mailbox],
+    supervisor: &'a toru_supervisor::Handle,
+    service: &'a Service,
+}
+
+impl Core<'_> {
+    /// Sleeps until a signal asks for an end, then stops clients, and plugins after them.
+    fn wait_and_stop(&self, news: &Receiver<News>, mut config: Config, overrides: Option<&Overrides>) {
+        loop {
+            let event = match self.service.interval() {
+                Some(interval) => news.recv_timeout(interval),
+                None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Err(RecvTimeoutError::Timeout) => self.service.beat(self.supervisor),
+                Ok(News::Signal(Signal::SIGHUP)) => self.reload(&mut config, overrides),
+                Ok(News::Signal(signal)) => {
+                    self.log(Level::Info, "Stopping", json!({ "signal": signal.as_str() }));
+                    break;
+                }
+                // Half a daemon serves nobody: end loudly, and let the service manager start a whole one.
+                Ok(News::WorkerEnded(outcome)) => {
+                    fatal(&format!(
+                        "a worker ended: {}",
+                        outcome.err().unwrap_or_else(|| "for no reason".into())
+                    ));
+                }
+                Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => {
+                    fatal("the supervisor ended")
+                }
             }
-            Ok(News::Signal(signal)) => {
-                let fields = json!({ "signal": signal.as_str() });
-                shared.logger.core(
-                    Level::Info,
-                    "toru",
-                    "Stopping",
-                    None,
-                    fields.as_object().unwrap_or(&Map::new()),
+        }
+        self.service.stopping();
+        // Clients first, while their plugins still answer.
+        for mailbox in self.mailboxes {
+            let _ = mailbox.unbounded_send(Message::Drain);
+        }
+        let patience = Instant::now() + config.supervisor.policy.stop_grace;
+        let mut serving = self.mailboxes.len();
+        let mut at_once = false;
+        while serving > 0 && !at_once {
+            match news.recv_timeout(patience.saturating_duration_since(Instant::now())) {
+                Ok(News::WorkerEnded(_)) => serving -= 1,
+                Ok(News::Signal(Signal::SIGHUP)) => {}
+                Ok(News::Signal(_)) => at_once = true,
+                Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        self.supervisor.send(if at_once { Command::StopNow } else { Command::Stop });
+        let mut deadline: Option<Instant> = at_once.then(|| Instant::now() + KILL_PATIENCE);
+        loop {
+            let event = match deadline {
+                Some(deadline) => news.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+                None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(News::SupervisorEnded) | Err(_) => return,
+                Ok(News::WorkerEnded(_) | News::Signal(Signal::SIGHUP)) => {}
+                Ok(News::Signal(_)) => {
+                    self.supervisor.send(Command::StopNow);
+                    deadline = Some(Instant::now() + KILL_PATIENCE);
+                }
+            }
+        }
+    }
+
+    /// Opens the logs anew, reads the settings anew, and has the plugins folder looked at.
+    ///
+    /// A file that cannot be used changes nothing and is told of; the rest is done nevertheless.
+    fn reload(&self, config: &mut Config, overrides: Option<&Overrides>) {
+        self.service.reloading();
+        self.shared.logger.reopen();
+        self.log(Level::Info, "Log files reopened", json!({}));
+        match overrides.map(Config::load) {
+            None => {}
+            Some(Err(error)) => {
+                self.log(
+                    Level::Error,
+                    "Configuration not reloaded; the old one stays in force",
+                    json!({ "reason": error.to_string() }),
                 );
-                break;
             }
-            // Half a daemon serves nobody: end loudly, and let the service manager start a whole one.
-            Ok(News::WorkerEnded(outcome)) => {
-                fatal(&format!(
-                    "a worker ended: {}",
-                    outcome.err().unwrap_or_else(|| "for no reason".into())
-                ));
-            }
-            Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => fatal("the supervisor ended"),
-        }
-    }
-    service.stopping();
-    // Clients first, while their plugins still answer.
-    for mailbox in mailboxes {
-        let _ = mailbox.unbounded_send(Message::Drain);
-    }
-    let patience = Instant::now() + shared.config.supervisor.policy.stop_grace;
-    let mut serving = mailboxes.len();
-    let mut at_once = false;
-    while serving > 0 && !at_once {
-        match news.recv_timeout(patience.saturating_duration_since(Instant::now())) {
-            Ok(News::WorkerEnded(_)) => serving -= 1,
-            Ok(News::Signal(Signal::SIGHUP)) => {}
-            Ok(News::Signal(_)) => at_once = true,
-            Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => break,
-        }
-    }
-    supervisor.send(if at_once { Command::StopNow } else { Command::Stop });
-    let mut deadline: Option<Instant> = at_once.then(|| Instant::now() + KILL_PATIENCE);
-    loop {
-        let event = match deadline {
-            Some(deadline) => news.recv_timeout(deadline.saturating_duration_since(Instant::now())),
-            None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match event {
-            Ok(News::SupervisorEnded) | Err(_) => return,
-            Ok(News::WorkerEnded(_) | News::Signal(Signal::SIGHUP)) => {}
-            Ok(News::Signal(_)) => {
-                supervisor.send(Command::StopNow);
-                deadline = Some(Instant::now() + KILL_PATIENCE);
+            Some(Ok(new)) => {
+                let Reload { config: new, changed, at_next_start } = Reload::new(config, new);
+                for key in at_next_start {
+                    let message = format!("{key} has changed, which takes effect at the next start");
+                    self.log(Level::Warn, &message, json!({ "key": key }));
+                }
+                self.shared.logger.configure(&new.log);
+                let new = Arc::new(new);
+                for mailbox in self.mailboxes {
+                    let _ = mailbox.unbounded_send(Message::Configure(new.clone()));
+                }
+                self.supervisor.send(Command::Configure(Box::new(adjustable(&new))));
+                self.log(Level::Info, "Configuration reloaded", json!({ "changed": changed }));
+                config.clone_from(&new);
             }
         }
+        let reloaded = self.service.reloaded();
+        // The supervisor logs what it found.
+        self.supervisor.send(Command::Rescan { done: Box::new(move |_| reloaded()) });
+    }
+
+    fn log(&self, level: Level, message: &str, fields: serde_json::Value) {
+        self.shared.logger.core(level, "toru", message, None, fields.as_object().unwrap_or(&Map::new()));
     }
 }
 
@@ -341,15 +377,21 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         plugin_logs_dir: absolute(&config.log_dir).join("plugins"),
         data_dir: absolute(&config.data_dir),
         instance_id: known.instance_id,
+        metadata_timeout: METADATA_TIMEOUT,
+        frame_bytes_max: config.message_bytes_max,
+        adjustable: adjustable(config),
+        kept: known.plugins,
+    }
+}
+
+fn adjustable(config: &Config) -> Adjustable {
+    Adjustable {
         policy: config.supervisor.policy.clone(),
         health_interval: config.supervisor.health_interval,
         unanswered_pings: config.supervisor.unanswered_pings,
-        metadata_timeout: METADATA_TIMEOUT,
-        frame_bytes_max: config.message_bytes_max,
         plugin_config: config.plugins.clone(),
         process: config.processes.clone(),
         notify_command: config.notify_command.clone(),
-        kept: known.plugins,
     }
 }
 

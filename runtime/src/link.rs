@@ -106,7 +106,7 @@ impl Target {
         let (link, socket) = {
             let view = self.view.borrow();
             // No request waits longer than its own time, so no frame may hold up the others for longer either.
-            let frame_timeout = worker.shared.config.frame_timeout.min(worker.time_limit(&view));
+            let frame_timeout = worker.config().frame_timeout.min(worker.time_limit(&view));
             let generation = view.generation.unwrap_or(0);
             let link = Rc::new(Link::new(view.index, generation, view.metadata.framing, frame_timeout));
             (link, view.socket.clone())
@@ -185,7 +185,7 @@ impl Link {
         let busy = KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() };
         let answer = if waiting > OUTBOX_BYTES_MAX { &busy } else { answer };
         let stamp = worker.timestamp();
-        let max = worker.shared.config.message_bytes_max;
+        let max = worker.config().message_bytes_max;
         self.send(|outbox| {
             answer.encode(outbox, self.framing, as_str(&stamp), request_id, max);
         });
@@ -208,7 +208,7 @@ impl Link {
 
     /// Deadlines: on a write that the plugin does not take, and on a frame that it does not finish.
     pub fn check(self: &Rc<Self>, worker: &Worker, now: Instant) {
-        let config = &worker.shared.config;
+        let config = worker.config();
         let passed = |since: Option<Instant>, limit: Duration| {
             since.is_some_and(|since| now.saturating_duration_since(since) > limit)
         };
@@ -345,7 +345,7 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
 }
 
 async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: impl AsyncReadRent) -> End {
-    let mut decoder = Decoder::new(link.framing, worker.shared.config.message_bytes_max);
+    let mut decoder = Decoder::new(link.framing, worker.config().message_bytes_max);
     loop {
         let spare = if decoder.is_mid_frame() { READ_BYTES_LARGE } else { READ_BYTES };
         let buffer = decoder.take_buffer(spare);

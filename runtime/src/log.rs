@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +35,7 @@ enum Entry {
     Core { line: Vec<u8>, human: Option<String> },
     Plugin { id: Arc<str>, line: Vec<u8> },
     Reopen,
+    Rotate { bytes: u64, keep: u32 },
     Stop,
 }
 
@@ -42,9 +43,14 @@ enum Entry {
 #[derive(Clone)]
 pub struct Logger {
     queue: SyncSender<Entry>,
-    level: Level,
-    echo: Level,
+    levels: Arc<Levels>,
     dropped: Arc<AtomicU64>,
+}
+
+/// From which level on a line is written, and shown on standard error; as [`Level`]'s numbers.
+struct Levels {
+    written: AtomicU8,
+    echoed: AtomicU8,
 }
 
 /// Joins the writer; dropping it without [`Writer::finish`] leaves the thread to the process's end.
@@ -68,6 +74,10 @@ impl Writer {
 pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> {
     let (queue, entries) = sync_channel(QUEUE_LINES_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
+    let levels = Arc::new(Levels {
+        written: AtomicU8::new(config.level as u8),
+        echoed: AtomicU8::new(config.echo as u8),
+    });
     let files = Files {
         folder: folder.to_owned(),
         rotate_bytes: config.rotate_bytes,
@@ -80,10 +90,7 @@ pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> 
     let thread = std::thread::Builder::new()
         .name("toru-log".into())
         .spawn(move || write_entries(&entries, files, &counter))?;
-    Ok((
-        Logger { queue: queue.clone(), level: config.level, echo: config.echo, dropped },
-        Writer { queue, thread },
-    ))
+    Ok((Logger { queue: queue.clone(), levels, dropped }, Writer { queue, thread }))
 }
 
 /// Where the core's own log is.
@@ -103,7 +110,7 @@ impl Logger {
     }
 
     pub fn enabled(&self, level: Level) -> bool {
-        level >= self.level
+        level as u8 >= self.levels.written.load(Ordering::Relaxed)
     }
 
     /// A line of the core's log: `component` says which part speaks.
@@ -128,7 +135,7 @@ impl Logger {
         }
         more_fields(&mut line, fields, &["timestamp", "level", "component", "message", "plugin_id"]);
         close_line(&mut line);
-        let human = (level >= self.echo).then(|| {
+        let human = (level as u8 >= self.levels.echoed.load(Ordering::Relaxed)).then(|| {
             let mut human = format!("{} {:5} {component}: {message}", as_str(&stamp), level.word());
             if let Some(id) = plugin_id {
                 human.push_str(&format!(" [{id}]"));
@@ -187,6 +194,13 @@ impl Logger {
     /// Closes and opens every file, after somebody moved them away.
     pub fn reopen(&self) {
         let _ = self.queue.send(Entry::Reopen);
+    }
+
+    /// Goes by these settings from now on.
+    pub fn configure(&self, config: &LogConfig) {
+        self.levels.written.store(config.level as u8, Ordering::Relaxed);
+        self.levels.echoed.store(config.echo as u8, Ordering::Relaxed);
+        let _ = self.queue.send(Entry::Rotate { bytes: config.rotate_bytes, keep: config.rotate_keep });
     }
 
     fn hand_over(&self, entry: Entry) {
@@ -297,6 +311,7 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, dropped: &AtomicU6
             }
             Entry::Plugin { id, line } => files.write(&id, &line),
             Entry::Reopen => files.open.clear(),
+            Entry::Rotate { bytes, keep } => (files.rotate_bytes, files.rotate_keep) = (bytes, keep),
             Entry::Stop => return,
         }
         let now = dropped.load(Ordering::Relaxed);

@@ -410,7 +410,8 @@ fn with_config(
 }
 
 fn serve(args: ServeArgs) -> u8 {
-    let config = match Config::load(&args.into()) {
+    let overrides = args.into();
+    let config = match Config::load(&overrides) {
         Ok(config) => config,
         Err(error) => return complain(&error, exit::BAD_CONFIG),
     };
@@ -419,7 +420,7 @@ fn serve(args: ServeArgs) -> u8 {
         // A script that started us and went away is no reason to stop.
         let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
     };
-    match toru_runtime::run(config, announce) {
+    match toru_runtime::run(config, Some(overrides), announce) {
         Ok(()) => exit::STOPPED,
         Err(error) => complain(&error, exit::FAILURE),
     }

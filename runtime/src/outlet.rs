@@ -88,6 +88,12 @@ impl toru_supervisor::Outlet for Outlet {
         self.store.keep(plugin_id, kept.clone());
     }
 
+    fn scanned(&self) {
+        for worker in &self.workers {
+            let _ = worker.unbounded_send(Message::Scanned);
+        }
+    }
+
     fn in_flight(&self, index: usize) -> usize {
         self.plugins.borrow().get(&index).map_or(0, |shared| shared.gate.in_use())
     }

@@ -37,6 +37,24 @@ impl Service {
         self.beat(supervisor);
     }
 
+    /// The settings are read anew; [`Service::reloaded`] tells of the end.
+    pub fn reloading(&self) {
+        // systemd takes the word only together with the time, so that it cannot be an older one.
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            self.tell(&[NotifyState::Reloading, now]);
+        }
+    }
+
+    /// What tells that a reload has ended; may be called on any thread.
+    pub fn reloaded(&self) -> impl FnOnce() + Send + 'static {
+        let listens = self.interval.is_some();
+        move || {
+            if listens {
+                let _ = sd_notify::notify(&[NotifyState::Ready]);
+            }
+        }
+    }
+
     pub fn stopping(&self) {
         self.tell(&[NotifyState::Stopping]);
     }

@@ -81,7 +81,7 @@ pub fn watched(worker: &Worker, plugins: &[Supervised]) -> Snapshot {
 }
 
 fn limits(worker: &Worker, target: &Target) -> Limits {
-    let config = &worker.shared.config;
+    let config = worker.config();
     let view = target.view.borrow();
     let process = config.processes.get(&view.metadata.id).cloned().unwrap_or_default();
     Limits {

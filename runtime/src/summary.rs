@@ -23,7 +23,7 @@ struct Before {
 pub async fn run(worker: Rc<Worker>) {
     let mut before: HashMap<usize, Before> = HashMap::new();
     loop {
-        monoio::time::sleep(worker.shared.config.log.summary_interval).await;
+        worker.sleep_as_set(|config| config.log.summary_interval).await;
         let Ok(plugins) = supervised(&worker).await else { return };
         for plugin in &plugins {
             let now = status::describe(&worker, plugin);

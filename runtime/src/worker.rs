@@ -51,13 +51,11 @@ const SWEEP_MAX: Duration = Duration::from_millis(250);
 
 /// What all threads of the daemon share; nothing in here is locked on a request's path.
 pub struct Shared {
-    pub config: Config,
     pub logger: Logger,
     pub store: Store,
     pub supervisor: toru_supervisor::Handle,
     /// The management token.
     pub token: String,
-    pub http_limits: Arc<toru_http::Limits>,
     /// Of all clients.
     pub connections: AtomicUsize,
     /// Clients beyond this wait in the kernel, so that descriptors are left for plugins, health checks, logs and SQLite.
@@ -124,6 +122,10 @@ pub enum Message {
     },
     /// To the control thread, while it rests: requests are answered again.
     Traffic,
+    /// Go by these settings from now on.
+    Configure(Arc<Config>),
+    /// Every plugin that there was at the start has said what it is: whoever is unknown now does not exist.
+    Scanned,
     /// Take no more connections, finish what is under way, then end.
     Drain,
 }
@@ -182,6 +184,13 @@ pub struct Worker {
     pub number: u8,
     pub driver: Driver,
     pub shared: Arc<Shared>,
+    /// A copy of its own: counting references to a shared one would touch other cores for each request.
+    config: RefCell<Rc<Config>>,
+    http_limits: RefCell<Arc<toru_http::Limits>>,
+    /// Wakes a task that waits for the time that a setting gives.
+    configured: Cell<Option<Waker>>,
+    /// Whether all plugins of the start are known.
+    pub scanned: Cell<bool>,
     pub mailbox: Mailbox,
     pub exchanges: RefCell<Exchanges>,
     pub reader: RefCell<PluginMessageReader>,
@@ -213,16 +222,20 @@ pub async fn run(
     number: u8,
     driver: Driver,
     shared: Arc<Shared>,
+    config: &Config,
     door: Door,
     mailbox: Mailbox,
     inbox: UnboundedReceiver<Message>,
 ) -> std::io::Result<()> {
-    let sweep_period = sweep_period(&shared.config);
     shared.workers[usize::from(number)].epoll.store(driver == Driver::Epoll, Relaxed);
     let worker = Rc::new(Worker {
         number,
         driver,
         shared,
+        config: RefCell::new(Rc::new(config.clone())),
+        http_limits: RefCell::new(http_limits(config)),
+        configured: Cell::new(None),
+        scanned: Cell::new(false),
         mailbox,
         exchanges: RefCell::new(Exchanges::new(number)),
         reader: RefCell::new(PluginMessageReader::new()),
@@ -233,7 +246,7 @@ pub async fn run(
         accepting: RefCell::new(Some(Canceller::new())),
         cpu_seen: RefCell::default(),
         history: History::default(),
-        sweep_period: Cell::new(sweep_period),
+        sweep_period: Cell::new(sweep_period(config)),
         sweeper: Cell::new(None),
         emptied: Cell::new(None),
     });
@@ -275,7 +288,7 @@ async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
             Ok((stream, peer)) => {
                 // Answers are written whole: waiting for more would only delay their last segment.
                 let _ = stream.set_nodelay(true);
-                let origin = Origin::remote(peer.ip(), &worker.shared.config.http.trusted_proxies);
+                let origin = Origin::remote(peer.ip(), &worker.config().http.trusted_proxies);
                 worker.admit(stream, Peer { address: peer.to_string(), origin, trusted: false });
             }
             Err(error) => trouble.wait(worker, &error).await,
@@ -333,6 +346,8 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
                 }
             }
             Message::Traffic => worker.history.wake(),
+            Message::Configure(config) => worker.configure(&config),
+            Message::Scanned => worker.scanned.set(true),
             Message::Drain => worker.drain(),
         }
     }
@@ -397,6 +412,20 @@ impl Lag {
     }
 }
 
+fn http_limits(config: &Config) -> Arc<toru_http::Limits> {
+    Arc::new(toru_http::Limits {
+        head_bytes_max: config.http.head_bytes_max,
+        body_bytes_max: config.http.body_bytes_max,
+        ..toru_http::Limits::default()
+    })
+}
+
+/// How often the deadlines of requests to a plugin with a time limit of its own want to be looked at.
+fn sweep_period_of(view: &PluginView) -> Duration {
+    let limit = view.metadata.timeout_ms.map_or(Duration::MAX, Duration::from_millis);
+    (limit / SWEEPS_PER_TIMEOUT).max(SWEEP_MIN)
+}
+
 fn sweep_period(config: &Config) -> Duration {
     let http = &config.http;
     [http.head_timeout, http.body_timeout, http.idle_timeout, http.write_timeout, http.request_timeout]
@@ -429,7 +458,7 @@ impl Worker {
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }
-        let crowded = !peer.trusted && others >= self.shared.config.http.connections_max;
+        let crowded = !peer.trusted && others >= self.config().http.connections_max;
         let worker = self.clone();
         monoio::spawn(async move {
             let serving = client::serve(worker.clone(), stream, peer, slot, entry, crowded);
@@ -449,10 +478,7 @@ impl Worker {
 
     /// Takes in news of a plugin.
     fn learn(&self, view: Arc<PluginView>, shared: Arc<PluginShared>) {
-        if let Some(timeout) = view.metadata.timeout_ms {
-            let period = (Duration::from_millis(timeout) / SWEEPS_PER_TIMEOUT).max(SWEEP_MIN);
-            self.sweep_period.set(self.sweep_period.get().min(period));
-        }
+        self.sweep_period.set(self.sweep_period.get().min(sweep_period_of(&view)));
         let (target, dead) = {
             let mut targets = self.targets.borrow_mut();
             let target = targets
@@ -481,9 +507,55 @@ impl Worker {
         }
     }
 
+    /// The settings in force. Hold them no longer than a decision takes: they change at a reload.
+    pub fn config(&self) -> Rc<Config> {
+        self.config.borrow().clone()
+    }
+
+    /// The settings in force for a new connection.
+    pub fn http_limits(&self) -> Arc<toru_http::Limits> {
+        self.http_limits.borrow().clone()
+    }
+
+    fn configure(&self, config: &Config) {
+        *self.config.borrow_mut() = Rc::new(config.clone());
+        *self.http_limits.borrow_mut() = http_limits(config);
+        let targets = self.targets.borrow();
+        let of_plugins = targets.by_index.values().map(|target| sweep_period_of(&target.view.borrow()));
+        self.sweep_period.set(of_plugins.fold(sweep_period(config), Duration::min));
+        if let Some(waker) = self.configured.take() {
+            waker.wake();
+        }
+    }
+
+    /// Sleeps as long as a setting says, also when the setting changes meanwhile. One task may do so.
+    pub async fn sleep_as_set(&self, setting: impl Fn(&Config) -> Duration) {
+        let began = Instant::now();
+        loop {
+            let left = setting(&self.config()).saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            let mut asleep = false;
+            let news = std::future::poll_fn(|cx| {
+                if std::mem::replace(&mut asleep, true) {
+                    return Poll::Ready(());
+                }
+                self.configured.set(Some(cx.waker().clone()));
+                Poll::Pending
+            });
+            let _ = monoio::time::timeout(left, news).await;
+        }
+    }
+
+    /// The failure for a plugin that this worker does not know.
+    pub fn unknown(&self, why: &'static str) -> Failure {
+        if self.scanned.get() { Failure::NotFound(why) } else { Failure::StillReading }
+    }
+
     /// How long a plugin's answer may take.
     pub fn time_limit(&self, view: &PluginView) -> Duration {
-        view.metadata.timeout_ms.map_or(self.shared.config.http.request_timeout, Duration::from_millis)
+        view.metadata.timeout_ms.map_or(self.config().http.request_timeout, Duration::from_millis)
     }
 
     pub fn stats(&self) -> &WorkerStats {

@@ -47,7 +47,7 @@ impl Supervisor {
             log_path: &self.settings.plugin_logs_dir.join(format!("{id}.log")),
             data_dir: &data_dir,
             frame_bytes_max: self.settings.frame_bytes_max,
-            config: self.settings.plugin_config.get(&id).map(String::as_str),
+            config: self.settings.adjustable.plugin_config.get(&id).map(String::as_str),
         };
         let mut lifeline = Lifeline::new(stream, &plugin.metadata, self.settings.frame_bytes_max);
         if plugin.metadata.protocol == Protocol::V1_1 {
@@ -184,7 +184,7 @@ impl Supervisor {
 
     /// Sends the shutdown message; where it cannot be sent, SIGTERM follows at once.
     pub(crate) fn ask(&mut self, index: usize) {
-        let grace = self.settings.policy.stop_grace;
+        let grace = self.settings.adjustable.policy.stop_grace;
         let plugin = &mut self.plugins[index];
         plugin.connect_at = None;
         let metadata = plugin.metadata.clone();

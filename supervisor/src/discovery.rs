@@ -70,6 +70,13 @@ struct Stamp {
     times: [i64; 4],
 }
 
+impl Stamp {
+    /// What differs once a file has been written or replaced.
+    fn writing(&self) -> (u64, u64, u64, [i64; 2]) {
+        (self.device, self.inode, self.size, [self.times[0], self.times[1]])
+    }
+}
+
 /// A file as a look found it.
 #[derive(Debug)]
 pub(crate) struct Looked {
@@ -93,7 +100,12 @@ pub(crate) fn look(folder: &Path, known: &HashMap<PathBuf, Fingerprint>) -> io::
             let fingerprint = fingerprint(&file, before).ok();
             let changed = match (&fingerprint, before) {
                 (Some(now), Some(before)) => {
-                    let same_content = now.content.is_some() && now.content == before.content;
+                    let same_content = match before.content {
+                        Some(content) => now.content == Some(content),
+                        // Not read before, which is so for the moment between the start and the first look: a new
+                        // name or mode is no new content.
+                        None => now.stamp.writing() == before.stamp.writing(),
+                    };
                     now.stamp != before.stamp && !same_content
                 }
                 (now, before) => now.as_ref() != before,
@@ -104,7 +116,7 @@ pub(crate) fn look(folder: &Path, known: &HashMap<PathBuf, Fingerprint>) -> io::
 }
 
 impl Fingerprint {
-    /// Without reading the file: it counts as unchanged until it is written, or even touched.
+    /// Without reading the file: it counts as unchanged until it is written or replaced.
     pub fn of_stamp(path: &Path) -> io::Result<Self> {
         let found = std::fs::metadata(path)?;
         let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];

@@ -25,7 +25,7 @@ impl Supervisor {
             self.record_timeouts(index, now);
         }
         let plugin = &mut self.plugins[index];
-        if plugin.ping.unanswered >= self.settings.unanswered_pings {
+        if plugin.ping.unanswered >= self.settings.adjustable.unanswered_pings {
             plugin.reason = Some(format!("{} pings in a row were not answered", plugin.ping.unanswered));
             return self.drive(index, Event::Misbehaved);
         }
@@ -42,7 +42,7 @@ impl Supervisor {
                     ),
                 };
             plugin.ping.unreachable = if listening { 0 } else { plugin.ping.unreachable + 1 };
-            if plugin.ping.unreachable >= self.settings.unanswered_pings {
+            if plugin.ping.unreachable >= self.settings.adjustable.unanswered_pings {
                 let checks = plugin.ping.unreachable;
                 plugin.reason = Some(format!("nothing listened at its socket in {checks} checks in a row"));
                 return self.drive(index, Event::Misbehaved);

@@ -71,20 +71,26 @@ pub struct Settings {
     /// `<data>/plugins/<id>` is what `init` calls `data_dir`.
     pub data_dir: PathBuf,
     pub instance_id: String,
+    pub metadata_timeout: Duration,
+    pub frame_bytes_max: usize,
+    pub adjustable: Adjustable,
+    /// What [`Outlet::keep`] was given in earlier runs, by id.
+    pub kept: HashMap<String, Kept>,
+}
+
+/// The settings that may change while the supervisor runs; see [`Command::Configure`].
+#[derive(Clone)]
+pub struct Adjustable {
     pub policy: Policy,
     pub health_interval: Duration,
     /// So many pings without an answer, and the plugin hangs.
     pub unanswered_pings: u32,
-    pub metadata_timeout: Duration,
-    pub frame_bytes_max: usize,
     /// `[plugins.ID]` of the configuration as JSON text, handed over in `init`.
     pub plugin_config: HashMap<String, String>,
     /// `[plugins.ID.process]` of the configuration.
     pub process: HashMap<String, ProcessSettings>,
     /// `notify.command`: run with the event as JSON on its standard input when a plugin is given up; empty for none.
     pub notify_command: Vec<String>,
-    /// What [`Outlet::keep`] was given in earlier runs, by id.
-    pub kept: HashMap<String, Kept>,
 }
 
 /// What is to be known of a plugin at the daemon's next start.
@@ -201,6 +207,8 @@ pub trait Outlet: Send {
     fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>);
     /// Keep this for the next run of the daemon, in place of what was kept of the plugin.
     fn keep(&self, plugin_id: &str, kept: &Kept);
+    /// Every file that was there at the start has said which plugin it is, or was skipped. Called once.
+    fn scanned(&self);
     /// Requests that are with the plugin of this index now.
     fn in_flight(&self, index: usize) -> usize;
 }
@@ -222,6 +230,8 @@ pub enum Command {
     /// Look at the plugins folder again: new files start, those that are gone stop and leave, those whose content
     /// changed restart. `done` hears of it once every metadata call has ended, which is not to wait for starts and stops.
     Rescan { done: Box<dyn FnOnce(Rescanned) + Send> },
+    /// Go by these settings from now on. A plugin whose own tables changed gets a fresh process.
+    Configure(Box<Adjustable>),
     #[doc(hidden)]
     Looked(Looks),
     #[doc(hidden)]
@@ -346,6 +356,17 @@ enum Source {
     },
 }
 
+/// How much is known of the plugins that are there at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstScan {
+    /// The files are being listed.
+    Listing,
+    /// Some have not said what they are.
+    Asking,
+    /// Each has answered, or was skipped.
+    Done,
+}
+
 pub struct Supervisor {
     settings: Settings,
     outlet: Box<dyn Outlet>,
@@ -363,6 +384,7 @@ pub struct Supervisor {
     fingerprints: HashMap<PathBuf, Fingerprint>,
     /// A thread looks at the files and has not answered.
     looking: bool,
+    first_scan: FirstScan,
     rescan: Option<Rescan>,
     /// Those who asked for a rescan while another was on its way.
     rescan_next: Vec<Box<dyn FnOnce(Rescanned) + Send>>,
@@ -391,7 +413,7 @@ impl Supervisor {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (commands, inbox) = channel();
         let children = Arc::new(process::adopt_orphans()?);
-        let health_at = Instant::now() + settings.health_interval;
+        let health_at = Instant::now() + settings.adjustable.health_interval;
         let mut supervisor = Self {
             settings,
             outlet,
@@ -406,6 +428,7 @@ impl Supervisor {
             busy: vec![],
             fingerprints: HashMap::new(),
             looking: false,
+            first_scan: FirstScan::Listing,
             rescan: None,
             rescan_next: vec![],
             admissible: vec![],
@@ -494,7 +517,7 @@ impl Supervisor {
             }
         };
         for plugin in &self.plugins {
-            at_most(plugin.state.deadline(&self.settings.policy));
+            at_most(plugin.state.deadline(&self.settings.adjustable.policy));
             at_most(plugin.connect_at.map(|(at, _)| at));
             at_most(plugin.waiting.iter().map(|waiting| waiting.until).min());
             at_most(plugin.ending.as_ref().map(|ending| ending.look_at.unwrap_or(ending.give_up_at)));
@@ -531,9 +554,13 @@ impl Supervisor {
                     self.clear_remains(index, now);
                 }
             }
-            if self.plugins[index].state.deadline(&self.settings.policy).is_some_and(|at| at <= now) {
+            if self.plugins[index]
+                .state
+                .deadline(&self.settings.adjustable.policy)
+                .is_some_and(|at| at <= now)
+            {
                 if matches!(self.plugins[index].state, State::Starting { .. }) {
-                    let waited = self.settings.policy.ready_timeout.as_millis();
+                    let waited = self.settings.adjustable.policy.ready_timeout.as_millis();
                     self.plugins[index].reason = Some(format!("not ready within {waited} ms"));
                 }
                 self.drive(index, Event::TimerExpired);
@@ -561,7 +588,7 @@ impl Supervisor {
             self.look_after_orphans(now);
         }
         if self.health_at <= now {
-            self.health_at = now + self.settings.health_interval;
+            self.health_at = now + self.settings.adjustable.health_interval;
             self.look_after_orphans(now);
             for index in 0..self.plugins.len() {
                 if matches!(self.plugins[index].state, State::Running { .. }) {
@@ -617,6 +644,7 @@ impl Supervisor {
             }
             Command::Order { id, order, done } => self.on_order(id, order, done),
             Command::Rescan { done } => self.on_rescan(done),
+            Command::Configure(new) => self.configure(*new),
             Command::Looked(Looks(found)) => self.on_looked(found),
             Command::KvAnswer { index, generation, request_id, reply } => {
                 let plugin = &mut self.plugins[index];

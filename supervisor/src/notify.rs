@@ -128,7 +128,7 @@ const NOTICES_MAX: usize = 16;
 impl Supervisor {
     /// Runs the command that tells somebody outside of an event.
     pub(crate) fn notify(&mut self, plugin_id: &str, kind: &str, details: &Value) {
-        if self.settings.notify_command.is_empty() || self.stopping {
+        if self.settings.adjustable.notify_command.is_empty() || self.stopping {
             return;
         }
         if self.notices.len() >= NOTICES_MAX {
@@ -140,7 +140,7 @@ impl Supervisor {
         });
         let input = format!("{event}\n").into_bytes();
         let id = self.next_token;
-        let command = &self.settings.notify_command;
+        let command = &self.settings.adjustable.notify_command;
         let notice = match Notice::start(id, command, &self.environment(None), input, Instant::now()) {
             Ok(notice) => notice,
             Err(why) => return self.tell_of_notice(&why),
@@ -178,7 +178,7 @@ impl Supervisor {
     }
 
     fn tell_of_notice(&self, why: &str) {
-        let fields = object(json!({ "command": self.settings.notify_command, "reason": why }));
+        let fields = object(json!({ "command": self.settings.adjustable.notify_command, "reason": why }));
         self.outlet.log(Level::Error, None, "Notification failed", fields);
     }
 }

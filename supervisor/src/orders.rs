@@ -22,7 +22,7 @@ impl Supervisor {
         if self.stopping {
             return done(Err(OrderError::Failed("the daemon is stopping".into())));
         }
-        let policy = &self.settings.policy;
+        let policy = &self.settings.adjustable.policy;
         // The whole ladder, a start, and a moment for the kernel.
         let patience = policy.stop_grace + policy.term_grace * 2 + REMAINS_PATIENCE + policy.ready_timeout;
         let plugin = &mut self.plugins[index];

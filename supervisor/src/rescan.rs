@@ -16,7 +16,7 @@ use toru_plugin_api::metadata::Metadata;
 use crate::discovery::{self, Fingerprint, Looked, Probe};
 use crate::plugin::{PingTally, Plugin};
 use crate::state::{Event, State, Want};
-use crate::{Command, Kept, Level, Looks, Rescanned, Source, Supervisor, object};
+use crate::{Adjustable, Command, FirstScan, Kept, Level, Looks, Rescanned, Source, Supervisor, object};
 
 /// Before trying again to run a file that is being written.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
@@ -41,7 +41,8 @@ impl Supervisor {
                     self.settings.plugins_dir.display()
                 );
                 self.outlet.log(Level::Error, None, &message, Map::new());
-                return;
+                self.first_scan = FirstScan::Asking;
+                return self.finish_scan();
             }
         };
         let now = Instant::now();
@@ -51,7 +52,65 @@ impl Supervisor {
             }
             self.probe(file, now, now + self.settings.metadata_timeout);
         }
+        self.first_scan = FirstScan::Asking;
+        self.finish_scan();
         self.look();
+    }
+
+    /// Says that the plugins of the start are known, once they are.
+    fn finish_scan(&mut self) {
+        if self.first_scan != FirstScan::Asking
+            || self.stopping
+            || !self.probes.is_empty()
+            || !self.busy.is_empty()
+        {
+            return;
+        }
+        self.first_scan = FirstScan::Done;
+        self.outlet.scanned();
+        self.tell_of_lost_tables();
+    }
+
+    /// Tables of the configuration that no plugin gets: a misspelt id would else be noticed by nobody.
+    fn tell_of_lost_tables(&self) {
+        let tables = &self.settings.adjustable;
+        let known = |id: &&String| !self.plugins.iter().any(|p| !p.removed && p.metadata.id == **id);
+        let mut lost: Vec<&String> = tables.plugin_config.keys().chain(tables.process.keys()).collect();
+        lost.retain(known);
+        lost.sort_unstable();
+        lost.dedup();
+        if !lost.is_empty() {
+            let fields = object(json!({ "ids": lost, "remedy": "correct the id, or remove the table" }));
+            let message = "The configuration has tables of plugins that there are not";
+            self.outlet.log(Level::Warn, None, message, fields);
+        }
+    }
+
+    /// Goes by new settings from now on.
+    pub(crate) fn configure(&mut self, new: Adjustable) {
+        let old = std::mem::replace(&mut self.settings.adjustable, new);
+        let new = &self.settings.adjustable;
+        self.health_at = self.health_at.min(Instant::now() + new.health_interval);
+        let changed = |plugin: &&Plugin| {
+            let id = &plugin.metadata.id;
+            !plugin.removed
+                && (old.plugin_config.get(id) != new.plugin_config.get(id)
+                    || old.process.get(id) != new.process.get(id))
+        };
+        let changed: Vec<usize> = self.plugins.iter().filter(changed).map(|plugin| plugin.index).collect();
+        for index in changed {
+            let plugin = &self.plugins[index];
+            self.outlet.log(
+                Level::Info,
+                Some(&plugin.metadata.id),
+                "Plugin configuration changed",
+                Map::new(),
+            );
+            // Whoever waits for its next start, or stops, gets the new settings then.
+            if matches!(plugin.state, State::Starting { .. } | State::Running { .. }) {
+                self.drive(index, Event::RestartAsked);
+            }
+        }
     }
 
     /// Lets a thread read the files, which may be large and on a slow disk; it answers with [`Command::Looked`].
@@ -79,7 +138,6 @@ impl Supervisor {
     }
 
     pub(crate) fn on_looked(&mut self, found: io::Result<Vec<Looked>>) {
-        self.looking = false;
         match found {
             Ok(found) => {
                 if self.rescan.is_some() && !self.stopping {
@@ -100,6 +158,8 @@ impl Supervisor {
                 self.skip(&folder, &format!("cannot read the plugins folder: {error}; nothing changes"));
             }
         }
+        // Not before: a file that cannot even be asked must not end a rescan that has others to ask.
+        self.looking = false;
         self.finish_rescan();
     }
 
@@ -141,6 +201,7 @@ impl Supervisor {
                 "skipped": report.skipped,
             });
             self.outlet.log(Level::Info, None, "Plugins rescanned", object(fields));
+            self.tell_of_lost_tables();
             for done in done {
                 done(report.clone());
             }
@@ -261,6 +322,7 @@ impl Supervisor {
             // What metadata calls left behind is nobody's from now on.
             self.reap_at.get_or_insert(self.reap_again_at);
         }
+        self.finish_scan();
         self.finish_rescan();
     }
 

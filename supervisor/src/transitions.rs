@@ -23,7 +23,8 @@ impl Supervisor {
         if matches!(plugin.state, State::Running { .. }) && event == Event::Misbehaved {
             plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
         }
-        let (state, actions) = step(Instant::now(), &self.settings.policy, plugin.want, plugin.state, event);
+        let (state, actions) =
+            step(Instant::now(), &self.settings.adjustable.policy, plugin.want, plugin.state, event);
         let before = std::mem::replace(&mut plugin.state, state);
         for action in actions {
             self.act(index, action, before);
@@ -100,7 +101,7 @@ impl Supervisor {
         }
         let env = self.environment(Some(index));
         let plugin = &self.plugins[index];
-        let settings = self.settings.process.get(&plugin.metadata.id);
+        let settings = self.settings.adjustable.process.get(&plugin.metadata.id);
         let args: Vec<&str> = settings.iter().flat_map(|own| &own.args).map(String::as_str).collect();
         let spec = Spec {
             args: &args,
@@ -257,7 +258,7 @@ impl Supervisor {
             })
             .collect();
         if let Some(index) = plugin
-            && let Some(own) = self.settings.process.get(&self.plugins[index].metadata.id)
+            && let Some(own) = self.settings.adjustable.process.get(&self.plugins[index].metadata.id)
         {
             // A later entry wins.
             env.extend(own.env.iter().map(|(key, value)| (key.into(), value.into())));

@@ -620,6 +620,7 @@ fn health_is_public_and_ready_means_every_plugin() {
     assert_eq!(daemon.get("/healthz").status, 200);
     daemon.wait_ready("p");
     assert_eq!(daemon.get("/readyz").status, 503);
+    wait_for("q to be known", || daemon.status("q"));
     assert_eq!(daemon.manage("POST", "/api/plugins/q/disable", b"").status, 200);
     wait_for("readyz without q", || (daemon.get("/readyz").status == 200).then_some(()));
 }
@@ -627,6 +628,7 @@ fn health_is_public_and_ready_means_every_plugin() {
 #[test]
 fn a_refused_request_is_a_sign_of_life_too() {
     let daemon = Stage::new().set("http.idle_timeout_ms", 1500).start();
+    wait_for("the plugins to be read", || (daemon.get("/readyz").status == 200).then_some(()));
     let mut client = daemon.client();
     let began = Instant::now();
     // Each well within the deadline, all together far beyond it: what is observed is that nothing happens.

@@ -15,6 +15,7 @@ mod history;
 mod http;
 mod kv;
 mod readme;
+mod reload;
 mod sdk;
 mod store;
 mod supervision;

@@ -546,29 +546,6 @@ fn hangup_reopens_the_logs() {
 }
 
 #[test]
-fn hangup_under_load_drops_no_request() {
-    let daemon = Stage::new().faulty("p", &json!({})).start();
-    daemon.wait_ready("p");
-    thread::scope(|scope| {
-        let clients: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut client = daemon.client();
-                    for _ in 0..500 {
-                        assert_eq!(client.get("/api/plugins/p/x").status, 200);
-                    }
-                })
-            })
-            .collect();
-        while !clients.iter().all(thread::ScopedJoinHandle::is_finished) {
-            daemon.signal(Signal::HUP);
-            // The next one when this one has been seen, by what a user sees of it.
-            assert_eq!(daemon.get("/healthz").status, 200);
-        }
-    });
-}
-
-#[test]
 fn logs_that_cannot_be_written_stop_nothing() {
     let stage = Stage::new().faulty("p", &json!({}));
     // A file where the directory should be: nobody can write there, root neither.
@@ -759,4 +736,24 @@ fn the_maintainer_is_told_of_a_plugin_given_up() {
             })
         })
     });
+}
+
+#[test]
+fn while_plugins_are_read_an_unknown_one_is_503() {
+    let daemon =
+        Stage::new().faulty("slow", &json!({"do": "metadata-hangs"})).faulty("p", &json!({})).start();
+    // Well before the five seconds that `slow` has to say what it is.
+    daemon.wait_ready("p");
+    let answer = daemon.get("/api/plugins/later/x");
+    assert_problem(&answer, 503);
+    assert_eq!(answer.field("retry-after"), Some("1"));
+    assert!(answer.json()["detail"].as_str().unwrap().contains("still being read"), "{answer:?}");
+    assert_problem(&daemon.get("/api/plugins/route/later/x"), 503);
+    assert_problem(&daemon.manage("GET", "/api/plugins/later", b""), 503);
+    assert_problem(&daemon.manage("POST", "/api/plugins/later/restart", b""), 503);
+    assert_problem(&daemon.get("/readyz"), 503);
+    wait_for("the reading to end", || (daemon.get("/api/plugins/later/x").status == 404).then_some(()));
+    assert_problem(&daemon.manage("GET", "/api/plugins/later", b""), 404);
+    wait_for("readiness", || (daemon.get("/readyz").status == 200).then_some(()));
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
 }

@@ -250,9 +250,13 @@ impl Stage {
 
     /// A setting by its dotted name, with its value as TOML writes it.
     pub fn set(mut self, key: &str, value: impl Display) -> Self {
+        self.change(key, value);
+        self
+    }
+
+    fn change(&mut self, key: &str, value: impl Display) {
         let (table, key) = key.rsplit_once('.').expect("a table, a dot and a key");
         self.settings.entry(table.to_owned()).or_default().insert(key.to_owned(), value.to_string());
-        self
     }
 
     /// The whole configuration file, in place of everything [`Self::set`] said.
@@ -519,6 +523,31 @@ impl Daemon {
         kill_process(self.pid(), signal).expect("our own child can be signalled");
     }
 
+    /// Changes a setting in the configuration file, which the daemon reads at the next [`Self::hang_up`].
+    pub fn set(&mut self, key: &str, value: impl Display) {
+        self.stage.change(key, value);
+        self.write_config(&self.stage.settings());
+    }
+
+    /// Puts `text` in place of the configuration file, in one step as a careful operator would.
+    pub fn write_config(&self, text: &str) {
+        let (path, new) = (self.root().join("toru.toml"), self.root().join("toru.toml.new"));
+        fs::write(&new, text).expect("the stage can be written");
+        fs::rename(&new, &path).expect("the stage can be written");
+    }
+
+    /// SIGHUP, and the lines of the core's log from there to the end of what it causes.
+    pub fn hang_up(&self) -> Vec<Value> {
+        let before = self.supervisor_log().len();
+        self.signal(Signal::HUP);
+        wait_for("the rescan to end", || {
+            let mut lines = self.supervisor_log().split_off(before);
+            let end = lines.iter().position(|line| line["message"] == "Plugins rescanned")?;
+            lines.truncate(end + 1);
+            Some(lines)
+        })
+    }
+
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         if self.exit.is_none() {
             self.exit = self.child.try_wait().expect("our own child");
@@ -590,12 +619,12 @@ impl Daemon {
         self.request(method, target, &fields[..count], body)
     }
 
-    /// What the daemon says about a plugin, or `None` if it knows none.
+    /// What the daemon says about a plugin, or `None` if it knows none, or none yet.
     pub fn status(&self, id: &str) -> Option<Value> {
         let answer = self.manage("GET", &format!("/api/plugins/{id}"), b"");
         match answer.status {
             200 => Some(answer.json()),
-            404 => None,
+            404 | 503 => None,
             _ => panic!("status of {id}: {answer:?}"),
         }
     }

@@ -17,7 +17,7 @@ fn a_renewed_lifeline_begins_with_a_ping_and_no_second_init() {
     let (dir, mut settings) = folder(&[]);
     put(dir.path(), "p", "1.1", WAIT);
     // No health check comes in between.
-    settings.health_interval = PATIENCE;
+    settings.adjustable.health_interval = PATIENCE;
     let stage = Stage::start(dir, settings);
     let mut first = stage.accept("p");
     assert_eq!(action(&receive(&mut first)), "init");
@@ -43,7 +43,7 @@ fn a_crash_is_told_with_all_that_is_known() {
     let (dir, mut settings) = folder(&[]);
     let lines: String = (1..=25).map(|line| format!("echo line {line} >&2\n")).collect();
     put(dir.path(), "p", "1.1", &format!("{lines}kill -SEGV $$"));
-    settings.policy.restarts_max = 1;
+    settings.adjustable.policy.restarts_max = 1;
     let stage = Stage::start(dir, settings);
     let crash = stage.event("p", "crashed");
     let (exit, dumped) = (crash["exit"].as_str().expect("an exit"), crash["core_dumped"] == true);
@@ -65,7 +65,7 @@ fn notified(script: &str, fifo: Option<&Path>) -> Stage {
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
         rustix::fs::mknodat(rustix::fs::CWD, fifo, rustix::fs::FileType::Fifo, mode, 0).expect("fifo");
     }
-    settings.notify_command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    settings.adjustable.notify_command = ["sh", "-c", script].map(str::to_owned).to_vec();
     Stage::start(dir, settings)
 }
 
@@ -97,7 +97,7 @@ fn a_command_that_fails_is_one_line_in_the_log() {
     let stage = notified("echo no mail today >&2; exit 3", None);
     assert_eq!(failure(&stage), "it ended with exit code 3; it wrote: no mail today");
     let (dir, mut settings) = folder(&[("p", "exit 127")]);
-    settings.notify_command = vec!["/no/such/command".into()];
+    settings.adjustable.notify_command = vec!["/no/such/command".into()];
     let stage = Stage::start(dir, settings);
     assert_eq!(failure(&stage), "/no/such/command is not there");
 }

@@ -39,7 +39,7 @@ fn start_and_stop_are_not_kept_and_enable_and_disable_are() {
 #[test]
 fn an_order_that_cannot_be_done_says_what_it_waits_for() {
     let (dir, mut settings) = folder(&[]);
-    settings.policy.backoff = vec![Duration::from_secs(3600)];
+    settings.adjustable.policy.backoff = vec![Duration::from_secs(3600)];
     // 1.1: a 1.0 plugin would be ready as soon as its socket is there, which is the test's.
     put(dir.path(), "p", "1.1", "exit 3");
     let stage = Stage::start(dir, settings);
@@ -54,7 +54,7 @@ fn an_order_that_cannot_be_done_says_what_it_waits_for() {
 fn an_order_is_overtaken_by_its_opposite() {
     // Neither of them ends by itself: it never gets ready, and hears no SIGTERM.
     let (dir, mut settings) = folder(&[]);
-    settings.policy.term_grace = PATIENCE;
+    settings.adjustable.policy.term_grace = PATIENCE;
     put(dir.path(), "p", "1.1", "trap '' TERM\necho up\nwhile :; do sleep 1000; done");
     let stage = Stage::start(dir, settings);
     stage.line("p", "up");

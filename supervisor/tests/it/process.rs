@@ -8,7 +8,7 @@ use crate::stage::{Stage, folder};
 
 fn stage(body: &str, own: ProcessSettings) -> Stage {
     let (dir, mut settings) = folder(&[("p", body)]);
-    settings.process = HashMap::from([("p".to_owned(), own)]);
+    settings.adjustable.process = HashMap::from([("p".to_owned(), own)]);
     Stage::start(dir, settings)
 }
 

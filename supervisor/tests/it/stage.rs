@@ -21,8 +21,8 @@ use std::{fs, io};
 use serde_json::{Map, Value};
 use toru_supervisor::state::Policy;
 use toru_supervisor::{
-    Command, Handle, Kept, KvAnswer, KvQuestion, Level, Order, OrderError, Outlet, PluginStatus, PluginView,
-    Settings, Stream, Supervisor,
+    Adjustable, Command, Handle, Kept, KvAnswer, KvQuestion, Level, Order, OrderError, Outlet, PluginStatus,
+    PluginView, Settings, Stream, Supervisor,
 };
 
 /// Longer than anything here takes, even on a machine that is busy with something else.
@@ -90,6 +90,8 @@ impl Outlet for Ear {
         let _ = self.said.send(Said::Kept { plugin: plugin.to_owned(), kept: kept.clone() });
     }
 
+    fn scanned(&self) {}
+
     fn in_flight(&self, _: usize) -> usize {
         7
     }
@@ -112,21 +114,23 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
         data_dir: dir.path().join("data"),
         // Tests share a process: each needs an installation of its own.
         instance_id: format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
-        policy: Policy {
-            backoff: vec![Duration::from_millis(10)],
-            stop_grace: Duration::from_millis(10),
-            term_grace: Duration::from_millis(500),
-            ready_timeout: PATIENCE,
-            ..Policy::default()
-        },
-        // A listener that nobody reads from takes 128 connections, one for each health check of a 1.0 plugin.
-        health_interval: Duration::from_millis(500),
-        unanswered_pings: 1000,
         metadata_timeout: PATIENCE,
         frame_bytes_max: 1024 * 1024,
-        plugin_config: HashMap::new(),
-        process: HashMap::new(),
-        notify_command: vec![],
+        adjustable: Adjustable {
+            policy: Policy {
+                backoff: vec![Duration::from_millis(10)],
+                stop_grace: Duration::from_millis(10),
+                term_grace: Duration::from_millis(500),
+                ready_timeout: PATIENCE,
+                ..Policy::default()
+            },
+            // A listener that nobody reads from takes 128 connections, one for each health check of a 1.0 plugin.
+            health_interval: Duration::from_millis(500),
+            unanswered_pings: 1000,
+            plugin_config: HashMap::new(),
+            process: HashMap::new(),
+            notify_command: vec![],
+        },
         kept: HashMap::new(),
     };
     (dir, settings)
