@@ -33,6 +33,10 @@ fuzz seconds="60":
 bench:
     cargo bench -p toru-benches
 
+# A thousand SIGKILLs under eight writers; 50 are in the suite.
+kills:
+    TORU_TEST_KILLS=1000 cargo test -p toru-tests --test it -- --nocapture --exact store::nothing_that_eight_writers_were_acknowledged_is_lost_to_sigkills
+
 # Durable values and reads a second: bare SQLite, the store, and the whole path.
 bench-kv:
     cargo bench -p toru-runtime --bench kv
