@@ -33,6 +33,51 @@ fn write_digits(place: &mut [u8], mut number: u64) {
     }
 }
 
+/// Milliseconds since 1970 of a moment in UTC: a day, `2026-01-01`, or RFC 3339 with `Z`, `2026-01-01T00:00:00.000Z`,
+/// with up to three digits after the second or none.
+///
+/// Bounds: years 1970 to 9999; nothing for any other text, or a day or time that does not exist.
+pub fn unix_ms_of(text: &str) -> Option<u64> {
+    let number = |text: &str, most: u64| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u64>().ok().filter(|number| digits && *number <= most)
+    };
+    let (date, time) = match text.split_once('T') {
+        Some((date, time)) => (date, time.strip_suffix('Z')?),
+        None => (text, "00:00:00"),
+    };
+    if !text.is_ascii() || date.len() != 10 || &date[4..5] != "-" || &date[7..8] != "-" {
+        return None;
+    }
+    let (year, month, day) = (number(&date[..4], 9999)?, number(&date[5..7], 12)?, number(&date[8..], 31)?);
+    if year < 1970 || month == 0 {
+        return None;
+    }
+    let days = days_from_civil(year, month, day);
+    if civil_from_days(days) != (year, month, day) {
+        return None;
+    }
+    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    if clock.len() != 8 || &clock[2..3] != ":" || &clock[5..6] != ":" || !(1..=3).contains(&fraction.len()) {
+        return None;
+    }
+    let (hour, minute, second) =
+        (number(&clock[..2], 23)?, number(&clock[3..5], 59)?, number(&clock[6..], 59)?);
+    let ms = number(fraction, 999)? * 10_u64.pow(3 - fraction.len() as u32);
+    Some(days * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1_000 + ms)
+}
+
+/// The inverse of [`civil_from_days`]; a day past the end of its month is one of the next.
+fn days_from_civil(year: u64, month: u64, day: u64) -> u64 {
+    let year = year - u64::from(month <= 2);
+    let (era, year_of_era) = (year / 400, year % 400);
+    let march_month = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * march_month + 2) / 5 + day;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    // One for the day that `day` counts from 1. 1970-01-01 is the smallest, so nothing goes below zero.
+    (era * 146_097 + day_of_era).saturating_sub(719_469)
+}
+
 /// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar.
 ///
 /// Years are taken to begin in March, so that the leap day is the last day of a year and months
@@ -53,6 +98,38 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_day_and_moment_reads_back() {
+        for day in (0..2_932_896).step_by(17).chain(0..1000) {
+            let unix_ms = day * 86_400_000 + (day * 7919) % 86_400_000;
+            assert_eq!(unix_ms_of(as_str(&rfc3339_millis(unix_ms))), Some(unix_ms));
+            assert_eq!(unix_ms_of(&as_str(&rfc3339_millis(unix_ms))[..10]), Some(day * 86_400_000));
+        }
+        assert_eq!(unix_ms_of("2024-02-29T12:00:00Z"), Some(1_709_208_000_000));
+        assert_eq!(unix_ms_of("2024-02-29T12:00:00.5Z"), Some(1_709_208_000_500));
+        for bad in [
+            "",
+            "now",
+            "2023-02-29",
+            "2024-13-01",
+            "2024-00-01",
+            "2024-01-00",
+            "1969-12-31",
+            "2024-1-1",
+            "2024-01-01T00:00:00",
+            "2024-01-01T24:00:00Z",
+            "2024-01-01T00:00:00.Z",
+            "2024-01-01T00:00:00.1234Z",
+            "2024-01-01T00:00Z",
+            "+024-01-01",
+            "2024-01-01T00:00:00+01:00",
+            "2024-01-0ü",
+            "ü24-01-01",
+        ] {
+            assert_eq!(unix_ms_of(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn known_moments() {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use toru_http::RequestHead;
 use toru_plugin_api::status::History;
+use toru_plugin_api::time::unix_ms_of;
 use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
 use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
@@ -121,8 +122,9 @@ impl Call {
                     plugin_id: query.get("plugin").map(str::to_owned),
                     event_type: query.get("type").map(str::to_owned),
                     after_id: query.get("after").and_then(|id| id.parse().ok()),
+                    since_unix_ms: query.moment("since")?,
+                    until_unix_ms: query.moment("until")?,
                     limit: query.number("limit", 100, 1..=1000)?,
-                    ..EventQuery::default()
                 },
                 follow: matches!(query.get("follow"), Some("1" | "true")),
             },
@@ -140,6 +142,17 @@ impl<'a> Query<'a> {
             .filter_map(|pair| pair.split_once('='))
             .find(|(key, _)| *key == name)
             .map(|(_, value)| value)
+    }
+
+    /// A moment in milliseconds since 1970, or as [`unix_ms_of`] takes it.
+    fn moment(&self, name: &str) -> Result<Option<u64>, Failure> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        text.parse().ok().or_else(|| unix_ms_of(text)).map(Some).ok_or_else(|| Failure::Malformed {
+            status: 400,
+            detail: format!(
+                "`{name}` must be like 2026-01-31, 2026-01-31T12:00:00Z, or in milliseconds since 1970"
+            ),
+        })
     }
 
     fn number(&self, name: &str, default: usize, bounds: RangeInclusive<usize>) -> Result<usize, Failure> {

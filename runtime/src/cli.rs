@@ -12,9 +12,39 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
+use toru_plugin_api::time::unix_ms_of;
 
 /// How long the daemon may take over the head of an answer. Orders wait for plugins to start and stop.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Which events `toru events` shows; what is `None` is not asked for.
+#[derive(Clone, Debug, Default)]
+pub struct WantedEvents {
+    pub plugin: Option<String>,
+    pub event_type: Option<String>,
+    /// In milliseconds since 1970.
+    pub since_unix_ms: Option<u64>,
+    pub until_unix_ms: Option<u64>,
+}
+
+/// A moment as people name it: in UTC as the logs write it, a day, or so long ago (`90s`, `15m`, `2h`, `3d`). In
+/// milliseconds since 1970.
+///
+/// Errors: it is none of these.
+pub fn moment(text: &str) -> Result<u64, String> {
+    let ago = text.split_at_checked(text.len().saturating_sub(1)).and_then(|(count, unit)| {
+        let unit_ms: u64 = match unit {
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        Some(crate::kv::unix_ms().saturating_sub(count.parse::<u64>().ok()?.saturating_mul(unit_ms)))
+    });
+    ago.or_else(|| unix_ms_of(text))
+        .ok_or_else(|| "must be like 15m, 2h, 3d, 2026-01-31 or 2026-01-31T12:00:00Z".into())
+}
 
 /// Why a command failed; says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +149,7 @@ impl Daemon {
     /// `toru events`.
     pub fn events(
         &self,
-        plugin: Option<&str>,
+        wanted: &WantedEvents,
         limit: u16,
         follow: bool,
         as_json: bool,
@@ -133,8 +163,15 @@ impl Daemon {
             _ => printable(line),
         };
         let mut path = format!("/v1/events?limit={limit}");
-        if let Some(plugin) = plugin {
-            path.push_str(&format!("&plugin={}", segment(plugin)));
+        for (name, text) in [("plugin", &wanted.plugin), ("type", &wanted.event_type)] {
+            if let Some(text) = text {
+                path.push_str(&format!("&{name}={}", segment(text)));
+            }
+        }
+        for (name, unix_ms) in [("since", wanted.since_unix_ms), ("until", wanted.until_unix_ms)] {
+            if let Some(unix_ms) = unix_ms {
+                path.push_str(&format!("&{name}={unix_ms}"));
+            }
         }
         if !follow {
             let page: Page = parse(&self.get(&path)?)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use toru_runtime::cli::{CliError, Daemon, kv_question, values};
+use toru_runtime::cli::{CliError, Daemon, WantedEvents, kv_question, moment, values};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
 
@@ -52,6 +52,15 @@ enum Command {
         /// Only this plugin.
         #[arg(long, value_name = "ID")]
         plugin: Option<String>,
+        /// Only this type, such as crashed.
+        #[arg(long = "type", value_name = "TYPE")]
+        event_type: Option<String>,
+        /// Only from this time on: 15m, 2h or 3d ago, 2026-01-31, or 2026-01-31T12:00:00Z.
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        since: Option<u64>,
+        /// Only before this time.
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        until: Option<u64>,
         /// Go on as new events come.
         #[arg(short, long)]
         follow: bool,
@@ -291,8 +300,9 @@ fn main() -> ExitCode {
             Err(error) => complain(&error, exit::FAILURE),
         },
         Command::Status { daemon, json } => with_daemon(daemon, |daemon| daemon.status(json)),
-        Command::Events { daemon, plugin, follow, lines, json } => {
-            with_daemon(daemon, |daemon| daemon.events(plugin.as_deref(), lines, follow, json))
+        Command::Events { daemon, plugin, event_type, since, until, follow, lines, json } => {
+            let wanted = WantedEvents { plugin, event_type, since_unix_ms: since, until_unix_ms: until };
+            with_daemon(daemon, |daemon| daemon.events(&wanted, lines, follow, json))
         }
         Command::Check(args) => check(*args),
         Command::Plugin(command) => plugin(command),

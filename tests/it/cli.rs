@@ -247,6 +247,16 @@ fn events_are_printed() {
         assert!(toru(&daemon, "events", &["--plugin", "p"]).contains(word), "{word}");
     }
     assert!(!toru(&daemon, "events", &["--plugin", "nobody"]).contains("started"));
+    let count = |arguments: &[&str]| toru(&daemon, "events", arguments).lines().count();
+    assert_eq!(count(&["--type", "ready"]), 1);
+    assert_eq!(count(&["--type", "ready", "--plugin", "p", "--since", "1d", "--until", "9999-12-31"]), 1);
+    assert_eq!(count(&["--until", "2001-01-01T00:00:00Z"]), 0);
+    assert_eq!(count(&["--since", "9999-12-31"]), 0);
+    assert_eq!(daemon.toru("events", &["--since", "yesterday"]).status.code(), Some(USAGE));
+    let asked = |query: &str| daemon.control().get(&format!("/v1/events?{query}"));
+    assert_eq!(asked("since=2001-01-01T00:00:00Z&type=ready").json()["events"].as_array().unwrap().len(), 1);
+    assert_eq!(asked("until=978307200000").json(), json!({"events": []}));
+    assert_eq!(asked("since=yesterday").status, 400);
     for line in toru(&daemon, "events", &["--json"]).lines() {
         let event: Value = serde_json::from_str(line).unwrap();
         assert!(event["event_type"].is_string(), "{event}");
