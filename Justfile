@@ -37,7 +37,7 @@ bench:
 kills:
     TORU_TEST_KILLS=1000 cargo test -p toru-tests --test it -- --nocapture --exact store::nothing_that_eight_writers_were_acknowledged_is_lost_to_sigkills
 
-# Durable values and reads a second: bare SQLite, the store, and the whole path.
+# Durable values and reads a second: the disk, bare SQLite, the store, and the whole path from a plugin and over HTTP.
 bench-kv:
     cargo bench -p toru-runtime --bench kv
 
