@@ -202,6 +202,11 @@ impl Column {
     }
 }
 
+/// What the trend may take beyond its width: a minute in all.
+const TREND_MORE_MAX: u16 = 48;
+/// What the last exit gets before the trend gets anything: "cannot run: Permission denied" is whole then.
+const EXIT_MORE: u16 = 16;
+
 /// A time of day, or how long ago when that was another day.
 pub fn moment(unix_ms: u64, now_unix_ms: u64) -> String {
     match now_unix_ms.saturating_sub(unix_ms) {
@@ -212,7 +217,7 @@ pub fn moment(unix_ms: u64, now_unix_ms: u64) -> String {
 
 /// The columns that fit into `width`, with their widths, in the order of the screen; one space between them.
 ///
-/// What is over goes to the ids, up to `id_width`, then to the last exit.
+/// What is over goes to the ids, up to `id_width`, then to the trend up to a minute, then to the last exit.
 pub fn fit(width: u16, id_width: u16) -> Vec<(Column, u16)> {
     let mut wanted = Column::ALL;
     wanted.sort_by_key(|column| column.priority());
@@ -233,6 +238,7 @@ pub fn fit(width: u16, id_width: u16) -> Vec<(Column, u16)> {
     for (column, width) in &mut columns {
         let more = match column {
             Column::Id => id_width.saturating_sub(*width).min(left),
+            Column::Trend => left.saturating_sub(EXIT_MORE).min(TREND_MORE_MAX),
             Column::LastExit => left,
             _ => 0,
         };
@@ -242,18 +248,21 @@ pub fn fit(width: u16, id_width: u16) -> Vec<(Column, u16)> {
     columns
 }
 
-/// The values of a sparkline, oldest first, at most `width` of them.
+/// The values of a sparkline, a second each, oldest first, at most `width` of them; seconds without a sample are empty.
 pub fn trend(plugin: &Plugin, spark: Spark, width: usize) -> Vec<f64> {
-    let skip = plugin.history.len().saturating_sub(width);
-    plugin
-        .history
-        .iter()
-        .skip(skip)
-        .map(|sample| match spark {
+    let (Some(first), Some(last)) = (plugin.history.front(), plugin.history.back()) else { return vec![] };
+    let ago = |unix_ms: u64| ((last.unix_ms.saturating_sub(unix_ms) + 500) / 1000) as usize;
+    let mut values = vec![0.0f64; (ago(first.unix_ms) + 1).min(width)];
+    let count = values.len();
+    for sample in plugin.history.iter().rev() {
+        let Some(index) = count.checked_sub(1 + ago(sample.unix_ms)) else { break };
+        let value = match spark {
             Spark::Requests => sample.requests_per_s,
-            Spark::P99 => sample.p99_us as f64,
-        })
-        .collect()
+            Spark::P99 => sample.p99_us.unwrap_or(0) as f64,
+        };
+        values[index] = values[index].max(value);
+    }
+    values
 }
 
 #[cfg(test)]

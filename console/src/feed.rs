@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::model::Verb;
+use serde::Deserialize;
+use toru_plugin_api::status::History;
+
+use crate::model::{CORE, Verb};
 use crate::update::News;
 
 /// Between snapshots.
@@ -85,9 +88,9 @@ impl Feed {
 fn read_snapshots(socket: &Path, tell: &Tell) {
     let mut attempt = 0;
     loop {
-        let reason = match snapshots(socket, INTERVAL, |snapshot| {
+        let reason = match stream(socket, INTERVAL, true, |news| {
             attempt = 0;
-            tell(News::Snapshot(Box::new(snapshot)))
+            tell(news)
         }) {
             Ok(()) => "the core closed the stream".to_owned(),
             Err(error) => in_words(socket, &error),
@@ -100,19 +103,30 @@ fn read_snapshots(socket: &Path, tell: &Tell) {
     }
 }
 
-/// Hands on snapshots until `each` has enough or the stream ends.
-pub fn snapshots(
+/// Hands on snapshots, and in front of them the plugins' past where it is wanted, until `each` has enough or the
+/// stream ends.
+pub fn stream(
     socket: &Path,
     interval: Duration,
-    mut each: impl FnMut(toru_plugin_api::status::Snapshot) -> bool,
+    past: bool,
+    mut each: impl FnMut(News) -> bool,
 ) -> io::Result<()> {
-    let target = format!("/v1/stream?interval_ms={}", interval.as_millis());
+    #[derive(Deserialize)]
+    struct Past {
+        history: Box<History>,
+    }
+    let past = if past { "&history=*" } else { "" };
+    let target = format!("/v1/stream?interval_ms={}{past}", interval.as_millis());
     let mut answer = ask(socket, "GET", &target, SILENCE_MAX)?.successful()?;
     let mut line = Vec::new();
     while answer.read_line(&mut line)? {
-        let snapshot = serde_json::from_slice(&line)?;
+        let news = if line.starts_with(b"{\"history\":") {
+            News::History(serde_json::from_slice::<Past>(&line)?.history)
+        } else {
+            News::Snapshot(serde_json::from_slice(&line)?)
+        };
         line.clear();
-        if !each(snapshot) {
+        if !each(news) {
             return Ok(());
         }
     }
@@ -145,7 +159,8 @@ fn read_events(socket: &Path, tell: &Tell) {
 }
 
 fn read_log(socket: &Path, tell: &Tell, wanted: &AtomicU64, generation: u64, plugin: &str) {
-    let target = format!("/v1/plugins/{}/logs?follow=1&page_size={LOG_BACKLOG}", encoded(plugin));
+    let of = if plugin == CORE { "/v1".into() } else { format!("/v1/plugins/{}", encoded(plugin)) };
+    let target = format!("{of}/logs?follow=1&page_size={LOG_BACKLOG}");
     let is_wanted = || wanted.load(Relaxed) == generation;
     let outcome = ask(socket, "GET", &target, POLL).and_then(Answer::successful).and_then(|mut answer| {
         let each = |line| tell(News::Log { generation, plugin: plugin.to_owned(), line });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nucleo_matcher::pattern::{CaseMatching, Normalization, Pattern};
 use nucleo_matcher::{Config, Matcher, Utf32Str};
 use serde_json::{Map, Value};
-use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
+use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerStatus};
 use tui_input::Input;
 
 use crate::columns::Column;
@@ -24,6 +24,8 @@ pub const LOG_LINE_CHARS_MAX: usize = 4096;
 pub const EVENTS_MAX: usize = 2000;
 /// Deaths further apart than this are accidents, closer together a loop.
 pub const LOOP_WINDOW_MS: u64 = 120_000;
+/// What the core's own log is called among the plugins'; no id has this sign.
+pub const CORE: &str = "@core";
 /// How long the outcome of an action stays on the screen.
 pub const TOAST: Duration = Duration::from_secs(8);
 
@@ -86,24 +88,14 @@ impl Condition {
     }
 }
 
-/// One second of one plugin.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Sample {
-    pub unix_ms: u64,
-    pub requests_per_s: f64,
-    pub errors_per_s: f64,
-    pub p50_us: u64,
-    pub p95_us: u64,
-    pub p99_us: u64,
-    pub rss_bytes: u64,
-}
-
 /// One plugin: what the core last said, and what the console has seen of it.
 #[derive(Clone, Debug, Default)]
 pub struct Plugin {
     pub status: PluginStatus,
-    /// Oldest first, at most [`HISTORY_MAX`].
+    /// Oldest first, at most [`HISTORY_MAX`]. A second that is left out was one without requests.
     pub history: VecDeque<Sample>,
+    /// Requests/s by worker.
+    pub worker_rates: Vec<f64>,
     pub last_restart_unix_ms: Option<u64>,
     /// Deaths within [`LOOP_WINDOW_MS`].
     pub deaths_unix_ms: VecDeque<u64>,
@@ -131,7 +123,7 @@ impl Plugin {
     }
 
     pub fn latest(&self) -> Sample {
-        self.history.back().copied().unwrap_or_default()
+        self.history.back().cloned().unwrap_or_default()
     }
 }
 
@@ -235,9 +227,16 @@ impl LogLine {
         };
         let unix_ms = parse_time(&take("timestamp")).unwrap_or_default();
         let level = Level::from_word(&take("level"));
-        let message = take("message");
+        let mut message = take("message");
+        let about = take("plugin_id");
+        if plugin == CORE {
+            // Which part of the core speaks is seldom the question; about whom it speaks is.
+            take("component");
+            if !about.is_empty() {
+                message = format!("{about}: {message}");
+            }
+        }
         let message = shortened(&message);
-        take("plugin_id");
         let rest = fields(&object);
         let (rest, gap) = (shortened(&rest), if rest.is_empty() { "" } else { "  " });
         Self { plugin: clean(plugin), unix_ms, level, text: format!("{}{gap}{rest}", clean(message)) }
@@ -424,9 +423,9 @@ pub struct Model {
 
     /// The last snapshot without its plugins and workers; `None` before the first.
     pub core: Option<Snapshot>,
-    /// When the first sample was taken: charts hold nothing older.
-    pub since_unix_ms: Option<u64>,
     pub plugins: BTreeMap<String, Plugin>,
+    /// Told before the snapshot that it belongs to.
+    pub past: BTreeMap<String, History>,
     pub workers: Vec<Worker>,
     /// Oldest first, at most [`EVENTS_MAX`].
     pub events: VecDeque<Event>,
@@ -437,7 +436,8 @@ pub struct Model {
     pub screens: Vec<Screen>,
     pub prompt: Option<Prompt>,
     pub confirm: Option<Confirm>,
-    pub help: bool,
+    /// Rows of it that are scrolled off, while it is open.
+    pub help: Option<u16>,
     pub toast: Option<Toast>,
     /// Orders on their way.
     pub pending: Vec<(Verb, String)>,
@@ -466,15 +466,15 @@ impl Model {
             readonly: readonly || replay,
             size,
             core: None,
-            since_unix_ms: None,
             plugins: BTreeMap::new(),
+            past: BTreeMap::new(),
             workers: Vec::new(),
             events: VecDeque::new(),
             events_complaint: None,
             screens: vec![Screen::Plugins],
             prompt: None,
             confirm: None,
-            help: false,
+            help: None,
             toast: None,
             pending: Vec::new(),
             sort: Sort { column: Column::State, descending: true },

@@ -10,23 +10,22 @@ use crate::model::Model;
 use crate::text::{rate, span};
 use crate::update::{Msg, News, update};
 
-/// Between the two snapshots that rates need.
+/// Between the two snapshots that rates need, of a core that tells none.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Fills the model with two snapshots.
+/// Fills the model with as many snapshots as rates need.
 pub fn look(socket: &Path, model: &mut Model) -> io::Result<()> {
-    let mut count = 0;
-    feed::snapshots(socket, INTERVAL, |snapshot| {
+    let mut wanted = 2;
+    feed::stream(socket, INTERVAL, false, |news| {
+        if let News::Snapshot(snapshot) = &news {
+            wanted -= if snapshot.window_ms.is_some() { wanted } else { 1 };
+        }
         let now = model.now;
         // A snapshot asks for nothing.
-        let _ = update(model, now, Msg::News(News::Snapshot(Box::new(snapshot))));
-        count += 1;
-        count < 2
+        let _ = update(model, now, Msg::News(news));
+        wanted > 0
     })?;
-    match count {
-        2 => Ok(()),
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
+    if wanted == 0 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// A line about the core, a line of titles, a line for each plugin.

@@ -32,7 +32,7 @@ impl Recorder {
 
     /// Snapshots, events and the state of the line; logs and outcomes belong to the one who looked.
     pub fn write(&mut self, now: Now, news: &News) -> io::Result<()> {
-        if matches!(news, News::Snapshot(_) | News::Event(_) | News::Lost { .. }) {
+        if matches!(news, News::History(_) | News::Snapshot(_) | News::Event(_) | News::Lost { .. }) {
             let entry = Entry { elapsed_ms: now.elapsed.as_millis() as u64, unix_ms: now.unix_ms, news };
             let mut line = serde_json::to_vec(&entry)?;
             line.push(b'\n');

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
-use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
+use toru_plugin_api::status::{Limits, PluginOnWorker, PluginStatus, Snapshot, StoreStatus, WorkerStatus};
 
 use crate::model::{Model, Now};
 use crate::update::{Command, Key, Msg, News, update};
@@ -45,6 +45,18 @@ pub fn plugin(id: &str) -> PluginStatus {
         cpu_percent: Some(1.5),
         rss_bytes: Some(12_300_000),
         protocol: "1.1".into(),
+        limits: Some(Limits {
+            in_flight_max: 1024,
+            timeout_ms: 30_000,
+            message_bytes_max: 1 << 20,
+            kv_bytes_max: 64 << 20,
+            open_files_max: Some(256),
+            ..Limits::default()
+        }),
+        by_worker: vec![
+            PluginOnWorker { connections: 1, ..PluginOnWorker::default() },
+            PluginOnWorker::default(),
+        ],
         ..PluginStatus::default()
     }
 }
@@ -117,7 +129,15 @@ impl Rig {
                 requests,
                 ..WorkerStatus::default()
             }],
-            ..Snapshot::default()
+            store: StoreStatus {
+                writable: true,
+                commits: 45,
+                last_commit_us: Some(1500),
+                p50_commit_us: Some(1200),
+                p99_commit_us: Some(13_000),
+                ..StoreStatus::default()
+            },
+            window_ms: Some(10_000),
         };
         self.news(News::Snapshot(Box::new(snapshot)))
     }

@@ -2,16 +2,23 @@
 //!
 //! Pure: no clock, no socket, no terminal. The time of a message is an argument.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
-use toru_plugin_api::status::{PluginStatus, Snapshot, WorkerStatus};
+use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerStatus};
 use tui_input::{Input, InputRequest};
 
 use crate::columns::Column;
 use crate::model::{
-    Confirm, EVENTS_MAX, Event, HISTORY_MAX, LOG_LINES_MAX, LOOP_WINDOW_MS, Level, Link, LogLine, Model, Now,
-    Plugin, Prompt, Sample, Screen, Spark, TOAST, Toast, Verb,
+    CORE, Confirm, EVENTS_MAX, Event, HISTORY_MAX, LOG_LINES_MAX, LOOP_WINDOW_MS, Level, Link, LogLine,
+    Model, Now, Plugin, Prompt, Screen, Spark, TOAST, Toast, Verb,
 };
 use crate::text::{self, clean, parse_time};
+
+/// Nobody has to undo more steps down than there are rows.
+const HELP_ROWS_MAX: u16 = 24;
+/// A sample so much older than the last tells that the wall clock was set back.
+const CLOCK_JUMP_MS: u64 = 3000;
 
 /// Something happened.
 #[derive(Clone, Debug)]
@@ -57,6 +64,8 @@ pub enum News {
     Lost {
         reason: String,
     },
+    /// The last ten minutes of a plugin; comes before the first snapshot.
+    History(Box<History>),
     Snapshot(Box<Snapshot>),
     /// A line of `/v1/events`.
     Event(String),
@@ -115,7 +124,7 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
         }
         Msg::Click { row } => {
             let index = usize::from(row.saturating_sub(model.list_top())) + model.scroll;
-            let bare = *model.screen() == Screen::Plugins && model.confirm.is_none() && !model.help;
+            let bare = *model.screen() == Screen::Plugins && model.confirm.is_none() && model.help.is_none();
             if bare && row >= model.list_top() && usize::from(row - model.list_top()) < model.list_height() {
                 let clicked = model.rows().get(index).map(|plugin| plugin.status.id.clone());
                 model.selected = clicked.or(model.selected.take());
@@ -145,6 +154,9 @@ fn on_news(model: &mut Model, news: News) {
                 Link::Live => Link::Lost { since: model.now, reason },
                 Link::Lost { since, .. } => Link::Lost { since, reason },
             };
+        }
+        News::History(history) => {
+            model.past.insert(clean(&history.plugin), *history);
         }
         News::Snapshot(snapshot) => on_snapshot(model, *snapshot),
         News::Event(line) => {
@@ -185,6 +197,15 @@ fn say(model: &mut Model, good: bool, text: String) {
     model.toast = Some(Toast { text, good, until: model.now.elapsed + TOAST });
 }
 
+/// The core knows its own past best; what the console has seen before that, of an earlier core, stays.
+fn absorb(plugin: &mut Plugin, history: &History) {
+    let first = history.unix_ms.first().copied().unwrap_or(u64::MAX);
+    plugin.history.retain(|sample| sample.unix_ms < first);
+    for sample in history.samples() {
+        push_bounded(&mut plugin.history, sample);
+    }
+}
+
 fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
     let unix_ms = parse_time(&snapshot.timestamp).unwrap_or(model.now.unix_ms);
     // Counters start at nothing in a new core; differences to the old one's would be nonsense.
@@ -209,19 +230,35 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
                 learn(&mut plugin, event, model.now);
             }
         }
+        if let Some(history) = model.past.remove(&status.id) {
+            absorb(&mut plugin, &history);
+        }
         let old = std::mem::replace(&mut plugin.status, status);
         let status = &plugin.status;
-        if is_known || passed_s.is_none() {
+        plugin.worker_rates = status
+            .by_worker
+            .iter()
+            .enumerate()
+            .map(|(number, now)| {
+                old.by_worker.get(number).map_or(0.0, |then| per_second(now.requests, then.requests))
+            })
+            .collect();
+        if let Some(sample) = &status.sample {
+            push_sample(&mut plugin.history, sample.clone());
+        } else if is_known || passed_s.is_none() {
+            // A core that takes no samples.
             push_bounded(
                 &mut plugin.history,
                 Sample {
                     unix_ms,
                     requests_per_s: if is_known { per_second(status.requests, old.requests) } else { 0.0 },
                     errors_per_s: if is_known { per_second(status.errors, old.errors) } else { 0.0 },
-                    p50_us: status.p50_us.unwrap_or(0),
-                    p95_us: status.p95_us.unwrap_or(0),
-                    p99_us: status.p99_us.unwrap_or(0),
-                    rss_bytes: status.rss_bytes.unwrap_or(0),
+                    p50_us: status.p50_us,
+                    p95_us: status.p95_us,
+                    p99_us: status.p99_us,
+                    in_flight: status.in_flight,
+                    cpu_percent: status.cpu_percent,
+                    rss_bytes: status.rss_bytes,
                 },
             );
         }
@@ -248,6 +285,8 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
         }
         if status.state != "crashed" {
             plugin.next_start_unix_ms = None;
+        } else if status.next_start.is_some() {
+            plugin.next_start_unix_ms = status.next_start;
         }
         model.plugins.insert(plugin.status.id.clone(), plugin);
     }
@@ -263,11 +302,26 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
     }
     snapshot.version = clean(&snapshot.version);
     model.core = Some(snapshot);
-    model.since_unix_ms.get_or_insert(unix_ms);
+    model.past.clear();
     model.link = Link::Live;
 }
 
-fn push_bounded<T>(history: &mut std::collections::VecDeque<T>, value: T) {
+/// Adds a sample unless it is there already.
+fn push_sample(history: &mut VecDeque<Sample>, sample: Sample) {
+    if let Some(last) = history.back().map(|last| last.unix_ms) {
+        if sample.unix_ms <= last && last - sample.unix_ms < CLOCK_JUMP_MS {
+            return;
+        }
+        // The wall clock was set back; what was before stays before.
+        let back = (last + 1000).saturating_sub(sample.unix_ms);
+        if sample.unix_ms <= last {
+            history.iter_mut().for_each(|old| old.unix_ms = old.unix_ms.saturating_sub(back));
+        }
+    }
+    push_bounded(history, sample);
+}
+
+fn push_bounded<T>(history: &mut VecDeque<T>, value: T) {
     if history.len() == HISTORY_MAX {
         history.pop_front();
     }
@@ -366,8 +420,12 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
         Key::Ctrl('l') => return Some(Command::Repaint),
         _ => {}
     }
-    if model.help {
-        model.help = false;
+    if let Some(from) = model.help {
+        model.help = match key {
+            Key::Char('j') | Key::Down => Some((from + 1).min(HELP_ROWS_MAX)),
+            Key::Char('k') | Key::Up => Some(from.saturating_sub(1)),
+            _ => None,
+        };
         return None;
     }
     if let Some(confirm) = model.confirm.take() {
@@ -378,7 +436,7 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
     }
     match key {
         Key::Char('q') => return Some(Command::Quit),
-        Key::Char('?') => model.help = true,
+        Key::Char('?') => model.help = Some(0),
         Key::Char(':') => model.prompt = Some(Prompt::Command(Input::default())),
         Key::Esc => return back(model),
         Key::Char('e') => {
@@ -406,6 +464,7 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
         Key::Ctrl('d') | Key::Ctrl('f') | Key::PageDown => scroll(model, page(model)),
         Key::Char('g') | Key::Home => scroll(model, isize::MIN / 2),
         Key::Char('G') | Key::End => scroll(model, isize::MAX / 2),
+        Key::Char('c') if *model.screen() == Screen::Logs => return merge_core(model),
         _ if *model.screen() == Screen::Logs => on_log_key(model, key),
         Key::Char('w') => open(model, Screen::Workers),
         Key::Char('l') => return open_logs(model),
@@ -538,11 +597,27 @@ fn back(model: &mut Model) -> Option<Command> {
 /// Logs of the marked plugins, else of the one under the cursor.
 fn open_logs(model: &mut Model) -> Option<Command> {
     let marked = *model.screen() == Screen::Plugins && !model.marked.is_empty();
-    let plugins = match marked {
-        true => model.marked.iter().cloned().collect(),
-        false => model.target().map(|id| vec![id.to_owned()]).unwrap_or_default(),
+    let plugins = match (marked, model.screen()) {
+        (true, _) => model.marked.iter().cloned().collect(),
+        // About the core as a whole, or about nobody in particular: its own log.
+        (_, Screen::Workers | Screen::Events(None)) => vec![CORE.to_owned()],
+        (false, _) => model.target().map(|id| vec![id.to_owned()]).unwrap_or_default(),
     };
     follow(model, plugins)
+}
+
+/// The core's lines between those of the plugins, or no longer.
+fn merge_core(model: &mut Model) -> Option<Command> {
+    let mut sources = model.logs.sources.clone();
+    match sources.iter().position(|source| source == CORE) {
+        Some(_) if sources.len() == 1 => {
+            say(model, false, "this is the core's log alone: :logs ID CORE merges".replace("CORE", CORE));
+            return None;
+        }
+        Some(at) => drop(sources.remove(at)),
+        None => sources.push(CORE.to_owned()),
+    }
+    follow(model, sources)
 }
 
 fn follow(model: &mut Model, plugins: Vec<String>) -> Option<Command> {
@@ -735,6 +810,7 @@ pub fn completions(model: &Model, line: &str) -> Vec<String> {
         "sort" => Column::ALL.iter().map(|column| column.title().to_lowercase().replace(' ', "-")).collect(),
         "level" => ["debug", "info", "warn", "error"].map(str::to_owned).to_vec(),
         "help" | "plugins" | "quit" | "workers" | "filter" => Vec::new(),
+        "logs" => model.plugins.keys().cloned().chain([CORE.to_owned()]).collect(),
         _ => model.plugins.keys().cloned().collect(),
     };
     words.sort();
@@ -771,7 +847,7 @@ fn run(model: &mut Model, line: &str) -> Option<Command> {
     }
     match first {
         "q" | "q!" | "quit" | "exit" => return Some(Command::Quit),
-        "help" | "h" => model.help = true,
+        "help" | "h" => model.help = Some(0),
         "plugins" | "pl" => model.screens.truncate(1),
         "workers" | "w" => open(model, Screen::Workers),
         "events" | "e" => open(model, Screen::Events(rest.first().cloned())),
@@ -780,7 +856,7 @@ fn run(model: &mut Model, line: &str) -> Option<Command> {
             None => say(model, false, format!("no plugin {}", rest.join(" "))),
         },
         "logs" | "l" if rest.is_empty() => return open_logs(model),
-        "logs" | "l" => match rest.iter().find(|id| !model.plugins.contains_key(*id)) {
+        "logs" | "l" => match rest.iter().find(|id| *id != CORE && !model.plugins.contains_key(*id)) {
             Some(unknown) => say(model, false, format!("no plugin {unknown}")),
             None => return follow(model, rest),
         },
@@ -851,6 +927,90 @@ mod tests {
             rig.log("acme", "info", "line");
         }
         assert_eq!((rig.model.logs.lines.len(), rig.model.logs.forgotten), (LOG_LINES_MAX, 5));
+    }
+
+    fn past(id: &str, samples: &[(u64, f64)]) -> News {
+        let mut history = History { plugin: id.into(), ..History::default() };
+        for &(unix_ms, requests_per_s) in samples {
+            history.push(&Sample { unix_ms, requests_per_s, ..Sample::default() });
+        }
+        News::History(Box::new(history))
+    }
+
+    fn sampled(id: &str, unix_ms: u64, requests_per_s: f64) -> PluginStatus {
+        let sample = Some(Sample { unix_ms, requests_per_s, ..Sample::default() });
+        PluginStatus { sample, ..plugin(id) }
+    }
+
+    #[test]
+    fn the_core_s_past_is_there_with_the_first_snapshot() {
+        let mut rig = Rig::new(80, 24);
+        let now = rig.unix_ms();
+        let times = |rig: &Rig| {
+            let history = &rig.model.plugins["acme"].history;
+            history.iter().map(|sample| sample.unix_ms as i64 - now as i64).collect::<Vec<_>>()
+        };
+        rig.news(past("acme", &[(now - 9000, 3.0), (now, 5.0)])).news(past("gone", &[(now, 1.0)]));
+        assert!(rig.model.plugins.is_empty(), "a past alone is no plugin");
+        rig.snapshot(vec![sampled("acme", now, 5.0)]);
+        assert_eq!(times(&rig), [-9000, 0], "the same second is not told twice");
+        assert_eq!(rig.model.plugins.len(), 1);
+        rig.snapshot(vec![sampled("acme", now + 1000, 6.0)]);
+        assert_eq!(
+            rig.model.plugins["acme"].latest().requests_per_s,
+            6.0,
+            "the core's rate, not the difference"
+        );
+        // The line was lost, and the core has seen more meanwhile.
+        rig.news(past("acme", &[(now - 2000, 1.0), (now + 5000, 2.0)]));
+        rig.snapshot(vec![sampled("acme", now + 6000, 2.0)]);
+        assert_eq!(times(&rig), [-9000, -2000, 5000, 6000], "what was before the core's past stays");
+        let trend = crate::columns::trend(&rig.model.plugins["acme"], Spark::Requests, 8);
+        assert_eq!(trend, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0], "seconds that are left out are empty");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_stops_no_chart() {
+        let mut rig = Rig::new(80, 24);
+        let now = rig.unix_ms();
+        for at in [now, now + 1000, now + 990, now - 3_600_000, now - 3_599_000] {
+            rig.snapshot(vec![sampled("acme", at, 1.0)]);
+        }
+        let history = &rig.model.plugins["acme"].history;
+        assert_eq!(history.len(), 4);
+        assert!(history.iter().zip(history.iter().skip(1)).all(|(a, b)| b.unix_ms - a.unix_ms == 1000));
+    }
+
+    #[test]
+    fn the_core_s_log_stands_alone_or_between_those_of_plugins() {
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]);
+        rig.typed("l").log("acme", "info", "mine").typed("c");
+        let follows = |rig: &Rig, expected: &[&str]| match &rig.command {
+            Some(Command::FollowLogs { plugins, .. }) => assert_eq!(plugins, expected),
+            other => panic!("{other:?}"),
+        };
+        follows(&rig, &["acme", CORE]);
+        let line = r#"{"timestamp":"2026-01-01T03:12:00.000Z","level":"info","component":"plugin_supervisor","message":"Plugin started","plugin_id":"acme","pid":7}"#;
+        let generation = rig.model.logs.generation;
+        rig.news(News::Log { generation, plugin: CORE.into(), line: line.into() });
+        assert_eq!(rig.model.logs.lines[0].text, "acme: Plugin started  pid=7");
+        rig.typed("c");
+        follows(&rig, &["acme"]);
+        rig.key(Key::Esc).typed("w").typed("l");
+        follows(&rig, &[CORE]);
+        rig.typed("c");
+        assert!(rig.command.is_none() && rig.model.toast.is_some(), "nothing would be left");
+        rig.typed(":logs acme @").key(Key::Tab).key(Key::Enter);
+        follows(&rig, &["acme", CORE]);
+    }
+
+    #[test]
+    fn the_core_says_when_it_starts_a_plugin_again() {
+        let mut rig = Rig::new(80, 24);
+        let next_start = Some(rig.unix_ms() + 7000);
+        rig.snapshot(vec![PluginStatus { next_start, ..crashed("zebra", 3) }]);
+        assert_eq!(rig.model.plugins["zebra"].next_start_unix_ms, next_start);
     }
 
     #[test]

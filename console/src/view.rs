@@ -53,8 +53,8 @@ pub fn draw(model: &Model, look: Look, frame: &mut Frame<'_>) {
         }
     }
     let cursor = draw_footer(model, look, buffer, footer);
-    if model.help {
-        overlay::draw_help(model, look, buffer, area);
+    if let Some(from) = model.help {
+        overlay::draw_help(model, look, buffer, area, from);
     } else if let Some(confirm) = &model.confirm {
         overlay::draw_confirm(model, look, buffer, area, confirm);
     }
@@ -113,6 +113,34 @@ fn joined<'a>(look: Look, parts: Vec<Span<'a>>) -> Line<'a> {
     Line::from(spans)
 }
 
+/// Parts with a dot between them, on as many rows as they need.
+fn flowed<'a>(look: Look, parts: Vec<Span<'a>>, width: usize) -> Vec<Line<'a>> {
+    let mut rows: Vec<Vec<Span<'a>>> = vec![vec![]];
+    let mut used = 0;
+    for part in parts {
+        let columns = part.width();
+        if used > 0 && used + 3 + columns > width {
+            rows.push(vec![]);
+            used = 0;
+        }
+        used += columns + if used > 0 { 3 } else { 0 };
+        rows.last_mut().expect("never empty").push(part);
+    }
+    rows.into_iter().map(|row| joined(look, row)).collect()
+}
+
+/// The first parts, as many as have room whole; the very first also in part.
+fn fitting(mut parts: Vec<Span<'_>>, width: usize) -> Vec<Span<'_>> {
+    let mut used = 0;
+    let fits = parts.iter().take_while(|part| {
+        used += part.width() + if used > 0 { 3 } else { 0 };
+        used <= width
+    });
+    let count = fits.count().max(1);
+    parts.truncate(count);
+    parts
+}
+
 fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let (first, second) = cut_top(area, 1);
     let link = match &model.link {
@@ -150,8 +178,10 @@ fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
             parts.push(Span::styled(lost, look.style(Role::Warn)));
         }
     }
-    bar(buffer, first, &joined(look, parts), &Line::from(link));
-    put(buffer, second, &joined(look, situation(model, look)));
+    let link = Line::from(link);
+    let room = usize::from(first.width).saturating_sub(link.width() + 1);
+    bar(buffer, first, &joined(look, fitting(parts, room)), &link);
+    put(buffer, second, &joined(look, fitting(situation(model, look), second.width.into())));
 }
 
 /// `1 worker`, `2 workers`.
@@ -281,12 +311,13 @@ fn draw_footer(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) -> Op
         let (mark, role) = if toast.good { ("●", Role::Good) } else { ("✖", Role::Alarm) };
         put(buffer, area, &Line::styled(format!("{mark} {}", toast.text), look.style(role)));
     } else {
-        put(buffer, area, &hints(model, look));
+        put(buffer, area, &hints(model, look, area.width.into()));
     }
     None
 }
 
-fn hints<'a>(model: &Model, look: Look) -> Line<'a> {
+/// The keys that matter most, as many as there is room for.
+fn hints<'a>(model: &Model, look: Look, width: usize) -> Line<'a> {
     let mut keys: Vec<(&str, &str)> = vec![("?", "help"), ("q", "quit")];
     match model.screen() {
         Screen::Plugins => {
@@ -314,13 +345,20 @@ fn hints<'a>(model: &Model, look: Look) -> Line<'a> {
             ("/", "search"),
             ("n N", "next"),
             ("w", "wrap"),
+            ("c", "core"),
         ]),
         Screen::Events(_) => keys.extend([("esc", "back"), ("j k", "scroll"), ("/", "filter")]),
-        Screen::Workers => keys.extend([("esc", "back")]),
+        Screen::Workers => keys.extend([("esc", "back"), ("l", "the core's log")]),
     }
     keys.push((":", "command"));
     let mut spans = Vec::new();
+    let mut used = 0;
     for (key, what) in keys {
+        let columns = key.chars().count() + 1 + what.chars().count();
+        if used + columns > width {
+            break;
+        }
+        used += columns + 2;
         spans.push(Span::styled(key.to_owned(), look.style(Role::Key)));
         spans.push(Span::styled(format!(" {what}  "), look.style(Role::Dim)));
     }

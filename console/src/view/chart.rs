@@ -13,6 +13,8 @@ const EIGHTHS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇"
 const LABEL_WIDTH: u16 = 7;
 /// Between samples.
 const SAMPLE_MS: u64 = 1000;
+/// A value that holds does so as long as this: the core looks at a plugin at rest every 15 s.
+const HOLD_MS: u64 = 20_000;
 
 /// One cell a value, the largest one full; a value above nothing is never shown as nothing.
 pub fn spark(values: &[f64]) -> String {
@@ -42,6 +44,8 @@ pub struct Chart<'a> {
     pub label: fn(f64) -> String,
     /// Rounds the top of the axis up.
     pub ceiling: fn(f64) -> f64,
+    /// Between two samples: what the first said, instead of nothing.
+    pub holds: bool,
 }
 
 /// The next of 1, 2, 5, 10, 20, 50 …
@@ -133,8 +137,8 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
             // Of several seconds in one column the worst: a spike must not drown.
             columns[index] = columns[index].max(value);
             // A second as wide as several columns fills them; a time without samples stays empty.
-            if let Some((from, then, value)) = before.filter(|(_, then, _)| at - then < 3 * SAMPLE_MS) {
-                debug_assert!(then <= at);
+            let held = if chart.holds { HOLD_MS } else { 3 * SAMPLE_MS };
+            if let Some((from, _, value)) = before.filter(|(_, then, _)| at.saturating_sub(*then) < held) {
                 for column in &mut columns[(from + 1).min(index)..index] {
                     *column = column.max(value);
                 }

@@ -8,13 +8,20 @@ use super::chart::{self, Chart, Series, binary_ceiling, decimal_ceiling};
 use super::lists::event_line;
 use super::plugins::countdown;
 use super::theme::{Look, Role};
-use super::{badge, counted, cut_top, joined, put};
+use super::{badge, counted, cut_top, flowed, put};
 use crate::columns::moment;
-use crate::model::{Model, Plugin, Sample};
+use toru_plugin_api::status::Sample;
+
+use crate::model::{Model, Plugin};
 use crate::text;
 
 /// Below this the charts stand over each other.
 const SIDE_BY_SIDE_MIN: u16 = 75;
+/// From this size on everything that is known of a plugin has room.
+const FACTS_WIDE: u16 = 60;
+const FACTS_HIGH: u16 = 20;
+/// Rows of a chart where they stand over each other: title, three of plot, axis.
+const NARROW_CHART: u16 = 5;
 
 pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str) {
     let Some(plugin) = model.plugins.get(id) else {
@@ -25,7 +32,7 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
         );
         return;
     };
-    let facts = facts(model, look, plugin);
+    let facts = facts(model, look, plugin, area);
     let (top, mut rest) = cut_top(area, facts.len() as u16);
     for (row, line) in (0..top.height).zip(&facts) {
         put(buffer, Rect { y: top.y + row, height: 1, ..top }, line);
@@ -51,10 +58,11 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     } else {
         for chart in &charts {
             // Where it is tight the last lines matter more than the memory.
-            if rest.height < 8 {
+            let told = (events.len().max(1) + 1 + stderr.len()).min(5) as u16;
+            if rest.height < NARROW_CHART + told {
                 break;
             }
-            let (row, below) = cut_top(rest, 5);
+            let (row, below) = cut_top(rest, NARROW_CHART);
             chart::draw(chart, look, buffer, row);
             rest = below;
         }
@@ -63,9 +71,7 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     // Titles take a row each; the rest is shared, and what one does not need the other gets.
     let stderr_rows = if stderr.is_empty() { 0 } else { (stderr.len() as u16 + 1).min(rest.height / 2) };
     let (above, below) = cut_top(rest, rest.height - stderr_rows);
-    let since = model.since_unix_ms.map(text::clock).unwrap_or_default();
-    let title = format!("Events (e: more)   charts since {since} UTC");
-    put(buffer, above, &Line::styled(title, look.style(Role::Title)));
+    put(buffer, above, &Line::styled("Events (e: more)", look.style(Role::Title)));
     if events.is_empty() {
         let why = model.events_complaint.as_deref().unwrap_or("none yet");
         let (_, row) = cut_top(above, 1);
@@ -83,7 +89,8 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     }
 }
 
-fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin) -> Vec<Line<'a>> {
+/// What is known of the plugin, as many rows as it takes; of a small screen the first three matter most.
+fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin, area: Rect) -> Vec<Line<'a>> {
     let status = &plugin.status;
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let mut name = vec![Span::styled(status.name.as_str(), look.style(Role::Title))];
@@ -93,6 +100,7 @@ fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin) -> Vec<Line<'a>> 
     }
     name.push(Span::raw(format!("route {}", status.route)));
     name.push(Span::raw(format!("protocol {}", status.protocol)));
+    name.push(Span::raw(status.socket_path.as_str()));
 
     let mut state = vec![badge(plugin.condition(), look)];
     if let Some(next) = countdown(model, plugin) {
@@ -115,16 +123,20 @@ fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin) -> Vec<Line<'a>> 
     if !status.enabled {
         state.push(Span::styled("disabled", look.style(Role::Warn)));
     }
+    state.push(Span::raw(format!("last exit: {}", status.last_exit.as_deref().unwrap_or("none"))));
 
     let errors = Span::styled(
-        format!("{} errors", text::count(status.errors)),
+        counted_long(status.errors, "error"),
         look.style(if status.errors > 0 { Role::Bad } else { Role::Plain }),
     );
     let mut load = vec![
-        Span::raw(format!("{} requests", text::count(status.requests))),
+        Span::raw(counted_long(status.requests, "request")),
         errors,
         Span::raw(format!("{} in flight", text::count(status.in_flight))),
-        Span::raw(format!("{} queued", text::count(status.queued))),
+        Span::styled(
+            format!("{} queued", text::count(status.queued)),
+            look.style(if status.queued > 0 { Role::Warn } else { Role::Plain }),
+        ),
         Span::raw(format!("cpu {}", or_dash(status.cpu_percent.map(|cpu| format!("{cpu:.1}%"))))),
         Span::raw(format!("memory {}", or_dash(status.rss_bytes.map(text::bytes)))),
     ];
@@ -134,13 +146,70 @@ fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin) -> Vec<Line<'a>> 
             look.style(Role::Warn),
         ));
     }
-    let exit = status.last_exit.as_deref().unwrap_or("none");
-    vec![
-        joined(look, name),
-        joined(look, state),
-        joined(look, load),
-        joined(look, vec![Span::raw(format!("last exit: {exit}")), Span::raw(status.socket_path.as_str())]),
-    ]
+
+    let mut groups = vec![name, state, load, limits(look, plugin), workers(look, plugin)];
+    if area.width < FACTS_WIDE || area.height < FACTS_HIGH {
+        // The header names the plugin; what it may and who carries it waits for a larger screen.
+        groups = groups.drain(1..3).collect();
+    }
+    groups
+        .into_iter()
+        .filter(|group| !group.is_empty())
+        .flat_map(|group| flowed(look, group, area.width.into()))
+        .collect()
+}
+
+/// `1 error`, `1.2k errors`.
+fn counted_long(count: u64, what: &str) -> String {
+    format!("{} {what}{}", text::count(count), if count == 1 { "" } else { "s" })
+}
+
+fn limits<'a>(look: Look, plugin: &Plugin) -> Vec<Span<'a>> {
+    let Some(limits) = &plugin.status.limits else { return vec![] };
+    let mut parts = vec![
+        Span::styled("limits", look.style(Role::Dim)),
+        Span::raw(format!("{} in flight", text::count(limits.in_flight_max))),
+        Span::raw(format!("{} an answer", text::span(limits.timeout_ms))),
+        Span::raw(format!("{} a message", text::bytes(limits.message_bytes_max))),
+        Span::raw(format!("{} of values", text::bytes(limits.kv_bytes_max))),
+    ];
+    let own = [
+        limits.memory_bytes_max.map(|bytes| format!("{} of memory", text::bytes(bytes))),
+        limits.open_files_max.map(|files| format!("{files} files")),
+        limits.nice.map(|nice| format!("nice {nice}")),
+    ];
+    parts.extend(own.into_iter().flatten().map(Span::raw));
+    parts
+}
+
+/// Connections and load by worker, those that do nothing left out.
+fn workers<'a>(look: Look, plugin: &Plugin) -> Vec<Span<'a>> {
+    if plugin.status.by_worker.is_empty() {
+        return vec![];
+    }
+    let mut parts = vec![Span::styled("workers", look.style(Role::Dim))];
+    for (number, share) in plugin.status.by_worker.iter().enumerate() {
+        if share.connections == 0 && share.in_flight == 0 && share.queued == 0 {
+            continue;
+        }
+        let rate = plugin.worker_rates.get(number).copied().unwrap_or(0.0);
+        let queued =
+            if share.queued > 0 { format!(" {} queued", text::count(share.queued)) } else { String::new() };
+        parts.push(Span::raw(format!(
+            "{number}: {}, {}/s, {} in flight{queued}",
+            counted(share.connections as usize, "connection"),
+            text::rate(rate),
+            text::count(share.in_flight),
+        )));
+    }
+    if parts.len() == 1 {
+        parts.push(Span::raw("none is connected"));
+    }
+    parts
+}
+
+fn micros(us: Option<u64>) -> f64 {
+    us.unwrap_or(0) as f64
 }
 
 fn charts(plugin: &Plugin) -> [Chart<'static>; 3] {
@@ -153,22 +222,25 @@ fn charts(plugin: &Plugin) -> [Chart<'static>; 3] {
             series: vec![Series { name: " ", points: points(|sample| sample.requests_per_s) }],
             label: text::rate,
             ceiling: decimal_ceiling,
+            holds: false,
         },
         Chart {
             title: "",
             series: vec![
-                Series { name: "p50 ", points: points(|sample| sample.p50_us as f64) },
-                Series { name: " p95 ", points: points(|sample| sample.p95_us as f64) },
-                Series { name: " p99 ", points: points(|sample| sample.p99_us as f64) },
+                Series { name: "p50 ", points: points(|sample| micros(sample.p50_us)) },
+                Series { name: " p95 ", points: points(|sample| micros(sample.p95_us)) },
+                Series { name: " p99 ", points: points(|sample| micros(sample.p99_us)) },
             ],
             label: |us| if us < 1.0 { "-".into() } else { text::latency(us as u64) },
             ceiling: decimal_ceiling,
+            holds: false,
         },
         Chart {
             title: "memory",
-            series: vec![Series { name: " ", points: points(|sample| sample.rss_bytes as f64) }],
+            series: vec![Series { name: " ", points: points(|sample| sample.rss_bytes.unwrap_or(0) as f64) }],
             label: |bytes| text::bytes(bytes as u64),
             ceiling: binary_ceiling,
+            holds: true,
         },
     ]
 }

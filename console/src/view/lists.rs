@@ -3,11 +3,12 @@
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
+use toru_plugin_api::status::StoreStatus;
 
 use super::chart::spark;
 use super::theme::{Look, Role};
-use super::{cut_top, put};
-use crate::model::{Event, Level, LogLine, Model};
+use super::{cut_top, flowed, put};
+use crate::model::{Event, Level, LogLine, Model, Worker};
 use crate::text;
 
 pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
@@ -23,7 +24,7 @@ pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let mut rows: Vec<Line<'_>> = Vec::new();
     for (_, line) in logs.shown().rev() {
         let whole = log_line(model, look, line, several);
-        let mut pieces = if logs.wrap { wrapped(whole, area.width.into()) } else { vec![whole] };
+        let mut pieces = if logs.wrap { wrapped(whole, area.width.into(), "    ") } else { vec![whole] };
         pieces.reverse();
         rows.extend(pieces);
         if rows.len() >= area.height.into() {
@@ -80,9 +81,8 @@ fn log_line<'a>(model: &Model, look: Look, line: &'a LogLine, several: bool) -> 
 }
 
 /// A line as rows of at most `width` columns; later rows are indented.
-fn wrapped(line: Line<'_>, width: usize) -> Vec<Line<'_>> {
-    const INDENT: &str = "    ";
-    if width <= INDENT.len() * 2 {
+fn wrapped<'a>(line: Line<'a>, width: usize, indent: &'static str) -> Vec<Line<'a>> {
+    if width <= indent.len() * 2 {
         return vec![line];
     }
     let mut rows: Vec<Line<'_>> = vec![Line::default()];
@@ -94,8 +94,8 @@ fn wrapped(line: Line<'_>, width: usize) -> Vec<Line<'_>> {
             if used + columns > width {
                 let full = std::mem::take(&mut piece);
                 rows.last_mut().expect("never empty").push_span(Span::styled(full, span.style));
-                rows.push(Line::raw(INDENT));
-                used = INDENT.len();
+                rows.push(Line::raw(indent));
+                used = indent.len();
             }
             piece.push_str(grapheme.symbol);
             used += columns;
@@ -137,25 +137,122 @@ pub fn event_line<'a>(look: Look, event: &'a Event, id_width: Option<usize>) -> 
     Line::from(spans)
 }
 
+/// One fact about each worker: its title, how wide it is, and below how many columns of screen it goes.
+type WorkerColumn = (&'static str, usize, u16, fn(&Worker) -> String);
+
+const WORKER_COLUMNS: [WorkerColumn; 8] = [
+    ("WORKER", 6, 0, |worker| worker.status.number.to_string()),
+    ("DRIVER", 8, 0, |worker| worker.status.driver.clone()),
+    ("CLIENTS", 7, 0, |worker| text::count(worker.status.connections)),
+    ("REQ/S", 6, 0, |worker| text::rate(worker.requests_per_s)),
+    ("INFL", 5, 44, |worker| text::count(worker.status.in_flight)),
+    ("QUEUE", 5, 52, |worker| text::count(worker.status.queued)),
+    ("LAG", 6, 60, |worker| text::latency(worker.status.lag_us)),
+    ("REQUESTS", 8, 68, |worker| text::count(worker.status.requests)),
+];
+/// A loop so late is worth a look: every connection of that core waits as long.
+const LAG_WARN_US: u64 = 50_000;
+const LAG_BAD_US: u64 = 500_000;
+/// So slow a disk is felt by every plugin that stores something.
+const COMMIT_WARN_US: u64 = 100_000;
+
 pub fn draw_workers(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
-    let (titles, list) = cut_top(area, 1);
-    let titles_text = "  WORKER  DRIVER     CLIENTS   REQ/S  REQUESTS  TREND REQ/S";
-    put(buffer, titles, &Line::styled(titles_text, look.style(Role::Dim)));
-    for (row, worker) in (0..list.height).zip(&model.workers) {
-        let status = &worker.status;
-        let text = format!(
-            "  {:>6}  {:<8}  {:>8}  {:>6}  {:>8}  ",
-            status.number,
-            status.driver,
-            text::count(status.connections),
-            text::rate(worker.requests_per_s),
-            text::count(status.requests),
-        );
-        let width = usize::from(list.width).saturating_sub(text.len()).min(60);
+    let columns: Vec<&WorkerColumn> =
+        WORKER_COLUMNS.iter().filter(|(_, _, from, _)| area.width >= *from).collect();
+    let mut titles = String::from("  ");
+    for (title, width, ..) in &columns {
+        match *title {
+            "DRIVER" => titles.push_str(&format!("{title:<width$}  ")),
+            _ => titles.push_str(&format!("{title:>width$}  ")),
+        }
+    }
+    titles.push_str("TREND REQ/S");
+    let (title_row, mut rest) = cut_top(area, 1);
+    put(buffer, title_row, &Line::styled(titles, look.style(Role::Dim)));
+    for worker in &model.workers {
+        let (row, below) = cut_top(rest, 1);
+        if row.height == 0 {
+            return;
+        }
+        rest = below;
+        let mut spans = vec![Span::raw("  ")];
+        for (title, width, _, value) in &columns {
+            let status = &worker.status;
+            let role = match *title {
+                "QUEUE" if status.queued > 0 => Role::Warn,
+                "LAG" if status.lag_us >= LAG_BAD_US => Role::Bad,
+                "LAG" if status.lag_us >= LAG_WARN_US => Role::Warn,
+                _ => Role::Plain,
+            };
+            let text = match *title {
+                "DRIVER" => format!("{:<width$}  ", value(worker)),
+                _ => format!("{:>width$}  ", value(worker)),
+            };
+            spans.push(Span::styled(text, look.style(role)));
+        }
+        let used: usize = spans.iter().map(Span::width).sum();
+        let width = usize::from(row.width).saturating_sub(used).min(60);
         let skip = worker.history.len().saturating_sub(width);
         let trend: Vec<f64> = worker.history.iter().skip(skip).copied().collect();
-        let line =
-            Line::from(vec![Span::raw(text), Span::styled(spark(&trend), look.style(Role::Series(0)))]);
-        put(buffer, Rect { y: list.y + row, height: 1, ..list }, &line);
+        spans.push(Span::styled(spark(&trend), look.style(Role::Series(0))));
+        put(buffer, row, &Line::from(spans));
     }
+    let Some(core) = &model.core else { return };
+    let mut groups = Vec::new();
+    // A core of before does not tell of its store.
+    if core.window_ms.is_some() {
+        groups.push(store(look, &core.store));
+    }
+    let dropped = core.dropped_log_lines;
+    groups.push(vec![
+        Span::styled("Log", look.style(Role::Title)),
+        Span::styled(
+            format!("{} lines dropped", text::count(dropped)),
+            look.style(if dropped > 0 { Role::Warn } else { Role::Plain }),
+        ),
+    ]);
+    for group in groups {
+        let lines = flowed(look, group, usize::from(rest.width).saturating_sub(2));
+        (_, rest) = cut_top(rest, 1);
+        for line in lines {
+            let (row, below) = cut_top(rest, 1);
+            put(buffer, Rect { x: row.x + 2, width: row.width.saturating_sub(2), ..row }, &line);
+            rest = below;
+        }
+    }
+}
+
+/// The database: what waits for it, and how long its disk takes.
+fn store<'a>(look: Look, store: &StoreStatus) -> Vec<Span<'a>> {
+    let writable = match store.writable {
+        true => Span::styled("written", look.style(Role::Good)),
+        false => Span::styled("CLOSED after a failed write", look.style(Role::Alarm)),
+    };
+    let commit = |us: Option<u64>| us.map_or("-".into(), text::latency);
+    let slow = store.last_commit_us.is_some_and(|us| us >= COMMIT_WARN_US);
+    let mut parts = vec![
+        Span::styled("SQLite", look.style(Role::Title)),
+        writable,
+        Span::raw(format!(
+            "queue {} writes ({}), {} reads, {} events",
+            text::count(store.queued_writes),
+            text::bytes(store.queued_bytes),
+            text::count(store.queued_reads),
+            text::count(store.queued_events),
+        )),
+        Span::styled(
+            format!("last commit {}", commit(store.last_commit_us)),
+            look.style(if slow { Role::Warn } else { Role::Plain }),
+        ),
+        Span::raw(format!("p50 {}", commit(store.p50_commit_us))),
+        Span::raw(format!("p99 {}", commit(store.p99_commit_us))),
+        Span::raw(format!("{} commits", text::count(store.commits))),
+    ];
+    if store.dropped_events > 0 {
+        parts.push(Span::styled(
+            format!("{} events dropped", text::count(store.dropped_events)),
+            look.style(Role::Warn),
+        ));
+    }
+    parts
 }

@@ -11,8 +11,18 @@ use crate::columns::Column;
 use crate::model::{Confirm, Model, Screen, Verb};
 use crate::text;
 
-/// A bordered box in the middle with these lines.
-fn boxed(look: Look, buffer: &mut Buffer, area: Rect, title: &str, lines: &[Line<'_>]) {
+/// A bordered box in the middle with these lines, broken where they are too long, from row `from` on.
+fn boxed(
+    look: Look,
+    buffer: &mut Buffer,
+    area: Rect,
+    title: &str,
+    lines: Vec<Line<'_>>,
+    indent: usize,
+    from: u16,
+) {
+    let room = usize::from(area.width.saturating_sub(4));
+    let lines: Vec<Line<'_>> = lines.into_iter().flat_map(|line| worded(line, room, indent)).collect();
     let width = lines.iter().map(Line::width).max().unwrap_or(0).max(title.chars().count() + 2) as u16 + 4;
     let (width, height) = (width.min(area.width), (lines.len() as u16 + 2).min(area.height));
     let place =
@@ -21,10 +31,39 @@ fn boxed(look: Look, buffer: &mut Buffer, area: Rect, title: &str, lines: &[Line
     let block = Block::bordered().title(Span::styled(format!(" {title} "), look.style(Role::Title)));
     let inner = block.inner(place);
     block.render(place, buffer);
-    for (row, line) in (0..inner.height).zip(lines) {
+    let hidden = (lines.len() as u16).saturating_sub(inner.height);
+    for (row, line) in (0..inner.height).zip(lines.iter().skip(from.min(hidden).into())) {
         let row = Rect { x: inner.x + 1, y: inner.y + row, width: inner.width.saturating_sub(2), height: 1 };
         put(buffer, row, line);
     }
+    if hidden > from {
+        let more = Line::styled(" j: more ", look.style(Role::Key));
+        put(
+            buffer,
+            Rect { x: place.x + 2, y: place.bottom() - 1, width: 9.min(width - 2), height: 1 },
+            &more,
+        );
+    }
+}
+
+/// A line as rows of at most `width` columns, broken between words; later rows are indented.
+fn worded(line: Line<'_>, width: usize, indent: usize) -> Vec<Line<'static>> {
+    let mut rows: Vec<Line<'static>> = vec![Line::default()];
+    let mut used = 0;
+    for span in line.spans {
+        for word in span.content.split_inclusive(' ') {
+            if used > indent && used + Span::raw(word.trim_end()).width() > width {
+                if let Some(last) = rows.last_mut().and_then(|row| row.spans.last_mut()) {
+                    last.content = last.content.trim_end().to_owned().into();
+                }
+                rows.push(Line::raw(" ".repeat(indent)));
+                used = indent;
+            }
+            used += Span::raw(word).width();
+            rows.last_mut().expect("never empty").push_span(Span::styled(word.to_owned(), span.style));
+        }
+    }
+    rows
 }
 
 pub fn draw_confirm(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, confirm: &Confirm) {
@@ -48,13 +87,14 @@ pub fn draw_confirm(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, 
     ]));
     let mut word = verb.word().to_owned();
     word[..1].make_ascii_uppercase();
-    boxed(look, buffer, area, &format!("{word} {id}?"), &lines);
+    boxed(look, buffer, area, &format!("{word} {id}?"), lines, 0, 0);
 }
 
-pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
+pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, from: u16) {
+    let key_width = if area.width < 60 { 7 } else { 11 };
     let row = |keys: &str, what: &str| {
         Line::from(vec![
-            Span::styled(format!("{keys:<12}"), look.style(Role::Key)),
+            Span::styled(format!("{keys:<key_width$} "), look.style(Role::Key)),
             Span::raw(what.to_owned()),
         ])
     };
@@ -88,12 +128,21 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
                 row("/", "search upwards"),
                 row("n N", "next match below, above"),
                 row("w", "wrap"),
+                row("c", "the core's lines between the plugin's; :logs ID ID merges more"),
             ],
         ),
         Screen::Events(_) => {
             ("Events", vec![row("j k g G", "newer, older, oldest, newest"), row("/", "filter")])
         }
-        Screen::Workers => ("Workers", vec![row("esc", "back")]),
+        Screen::Workers => (
+            "Workers",
+            vec![
+                row("l", "the core's own log"),
+                row("CLIENTS", "connections now"),
+                row("INFL QUEUE", "requests that plugins have; that wait for a place with one"),
+                row("LAG", "how late the event loop came to its timer, worst of a second"),
+            ],
+        ),
     };
     if matches!(model.screen(), Screen::Plugins | Screen::Detail(_)) {
         let verbs: Vec<String> =
@@ -103,6 +152,6 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     }
     lines.push(row(":", "command line, Tab completes: restart ID, logs ID ID, sort COLUMN"));
     lines.push(row("esc q", "back, quit; ^Z suspends, ^L repaints"));
-    lines.push(Line::styled("any key closes this", look.style(Role::Dim)));
-    boxed(look, buffer, area, title, &lines);
+    lines.push(Line::styled("any other key than j and k closes this", look.style(Role::Dim)));
+    boxed(look, buffer, area, title, lines, key_width + 1, from);
 }

@@ -72,11 +72,11 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
         Condition::Failed => words.push_str(": given up, restart it when mended"),
         _ => {}
     }
-    if let Some(exit) = &worst.status.last_exit {
-        words.push_str(&format!(", {exit}"));
-    }
     if let Some(next) = countdown(model, worst) {
         words.push_str(&format!(", {next}"));
+    }
+    if let Some(exit) = &worst.status.last_exit {
+        words.push_str(&format!(", {exit}"));
     }
     words
 }

@@ -166,6 +166,11 @@ fn questions_help_and_outcomes() {
         }
         insta::assert_snapshot!(format!("help_{screen}"), rig.picture());
     }
+    for (name, keys) in [("help_40", "?"), ("help_40_scrolled", "?jjjjjjjj"), ("confirm_40", "r")] {
+        let mut rig = busy(40, 20);
+        rig.typed(keys);
+        insta::assert_snapshot!(name, rig.picture());
+    }
     let mut rig = busy(80, 8);
     rig.typed(":re");
     insta::assert_snapshot!("command_line", rig.picture());
@@ -186,6 +191,33 @@ fn ascii_draws_nothing_else() {
     assert!(rig.picture().is_ascii(), "{}", rig.picture());
 }
 
+/// The picture, and under each row that has any its attributes: R reversed, B bold, U underlined, d dim.
+fn attributes(rig: &Rig) -> String {
+    let buffer = rig.buffer();
+    let mut out = String::new();
+    for (row, line) in (0..buffer.area.height).zip(rig.picture().lines()) {
+        let marks: String = (0..buffer.area.width)
+            .map(|column| {
+                let cell = &buffer[(column, row)];
+                let has = |modifier| cell.modifier.contains(modifier);
+                match () {
+                    () if cell.symbol() == " " && !has(Modifier::REVERSED) => ' ',
+                    () if has(Modifier::REVERSED) => 'R',
+                    () if has(Modifier::UNDERLINED) => 'U',
+                    () if has(Modifier::BOLD) => 'B',
+                    () if has(Modifier::DIM) => 'd',
+                    () => ' ',
+                }
+            })
+            .collect();
+        out.push_str(&format!("{line}\n"));
+        if !marks.trim().is_empty() {
+            out.push_str(&format!("{}\n", marks.trim_end()));
+        }
+    }
+    out
+}
+
 #[test]
 fn mono_has_no_colour_and_keeps_the_alarm() {
     for keys in ["", "?", "r", "w", "e"] {
@@ -197,6 +229,7 @@ fn mono_has_no_colour_and_keeps_the_alarm() {
             assert!(cell.fg == Color::Reset && cell.bg == Color::Reset, "{keys}: {cell:?}");
         }
         if keys.is_empty() {
+            insta::assert_snapshot!("mono", attributes(&rig));
             assert!(buffer[(0, 2)].modifier.contains(Modifier::REVERSED | Modifier::BOLD));
         }
     }
