@@ -86,6 +86,16 @@ pub enum Failure {
     /// A management request that could not be done.
     Internal(String),
     Conflict(String),
+    /// Refused whoever asks; the words say what to change.
+    Forbidden(String),
+    /// What the client supposed of a file is not so (RFC 9110 section 13).
+    PreconditionFailed,
+    /// No byte of the asked range exists; the content's size in bytes.
+    Unsatisfiable {
+        size: u64,
+    },
+    /// A file cannot be read at the moment.
+    FileBusy(&'static str),
 }
 
 impl Failure {
@@ -109,22 +119,28 @@ impl Failure {
             | Failure::Busy
             | Failure::Crowded
             | Failure::QueuedTooLong
+            | Failure::FileBusy(_)
             | Failure::Stopping => 503,
             Failure::Unreachable | Failure::PluginGone(_) | Failure::BadAnswer => 502,
             Failure::TimedOut => 504,
             Failure::Internal(_) => 500,
             Failure::Conflict(_) => 409,
+            Failure::Forbidden(_) => 403,
+            Failure::PreconditionFailed => 412,
+            Failure::Unsatisfiable { .. } => 416,
         }
     }
 
     /// Fixed words for the client; the log gets the cause.
     fn detail(&self) -> String {
         match self {
-            Failure::Malformed { detail, .. } | Failure::Internal(detail) | Failure::Conflict(detail) => {
-                detail.clone()
-            }
+            Failure::Malformed { detail, .. }
+            | Failure::Internal(detail)
+            | Failure::Conflict(detail)
+            | Failure::Forbidden(detail) => detail.clone(),
             Failure::NotFound(detail)
             | Failure::UnsupportedMediaType(detail)
+            | Failure::FileBusy(detail)
             | Failure::PluginGone(detail) => (*detail).to_owned(),
             Failure::Store { message, .. } => message.clone(),
             Failure::MethodNotAllowed(allow) => format!("this resource takes {allow}"),
@@ -150,6 +166,8 @@ impl Failure {
             Failure::BadAnswer => "the plugin gave an answer that cannot be passed on".into(),
             Failure::TimedOut => "the plugin did not answer in time".into(),
             Failure::Stopping => "the server is stopping".into(),
+            Failure::PreconditionFailed => "the file is not what the request supposes".into(),
+            Failure::Unsatisfiable { size } => format!("the file has {size} bytes"),
         }
     }
 
@@ -160,6 +178,7 @@ impl Failure {
             | Failure::Busy
             | Failure::Crowded
             | Failure::QueuedTooLong
+            | Failure::FileBusy(_)
             | Failure::Stopping => Some(Duration::from_secs(1)),
             Failure::Store { code: "busy" | "unavailable", .. } => Some(Duration::from_secs(1)),
             _ => None,
@@ -193,6 +212,9 @@ impl Failure {
         match self {
             Failure::MethodNotAllowed(allow) => add_field(&mut fields, "allow", allow),
             Failure::Unauthorized => add_field(&mut fields, "www-authenticate", "Bearer realm=\"toru\""),
+            Failure::Unsatisfiable { size } => {
+                add_field(&mut fields, "content-range", &format!("bytes */{size}"));
+            }
             _ => {}
         }
         LocalAnswer { status, fields, body }

@@ -243,7 +243,9 @@ impl Call {
                     let stream = Stream::Log(Follower::new(path, level, page_size));
                     return Ok(Answer::Stream(ndjson(), stream));
                 }
-                let lines = off_the_worker(move || logs::read_page(&path, page, page_size, level)).await?;
+                let shared = &worker.shared;
+                let read = move || logs::read_page(&path, page, page_size, level);
+                let lines = shared.files.run(worker.config().http.request_timeout, read).await?;
                 let mut answer = LocalAnswer::json(200, &json!({ "page": page, "page_size": page_size }));
                 answer.body = logs::page_body(&lines, page, page_size);
                 answer
@@ -333,7 +335,9 @@ impl Stream {
             },
             Stream::Values(export) => {
                 let mut reading = export.take()?;
-                let read = off_the_worker(move || (reading.read(), reading)).await;
+                let shared = &worker.shared;
+                let patience = worker.config().http.request_timeout;
+                let read = shared.files.run(patience, move || (reading.read(), reading)).await;
                 match read {
                     Ok((Ok(lines), reading)) => {
                         *export = Some(reading);
@@ -394,18 +398,6 @@ fn ndjson() -> AnswerHead {
     add_field(&mut fields, "content-type", "application/x-ndjson");
     add_field(&mut fields, "cache-control", "no-store");
     AnswerHead { status: 200, fields }
-}
-
-/// Runs something that may wait for a disk on a thread of its own.
-async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    let (tell, told) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("toru-files".into())
-        .spawn(move || {
-            let _ = tell.send(work());
-        })
-        .map_err(|error| Failure::Internal(format!("no thread can be started: {error}")))?;
-    told.await.map_err(|oneshot::Canceled| Failure::Internal("reading failed".into()))
 }
 
 const UNKNOWN: &str = "no plugin has this id";

@@ -24,6 +24,7 @@ use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
 use crate::api;
 use crate::config::Access;
 use crate::exchange::ExchangeId;
+use crate::files::{self, Ask, Outcome, Reply, Transfer};
 use crate::forward::{Own, usable_request_id};
 use crate::gate::Full;
 use crate::history;
@@ -56,6 +57,13 @@ struct Request {
 enum Recipient {
     Plugin { target: Rc<Target>, frame: HttpRequestFrame },
     Core(api::Call),
+    File { ask: Box<Ask>, otherwise: Otherwise },
+}
+
+/// Who answers when there is no file.
+enum Otherwise {
+    Plugin { target: Rc<Target>, frame: HttpRequestFrame },
+    Nobody(Failure),
 }
 
 /// Closes its exchange on drop; if the answer is still due, the plugin is told to forget it.
@@ -83,9 +91,13 @@ impl Drop for ExchangeGuard {
 /// What more of an answer comes from.
 enum Flight {
     /// A plugin that has the request.
-    Plugin { exchange: ExchangeGuard, place: Place },
+    Plugin {
+        exchange: ExchangeGuard,
+        place: Place,
+    },
     /// A stream of the core's own.
     Core(api::Stream),
+    File(Transfer),
 }
 
 /// The next thing to do for an answer.
@@ -97,6 +109,7 @@ enum Work {
 enum Progress {
     Pieces { flight: Option<Flight>, pieces: Pieces },
     Local(LocalAnswer),
+    File(Reply),
     Failed(Failure),
 }
 
@@ -173,8 +186,12 @@ pub async fn serve<S: ClientStream>(
                     if let Some(mut whole) = request.take() {
                         account = Some(Account {
                             target: match &whole.to {
-                                Recipient::Plugin { target, .. } => Some(target.clone()),
-                                Recipient::Core(_) => None,
+                                Recipient::Plugin { target, .. }
+                                | Recipient::File { otherwise: Otherwise::Plugin { target, .. }, .. } => {
+                                    Some(target.clone())
+                                }
+                                Recipient::Core(_)
+                                | Recipient::File { otherwise: Otherwise::Nobody(_), .. } => None,
                             },
                             request_id: whole.request_id.clone(),
                             method: std::mem::take(&mut whole.method),
@@ -407,6 +424,7 @@ fn begin(
         Ok(destination) => destination,
         Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
     };
+    let mut bundle = None;
     let (target, rest) = match destination {
         Destination::Core(endpoint) => {
             return match admit(worker, head, peer, endpoint) {
@@ -422,19 +440,36 @@ fn begin(
                 Err(failure) => refuse(failure, None),
             };
         }
-        Destination::Elsewhere => return refuse(Failure::NotFound("there is nothing here"), None),
+        Destination::Elsewhere if !peer.trusted && worker.shared.files.has_web_root() => {
+            return match Ask::page(head) {
+                Ok(ask) => Ok(file_request(exchange, request_id, ask, files::NOTHING)),
+                Err(failure) => refuse(failure, None),
+            };
+        }
+        Destination::Elsewhere => return refuse(files::NOTHING, None),
         Destination::ById { id, path } => (worker.by_id(&id), path),
         Destination::ByRoute { route, path } => (worker.by_route(&route), path),
+        Destination::Bundle { id } => match Ask::bundle(head, &id) {
+            Ok(ask) => {
+                bundle = Some(ask);
+                (worker.by_id(&id), "/bundle.js".into())
+            }
+            Err(failure) => return refuse(failure, None),
+        },
     };
     let Some(target) = target else {
         return refuse(worker.unknown("no plugin has this id or route"), None);
     };
-    if let Some(failure) = target.refusal() {
-        return refuse(failure, Some(target));
-    }
     let config = worker.config();
     if config.plugins_need_token && !peer.trusted && !api::authorized(worker, head) {
         return refuse(Failure::Unauthorized, Some(target));
+    }
+    if let Some(failure) = target.refusal() {
+        return match (bundle, &failure) {
+            // Its bundle is there also while it is not.
+            (Some(ask), Failure::Waiting(_)) => Ok(file_request(exchange, request_id, ask, failure)),
+            _ => refuse(failure, Some(target)),
+        };
     }
     let mut path_and_query = rest.into_owned();
     if let Some(query) = head.target.query() {
@@ -463,9 +498,27 @@ fn begin(
         method: if logged { head.method.to_owned() } else { String::new() },
         path: if logged { path_and_query } else { String::new() },
         body: Vec::with_capacity(head.content_length.unwrap_or(0).min(READ_BYTES_LARGE as u64) as usize),
-        to: Recipient::Plugin { target, frame },
+        to: match bundle {
+            None => Recipient::Plugin { target, frame },
+            Some(ask) => {
+                Recipient::File { ask: Box::new(ask), otherwise: Otherwise::Plugin { target, frame } }
+            }
+        },
         started: Instant::now(),
     })
+}
+
+/// A request for a file that nobody answers if there is none.
+fn file_request(exchange: ExchangeGuard, request_id: String, ask: Ask, otherwise: Failure) -> Request {
+    Request {
+        exchange,
+        request_id,
+        to: Recipient::File { ask: Box::new(ask), otherwise: Otherwise::Nobody(otherwise) },
+        body: Vec::new(),
+        method: String::new(),
+        path: String::new(),
+        started: Instant::now(),
+    }
 }
 
 /// Checks what can be checked of a request to the core itself before its content is there.
@@ -504,6 +557,20 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
             exchange, to: Recipient::Plugin { target, frame }, body, started, ..
         }) => launch(&worker, exchange, &target, frame, body, started).await,
         Work::Continue(Flight::Plugin { exchange, place }) => next_pieces(&worker, exchange, place).await,
+        Work::Launch(Request { exchange, to: Recipient::File { ask, otherwise }, body, started, .. }) => {
+            match (files::answer(&worker, *ask).await, otherwise) {
+                (Ok(Outcome::Reply(reply)), _) => return Progress::File(reply),
+                (Ok(Outcome::Local(answer)), _) => return Progress::Local(answer),
+                (Err(Failure::NotFound(_)), Otherwise::Plugin { target, frame }) => {
+                    launch(&worker, exchange, &target, frame, body, started).await
+                }
+                (Err(Failure::NotFound(_)), Otherwise::Nobody(failure)) | (Err(failure), _) => Err(failure),
+            }
+        }
+        Work::Continue(Flight::File(mut transfer)) => transfer.next(&worker).await.map(|pieces| {
+            let more = !pieces.complete;
+            (more.then_some(Flight::File(transfer)), pieces)
+        }),
         Work::Continue(Flight::Core(mut stream)) => {
             let content = stream.next(&worker).await;
             let complete = content.is_none();
@@ -635,6 +702,15 @@ fn take_progress(
         Progress::Local(answer) => {
             noted.status = answer.status;
             respond(worker, connection, answer, &noted.request_id);
+        }
+        Progress::File(reply) => {
+            // Answered without the plugin, so none of its requests.
+            noted.target = None;
+            let transfer = worker.with_date(|date| reply.write(connection, date, &noted.request_id));
+            if let Some(transfer) = transfer {
+                *account = Some(noted);
+                return Some(Flight::File(transfer));
+            }
         }
         Progress::Failed(failure) => {
             noted.status = failure.status();

@@ -70,6 +70,8 @@ pub struct Config {
     pub driver: DriverChoice,
     pub pin: Pin,
     pub web_root: Option<PathBuf>,
+    /// A file under the web root that stands for every page that does not exist, as an application of one page wants.
+    pub web_fallback: Option<String>,
     pub plugins_dir: PathBuf,
     pub sockets_dir: PathBuf,
     pub log_dir: PathBuf,
@@ -244,6 +246,7 @@ struct ServerTable {
     driver: Option<DriverChoice>,
     pin: Option<Pin>,
     web_root: Option<PathBuf>,
+    web_fallback: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -455,6 +458,7 @@ impl File {
             driver: overrides.driver.or(self.server.driver).unwrap_or(DriverChoice::Auto),
             pin: self.server.pin.unwrap_or(Pin::Auto),
             web_root: pick(&overrides.web_root, self.server.web_root),
+            web_fallback: self.server.web_fallback.map(|page| fallback_page(page, source)).transpose()?,
             plugins_dir: pick(&overrides.plugins_dir, self.paths.plugins).unwrap_or("plugins".into()),
             sockets_dir: pick(&overrides.socket_dir, self.paths.sockets).unwrap_or(SOCKETS_DIR.into()),
             log_dir: pick(&overrides.log_dir, self.paths.logs).unwrap_or_else(|| places.log.clone()),
@@ -498,6 +502,17 @@ impl File {
 
 /// A request id has two hexadecimal digits for its worker, and the control thread takes the last number.
 pub const WORKERS_MAX: usize = 254;
+
+/// A path that stays under the web root.
+fn fallback_page(page: Spanned<String>, source: &Source<'_>) -> Result<String, ConfigError> {
+    let path = Path::new(page.as_ref());
+    let inside = path.components().all(|step| matches!(step, std::path::Component::Normal(_)));
+    if page.as_ref().is_empty() || page.as_ref().contains('\0') || !inside {
+        let message = "`server.web_fallback` must be a path within the web root, such as \"index.html\"";
+        return Err(source.error(&page, message));
+    }
+    Ok(page.into_inner())
+}
 
 fn pick(first: &Option<PathBuf>, second: Option<PathBuf>) -> Option<PathBuf> {
     first.clone().or(second)
@@ -714,6 +729,7 @@ mod tests {
             ("[supervisor]\nbackoff_ms = []\n", "line 2, column 14: `supervisor.backoff_ms`"),
             ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
             ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
+            ("[server]\nweb_fallback = \"../index.html\"\n", "line 2, column 16: `server.web_fallback`"),
             ("[plugins.\"no id\"]\n", "no plugin can have this id"),
             (
                 "[http]\ntrusted_proxies = [\"::1\", \"10.0.0.1/8\"]\n",

@@ -1,7 +1,8 @@
 //! The daemon: everything is started here in one visible order, and stopped in the reverse one.
 //!
 //! Threads: one per worker, one more worker for the control socket, the supervisor, two of the store (SQLite), the log
-//! writer, one that waits for signals, and the first, which starts and stops the others.
+//! writer, one that waits for signals, two that read files once there is one to read, and the first, which starts and
+//! stops the others.
 
 mod answer;
 mod api;
@@ -11,6 +12,7 @@ pub mod config;
 pub mod demo;
 mod driver;
 mod exchange;
+mod files;
 mod forward;
 mod gate;
 mod histogram;
@@ -141,6 +143,11 @@ pub fn run(
         logger: logger.clone(),
         store,
         supervisor: handle.clone(),
+        files: files::Files::new(
+            config.web_root.clone(),
+            config.web_fallback.clone(),
+            config.plugins_dir.clone(),
+        ),
         token,
         connections: AtomicUsize::new(0),
         connections_budget: connections_budget(),
@@ -150,6 +157,9 @@ pub fn run(
         started: Instant::now(),
         boot: random_hex::<4>()?,
     });
+    if let Some(trouble) = shared.files.trouble() {
+        logger.core(Level::Warn, "toru", &trouble, None, &Map::new());
+    }
     let config = Arc::new(config);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pinned = match config.pin {

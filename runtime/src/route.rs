@@ -12,6 +12,8 @@ pub enum Destination<'a> {
     ById { id: Cow<'a, str>, path: Cow<'a, str> },
     /// The plugin whose metadata has this route, which starts with `/`.
     ByRoute { route: Cow<'a, str>, path: Cow<'a, str> },
+    /// The bundle of the plugin with this id.
+    Bundle { id: Cow<'a, str> },
     /// The core itself.
     Core(Endpoint<'a>),
     /// Nobody known here: a static file, or nothing.
@@ -115,6 +117,7 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         },
         "/kv" => Endpoint::Kv(id),
         "/logs" => Endpoint::Logs(id),
+        "/bundle.js" => return Ok(Destination::Bundle { id }),
         _ => return Ok(Destination::ById { id, path }),
     };
     Ok(Destination::Core(endpoint))
@@ -186,6 +189,9 @@ mod tests {
             ("/healthz", core(Endpoint::Health)),
             ("/api/plugins/acme/logs", core(Endpoint::Logs("acme".into()))),
             ("/v1/plugins/acme/kv", Some(Destination::Elsewhere)),
+            ("/api/plugins/acme/bundle.js", Some(Destination::Bundle { id: "acme".into() })),
+            ("/api/plugins/acme/x/../bundle.js", Some(Destination::Bundle { id: "acme".into() })),
+            ("/api/plugins/route/ui/bundle.js", by_route("/ui", "/bundle.js")),
             ("/v1/stream", Some(Destination::Elsewhere)),
             ("/v1/logs", Some(Destination::Elsewhere)),
             ("/metrics", Some(Destination::Elsewhere)),

@@ -29,6 +29,7 @@ use crate::client;
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::exchange::Exchanges;
+use crate::files::{Files, KeptFiles};
 use crate::forward::Origin;
 use crate::gate::Gate;
 use crate::histogram::Histogram;
@@ -53,6 +54,7 @@ const SWEEP_MAX: Duration = Duration::from_millis(250);
 pub struct Shared {
     pub logger: Logger,
     pub store: Store,
+    pub files: Files,
     pub supervisor: toru_supervisor::Handle,
     /// The management token.
     pub token: String,
@@ -194,6 +196,7 @@ pub struct Worker {
     pub mailbox: Mailbox,
     pub exchanges: RefCell<Exchanges>,
     pub reader: RefCell<PluginMessageReader>,
+    pub kept_files: KeptFiles,
     targets: RefCell<Targets>,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     date: RefCell<(u64, String)>,
@@ -239,6 +242,7 @@ pub async fn run(
         mailbox,
         exchanges: RefCell::new(Exchanges::new(number)),
         reader: RefCell::new(PluginMessageReader::new()),
+        kept_files: RefCell::default(),
         targets: RefCell::default(),
         clients: RefCell::default(),
         date: RefCell::default(),

@@ -183,6 +183,14 @@ fn one_file_makes_processes_and_reaps_them() {
 }
 
 #[test]
+fn no_worker_touches_a_disk() {
+    for name in ["answer", "client", "exchange", "gate", "legacy", "link", "route", "worker"] {
+        let path = repository().join(format!("runtime/src/{name}.rs"));
+        assert_absent(&path, &["fs::", "File::", "openat"]);
+    }
+}
+
+#[test]
 fn one_file_opens_sqlite() {
     for folder in ["supervisor/src", "runtime/src", "http/src", "plugin-api/src"] {
         for path in rust_files(&repository().join(folder)) {

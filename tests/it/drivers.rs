@@ -3,7 +3,7 @@
 use std::thread;
 
 use serde_json::json;
-use toru_tests::{Daemon, Stage, binary, has_program};
+use toru_tests::{Daemon, IO_URING, Stage, has_program, refuse};
 
 use crate::http::assert_problem;
 
@@ -85,7 +85,7 @@ fn has_ring(daemon: &Daemon) -> bool {
 
 #[test]
 fn epoll_with_one_warning_where_io_uring_is_refused() {
-    let mut daemon = stage().driver("auto").under([binary("no-uring")]).start();
+    let mut daemon = stage().driver("auto").under(refuse(IO_URING)).start();
     behaves(&daemon);
     assert!(!has_ring(&daemon));
     assert_eq!(daemon.terminate().code(), Some(0));
@@ -96,7 +96,7 @@ fn epoll_with_one_warning_where_io_uring_is_refused() {
 
 #[test]
 fn io_uring_insisted_on_and_refused_is_an_error() {
-    let printed = stage().driver("io_uring").under([binary("no-uring")]).serve_output();
+    let printed = stage().driver("io_uring").under(refuse(IO_URING)).serve_output();
     assert!(!printed.status.success());
     let stderr = String::from_utf8_lossy(&printed.stderr);
     assert!(stderr.contains("io_uring"), "{stderr}");

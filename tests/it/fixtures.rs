@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 use toru_tests::{
-    binary, output, spawn, stage_faulty, wait_for,
+    IO_URING, binary, output, spawn, stage_faulty, wait_for,
     wire::{Framing, frame, read_frame},
 };
 
@@ -203,7 +203,8 @@ fn no_uring_refuses_the_ring_and_nothing_else() {
                    libc = ctypes.CDLL(None, use_errno=True)\n\
                    assert libc.syscall(425, 2, 0) == -1\n\
                    print(ctypes.get_errno(), os.path.exists('/proc'))";
-    let printed =
-        output(Command::new(binary("no-uring")).args(["python3", "-c", program]).stdin(Stdio::null()));
+    let printed = output(
+        Command::new(binary("refuse")).args([IO_URING, "python3", "-c", program]).stdin(Stdio::null()),
+    );
     assert_eq!(String::from_utf8_lossy(&printed.stdout).trim(), "1 True", "{printed:?}");
 }

@@ -9,6 +9,7 @@ mod console;
 mod control;
 mod drivers;
 mod faults;
+mod files;
 mod fixtures;
 mod forwarding;
 mod history;

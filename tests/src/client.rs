@@ -105,6 +105,11 @@ impl<S: Read + Write> Client<S> {
         Ok(std::mem::take(&mut self.pending))
     }
 
+    /// The next `count` bytes.
+    pub fn bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        self.exactly(count)
+    }
+
     /// Next line without its end, for newline-delimited streams.
     pub fn line(&mut self) -> io::Result<String> {
         let end = loop {

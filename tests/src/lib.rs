@@ -122,6 +122,16 @@ pub fn has_program(name: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
+/// `io_uring_setup`, `io_uring_enter`, `io_uring_register`: the same numbers on every architecture.
+pub const IO_URING: &str = "425,426,427";
+/// `openat2`, everywhere.
+pub const OPENAT2: &str = "437";
+
+/// A wrapper for [`Stage::under`] that runs the daemon where the kernel refuses these system calls.
+pub fn refuse(syscalls: &str) -> [OsString; 2] {
+    [binary("refuse").into(), syscalls.into()]
+}
+
 /// The root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the repository").to_owned()
