@@ -23,6 +23,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use memchr::memchr;
+
 use crate::body::{Body, Chunked, Outcome};
 use crate::request::{
     Framing, HeadReader, Method, RequestHead, Version, find_line, is_token_byte, strip_carriage_return,
@@ -344,10 +346,13 @@ impl Connection {
             [first, ..] if !is_token_byte(*first) => return Err(ErrorKind::BadMethod),
             _ => {}
         }
-        let too_long = ErrorKind::RequestLineTooLong;
-        let Some(line) = find_line(unread, &mut self.scanned, self.limits.request_line_bytes_max, too_long)?
-        else {
-            return Ok(Some(Step::NeedInput));
+        let (bytes_max, too_long) = (self.limits.request_line_bytes_max, ErrorKind::RequestLineTooLong);
+        let line = match find_line(unread, &mut self.scanned, bytes_max, too_long) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(Some(Step::NeedInput)),
+            // Without a space the method alone is that long, and there is no target to be too long.
+            Err(_) if memchr(b' ', &unread[..bytes_max]).is_none() => return Err(ErrorKind::BadRequestLine),
+            Err(too_long) => return Err(too_long),
         };
         self.head.take_request_line(strip_carriage_return(&unread[..line])?)?;
         self.line_start = line + 1;

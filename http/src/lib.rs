@@ -114,6 +114,8 @@ pub enum ErrorKind {
     TooManyEmptyLines,
     #[error("method is no token")]
     BadMethod,
+    #[error("method is longer than any")]
+    MethodTooLong,
     #[error("request line is not `method SP target SP version`")]
     BadRequestLine,
     #[error("HTTP version is malformed")]
@@ -150,6 +152,8 @@ pub enum ErrorKind {
     RepeatedHost,
     #[error("`host` is invalid")]
     BadHost,
+    #[error("a field that may stand once is repeated")]
+    RepeatedField,
     #[error("`content-length` is no number")]
     BadContentLength,
     #[error("`content-length` is repeated")]
@@ -190,7 +194,7 @@ impl ErrorKind {
             Self::RequestLineTooLong => 414,
             Self::UnknownExpectation => 417,
             Self::HeadTooLarge | Self::TooManyFields | Self::TrailersTooLarge => 431,
-            Self::UnknownTransferCoding => 501,
+            Self::MethodTooLong | Self::UnknownTransferCoding => 501,
             Self::UnsupportedVersion => 505,
             Self::BareLf
             | Self::BareCr
@@ -210,6 +214,7 @@ impl ErrorKind {
             | Self::MissingHost
             | Self::RepeatedHost
             | Self::BadHost
+            | Self::RepeatedField
             | Self::BadContentLength
             | Self::RepeatedContentLength
             | Self::LengthAndTransferEncoding

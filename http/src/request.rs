@@ -129,6 +129,8 @@ pub(crate) struct HeadReader {
     connection_keep_alive: bool,
     connection_names_fields: bool,
     expects_continue: bool,
+    /// Which of the fields that may stand once have come, as `SEEN_…`.
+    seen: u8,
 }
 
 /// How a request's content is delimited.
@@ -261,6 +263,7 @@ impl HeadReader {
                 }
                 self.host = Some(span);
             }
+            6 if name.eq_ignore_ascii_case(b"origin") => self.note_single(SEEN_ORIGIN)?,
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(ErrorKind::UnknownExpectation);
@@ -278,6 +281,8 @@ impl HeadReader {
                     }
                 }
             }
+            12 if name.eq_ignore_ascii_case(b"content-type") => self.note_single(SEEN_CONTENT_TYPE)?,
+            13 if name.eq_ignore_ascii_case(b"authorization") => self.note_single(SEEN_AUTHORIZATION)?,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 // RFC 9110 section 8.6 lets equal repeats pass; a sender that repeats it is broken or hostile.
                 if self.content_length.is_some() {
@@ -290,7 +295,23 @@ impl HeadReader {
         }
         Ok(())
     }
+
+    /// Fields that decide who may do what, or what the content is: two of them are two answers (RFC 9110 section 5.3).
+    fn note_single(&mut self, field: u8) -> Result<(), ErrorKind> {
+        if self.seen & field != 0 {
+            return Err(ErrorKind::RepeatedField);
+        }
+        self.seen |= field;
+        Ok(())
+    }
 }
+
+const SEEN_ORIGIN: u8 = 1;
+const SEEN_CONTENT_TYPE: u8 = 2;
+const SEEN_AUTHORIZATION: u8 = 4;
+
+/// Bytes of a method; of those registered the longest has 17, and applications make up their own.
+const METHOD_BYTES_MAX: usize = 64;
 
 /// The methods that change how a response is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,6 +355,9 @@ impl RequestLine {
             Some(b' ') => {}
             None => return Err(ErrorKind::BadRequestLine),
             Some(_) => return Err(ErrorKind::BadMethod),
+        }
+        if method_end > METHOD_BYTES_MAX {
+            return Err(ErrorKind::MethodTooLong);
         }
         let target_start = method_end + 1;
         let target_bytes = memchr(b' ', &line[target_start..]).ok_or(ErrorKind::BadRequestLine)?;

@@ -234,9 +234,13 @@ impl Decoder {
         if !self.line_opened {
             // Checked at once and not at the line's end: garbage may never bring one.
             let line = &self.buffer[fresh_from..line_end.unwrap_or(self.buffer.len())];
-            match line.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r')) {
-                Some(b'{') => self.line_opened = true,
-                Some(&first) => return Err(FrameError::NotAnObject { first }),
+            match line.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\r')) {
+                // In smaller pieces the blanks alone would have been too long.
+                Some(at) if fresh_from + at - from > self.frame_bytes_max => {
+                    return Err(FrameError::LineTooLong { frame_bytes_max: self.frame_bytes_max });
+                }
+                Some(at) if line[at] == b'{' => self.line_opened = true,
+                Some(at) => return Err(FrameError::NotAnObject { first: line[at] }),
                 None => {}
             }
         }

@@ -48,6 +48,10 @@ fn request_lines() {
         ("GET / HTTP/1.1\r", "400 BadVersion; closed"),
         ("GET / ", "400 BadVersion; closed"),
         ("HTTP/1.1 200 OK", "400 BadMethod; closed"),
+        (&format!("{} / HTTP/1.1", "A".repeat(64)), &format!("{} / 1.1; end; idle", "A".repeat(64))),
+        (&format!("{} / HTTP/1.1", "A".repeat(65)), "501 MethodTooLong; closed"),
+        (&format!("{} / HTTP/1.1", "A".repeat(8193)), "400 BadRequestLine; closed"),
+        (&format!("GET /{} HTTP/1.1", "a".repeat(8193)), "414 RequestLineTooLong; closed"),
     ] {
         check(format!("{line}\r\nhost: a\r\n\r\n"), expect);
     }
@@ -236,6 +240,18 @@ fn field_lines() {
             check([first.as_bytes(), line, b"\r\n", after.as_bytes(), b"\r\n"].concat(), &expect);
         }
     }
+}
+
+#[test]
+fn fields_that_may_stand_once_do() {
+    for field in ["Content-Type: a/b", "authorization: Bearer x", "ORIGIN: http://a"] {
+        check(format!("GET / HTTP/1.1\r\nhost: a\r\n{field}\r\n\r\n"), "GET / 1.1; end; idle");
+        let twice = format!("GET / HTTP/1.1\r\n{field}\r\nhost: a\r\n{}\r\n\r\n", field.to_lowercase());
+        check(twice, "400 RepeatedField; closed");
+    }
+    // The next request starts afresh.
+    let get = "GET / HTTP/1.1\r\nhost: a\r\norigin: http://a\r\n\r\n";
+    check(get.repeat(2), "GET / 1.1; end; GET / 1.1; end; idle");
 }
 
 #[test]
