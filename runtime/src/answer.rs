@@ -51,6 +51,8 @@ pub enum Failure {
     },
     NotFound(&'static str),
     MethodNotAllowed(&'static str),
+    /// The core knows no such method.
+    UnknownMethod,
     Unauthorized,
     UnsupportedMediaType(&'static str),
     NotText,
@@ -110,6 +112,7 @@ impl Failure {
             },
             Failure::NotFound(_) => 404,
             Failure::MethodNotAllowed(_) => 405,
+            Failure::UnknownMethod => 501,
             Failure::Unauthorized => 401,
             Failure::UnsupportedMediaType(_) | Failure::NotText => 415,
             Failure::TooLarge { .. } => 413,
@@ -144,6 +147,7 @@ impl Failure {
             | Failure::PluginGone(detail) => (*detail).to_owned(),
             Failure::Store { message, .. } => message.clone(),
             Failure::MethodNotAllowed(allow) => format!("this resource takes {allow}"),
+            Failure::UnknownMethod => "the server knows no such method".into(),
             Failure::Unauthorized => {
                 "a bearer token is needed; the first start wrote it to the token file".into()
             }

@@ -29,9 +29,13 @@ const IMPORT_LINES_MAX: usize = 512;
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
+/// What the server takes as a whole, as the `Allow` field wants it; a plugin may take others.
+pub const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 /// A request to the core, free of its request's bytes.
 #[derive(Debug)]
 pub enum Call {
+    Server,
     Health,
     Ready,
     Plugins,
@@ -92,6 +96,7 @@ impl Call {
     pub fn new(endpoint: Endpoint<'_>, method: &str, query: Option<&str>) -> Result<Self, Failure> {
         let query = Query(query.unwrap_or_default());
         Ok(match endpoint {
+            Endpoint::Server => Call::Server,
             Endpoint::Health => Call::Health,
             Endpoint::Ready => Call::Ready,
             Endpoint::Plugins => Call::Plugins,
@@ -184,6 +189,11 @@ pub fn says_json(head: &RequestHead<'_>) -> bool {
 impl Call {
     pub async fn answer(self, worker: &Rc<Worker>, body: &[u8]) -> Result<Answer, Failure> {
         let whole = match self {
+            Call::Server => {
+                let mut fields = Vec::new();
+                add_field(&mut fields, "allow", METHODS);
+                LocalAnswer { status: 204, fields, body: Vec::new() }
+            }
             Call::Health => LocalAnswer::json(200, &json!({ "status": "ok" })),
             Call::Ready => {
                 let plugins = supervised(worker).await?;

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
+use monoio::buf::IoBuf as _;
+use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
 use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Response, ResponseHead};
 use toru_plugin_api::from_core::{EncodeError, HttpRequestFrame, RequestStart};
 use toru_plugin_api::metadata::Protocol;
@@ -130,19 +131,20 @@ pub async fn serve<S: ClientStream>(
     peer: Peer,
     slot: Rc<ClientSlot>,
     entry: ClientEntry,
-    crowded: bool,
 ) {
     let mut connection = Connection::new(worker.http_limits());
     let (half, mut writer) = stream.into_split();
     // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
-    let _entry = entry;
-    if crowded {
-        let _ = writer.write_all(canned(&worker, &Failure::Crowded)).await;
-        return;
-    }
+    let entry = entry;
     let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
     let mut reading = pin!(None);
     let mut working = pin!(None);
+    if entry.crowded {
+        if writer.write_all(canned(&worker, &Failure::Crowded)).await.0.is_ok() {
+            linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
+        }
+        return;
+    }
     let mut request: Option<Request> = None;
     let mut account: Option<Account> = None;
     // When a client that has closed its sending side is taken for gone. It may still read (RFC 9112 section 9.6), but most
@@ -161,6 +163,7 @@ pub async fn serve<S: ClientStream>(
                 Event::Head(head) => match begin(&worker, &head, &peer) {
                     Ok(begun) => {
                         phase.0 = HttpPhase::Closing;
+                        slot.body.set(head.has_content().then_some((begun.started, 0)));
                         request = Some(begun);
                         connection.send_continue();
                     }
@@ -255,7 +258,15 @@ pub async fn serve<S: ClientStream>(
             respond(&worker, &mut connection, failure.to_answer(""), "");
             continue;
         }
+        // Enough has come for now: only the sweep can see that the client goes.
+        let unread = reading.is_none() && resting.is_some();
         let happening = std::future::poll_fn(|cx| {
+            if unread {
+                if slot.gone.get() {
+                    return Poll::Ready(Happened::Gone);
+                }
+                *slot.watcher.borrow_mut() = Some(cx.waker().clone());
+            }
             if let Some(work) = working.as_mut().as_pin_mut()
                 && let Poll::Ready(progress) = work.poll(cx)
             {
@@ -280,7 +291,12 @@ pub async fn serve<S: ClientStream>(
                 }
             }
         };
+        if unread {
+            slot.watcher.take();
+        }
         match happened {
+            // The client is gone; dropping the work frees its place and tells the plugin.
+            Happened::Gone => return,
             Happened::Read(half, buffer, outcome) => {
                 reading.set(None);
                 match outcome {
@@ -298,7 +314,6 @@ pub async fn serve<S: ClientStream>(
                         connection.handle_input(&buffer[..count]);
                         resting = Some((half, buffer));
                     }
-                    // The client is gone; dropping the work frees its place and tells the plugin.
                     Err(_) => return,
                 }
             }
@@ -320,6 +335,7 @@ pub async fn serve<S: ClientStream>(
 enum Happened<H> {
     Read(H, Vec<u8>, io::Result<usize>),
     Progress(Progress),
+    Gone,
 }
 
 /// A read that owns its socket half, so that it can go on while other things happen.
@@ -331,21 +347,35 @@ async fn read<H: AsyncReadRent>(mut half: H, buffer: Vec<u8>) -> (H, Vec<u8>, io
 async fn flush(
     worker: &Worker,
     connection: &mut Connection,
-    writer: &mut impl AsyncWriteRentExt,
+    writer: &mut impl AsyncWriteRent,
     slot: &ClientSlot,
 ) -> io::Result<()> {
     if connection.output().is_empty() {
         return Ok(());
     }
-    let output = connection.take_output();
+    let mut output = connection.take_output();
+    let mut written = 0;
+    let write_timeout = worker.config().http.write_timeout;
     slot.writing.set(true);
     slot.idle.set(false);
-    slot.deadline.set(Some(Instant::now() + worker.config().http.write_timeout));
-    let (outcome, output) = writer.write_all(output).await;
+    let outcome = loop {
+        // Anew with each piece: who reads slowly is served, who does not read is cut.
+        slot.deadline.set(Some(Instant::now() + write_timeout));
+        let (outcome, rest) = writer.write(output.slice(written..)).await;
+        output = rest.into_inner();
+        match outcome {
+            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) => break Err(error),
+        }
+        if written == output.len() {
+            break Ok(());
+        }
+    };
     slot.writing.set(false);
     slot.deadline.set(None);
     connection.reuse_output(output);
-    outcome.map(|_| ())
+    outcome
 }
 
 /// Lets the client read its last answer before the close.
@@ -385,7 +415,9 @@ fn set_deadline(
     let now = Instant::now();
     if last.0 != phase {
         *last = (phase, now);
-        slot.body.set((phase == HttpPhase::Body).then_some((now, 0)));
+    }
+    if phase != HttpPhase::Body {
+        slot.body.set(None);
     }
     let config = worker.config();
     let http = &config.http;
@@ -417,13 +449,16 @@ fn begin(
     };
     let refuse = |failure, target| Err((failure, request_id.clone(), target));
     if head.method == "TRACE" || head.method == "CONNECT" {
-        return refuse(Failure::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), None);
+        return refuse(Failure::MethodNotAllowed(api::METHODS), None);
     }
     let path = head.target.path();
     let destination = match route(path, peer.trusted) {
         Ok(destination) => destination,
         Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
     };
+    if matches!(destination, Destination::Core(_) | Destination::Elsewhere) && !is_known(head.method) {
+        return refuse(Failure::UnknownMethod, None);
+    }
     let mut bundle = None;
     let (target, rest) = match destination {
         Destination::Core(endpoint) => {
@@ -519,6 +554,11 @@ fn file_request(exchange: ExchangeGuard, request_id: String, ask: Ask, otherwise
         path: String::new(),
         started: Instant::now(),
     }
+}
+
+/// Whether the core knows a method, though not for every resource; plugins may know others.
+fn is_known(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS")
 }
 
 /// Checks what can be checked of a request to the core itself before its content is there.

@@ -112,6 +112,10 @@ pub struct HttpConfig {
     pub request_timeout: Duration,
     /// How long a client that has closed its sending side still gets an answer.
     pub half_close_timeout: Duration,
+    /// A content that comes slower than this is cut: a timer for each read would let a byte now and then live for ever.
+    pub body_bytes_per_second_min: u64,
+    /// How long a slow content is tolerated before its rate counts.
+    pub body_rate_after: Duration,
     pub head_bytes_max: usize,
     pub body_bytes_max: u64,
     pub connections_max: usize,
@@ -281,6 +285,8 @@ struct HttpTable {
     write_timeout_ms: Option<Spanned<u64>>,
     request_timeout_ms: Option<Spanned<u64>>,
     half_close_timeout_ms: Option<Spanned<u64>>,
+    body_bytes_per_second_min: Option<Spanned<u64>>,
+    body_rate_after_ms: Option<Spanned<u64>>,
     head_bytes_max: Option<Spanned<usize>>,
     body_bytes_max: Option<Spanned<u64>>,
     connections_max: Option<Spanned<usize>>,
@@ -554,6 +560,13 @@ impl HttpTable {
                 &self.half_close_timeout_ms,
                 2000,
             )?,
+            body_bytes_per_second_min: source.number(
+                "http.body_bytes_per_second_min",
+                &self.body_bytes_per_second_min,
+                240,
+                0..=1 << 30,
+            )?,
+            body_rate_after: source.millis("http.body_rate_after_ms", &self.body_rate_after_ms, 5000)?,
             head_bytes_max: source.number(
                 "http.head_bytes_max",
                 &self.head_bytes_max,

@@ -169,11 +169,15 @@ impl<'a> Own<'a> {
                     || is_like(name, "x-real-ip")
                     || is_like(name, "x-request-id")
             }
+            // The core has read what frames the content; an application must not read another thing into it.
+            b'c' => name.contains('_') && is_like(name, "content-length"),
             b'f' => is_like(name, "forwarded"),
             b'e' => name.eq_ignore_ascii_case("expect"),
             b't' => {
-                !self.traced
-                    && (name.eq_ignore_ascii_case("traceparent") || name.eq_ignore_ascii_case("tracestate"))
+                is_like(name, "transfer-encoding")
+                    || !self.traced
+                        && (name.eq_ignore_ascii_case("traceparent")
+                            || name.eq_ignore_ascii_case("tracestate"))
             }
             b'a' => self.keep_secret && name.eq_ignore_ascii_case("authorization"),
             _ => false,
@@ -400,6 +404,9 @@ mod tests {
                     proxy-authorization: b\r\ntrailer: x\r\nexpect: 100-continue\r\nauthorization: c\r\n";
         let kept = passed(said, &client(), false);
         assert_eq!(kept[..3], ["host: a", "authorization: c", "x-request-id: made"]);
+        // To an application behind CGI these would be what the core has read already.
+        let kept = passed("host: a\r\nContent_Length: 9\r\nTransfer_Encoding: chunked\r\n", &client(), false);
+        assert_eq!(kept[..2], ["host: a", "x-request-id: made"]);
         let kept = passed(said, &client(), true);
         assert_eq!(kept[..2], ["host: a", "x-request-id: made"]);
     }

@@ -139,6 +139,7 @@ pub fn run(
     let handle = supervisor.handle();
 
     let (tell, news) = channel();
+    let descriptors = Descriptors::of_this_process();
     let shared = Arc::new(Shared {
         logger: logger.clone(),
         store,
@@ -150,7 +151,9 @@ pub fn run(
         ),
         token,
         connections: AtomicUsize::new(0),
-        connections_budget: connections_budget(),
+        connections_budget: descriptors.clients,
+        crowd: AtomicUsize::new(0),
+        crowd_max: descriptors.crowd,
         workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),
         control: mailboxes[config.workers].clone(),
         resting: Default::default(),
@@ -550,16 +553,25 @@ fn open_control_socket(path: &Path) -> Result<UnixListener, RunError> {
     listener.map_err(fail)
 }
 
-/// How many clients may hold a descriptor: what the limit leaves, less a reserve for everything else.
-fn connections_budget() -> usize {
-    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
-        return usize::MAX;
-    };
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let open = fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
-    // A plugin takes three for its process, one for the supervisor and one for each worker.
-    let reserve = (limit / 4).clamp(16, 4096);
-    limit.saturating_sub(open + reserve).max(1)
+/// Who may hold how many descriptors; the rest is for plugins, health checks, logs and SQLite.
+struct Descriptors {
+    clients: usize,
+    /// Clients that are told that there is no room.
+    crowd: usize,
+}
+
+impl Descriptors {
+    fn of_this_process() -> Self {
+        const CROWD_MAX: usize = 1024;
+        let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
+            return Self { clients: usize::MAX, crowd: CROWD_MAX };
+        };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let open = fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
+        // A plugin takes three for its process, one for the supervisor and one for each worker.
+        let reserve = (limit / 4).clamp(16, 4096);
+        Self { clients: limit.saturating_sub(open + reserve).max(1), crowd: (reserve / 4).min(CROWD_MAX) }
+    }
 }
 
 fn pin_to(core: usize) {

@@ -133,6 +133,8 @@ fn all_named(config: &Config) {
                 head_bytes_max: _,
                 body_bytes_max: _,
                 connections_max: _,
+                body_bytes_per_second_min: _,
+                body_rate_after: _,
                 trusted_proxies: _,
             },
         message_bytes_max: _,

@@ -23,6 +23,8 @@ pub enum Destination<'a> {
 /// What the core answers itself.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Endpoint<'a> {
+    /// `OPTIONS *`: the server as a whole.
+    Server,
     Health,
     Ready,
     Plugins,
@@ -57,6 +59,7 @@ impl Endpoint<'_> {
             | Endpoint::History(_)
             | Endpoint::Events
             | Endpoint::Metrics => "GET, HEAD",
+            Endpoint::Server => "OPTIONS",
             Endpoint::Stream => "GET",
             Endpoint::Values(_) => "GET, POST",
             Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
@@ -69,7 +72,7 @@ impl Endpoint<'_> {
 
     /// Whether only the holder of the management token may ask. Probes of a load balancer have none.
     pub fn needs_token(&self) -> bool {
-        !matches!(self, Endpoint::Health | Endpoint::Ready)
+        !matches!(self, Endpoint::Server | Endpoint::Health | Endpoint::Ready)
     }
 }
 
@@ -84,6 +87,8 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         "/v1/logs" if trusted => return Ok(Destination::Core(Endpoint::CoreLogs)),
         "/v1/events" if trusted => return Ok(Destination::Core(Endpoint::Events)),
         "/metrics" if trusted => return Ok(Destination::Core(Endpoint::Metrics)),
+        // In no other form is a path without a slash.
+        "*" => return Ok(Destination::Core(Endpoint::Server)),
         "/healthz" => return Ok(Destination::Core(Endpoint::Health)),
         "/readyz" => return Ok(Destination::Core(Endpoint::Ready)),
         "/api/plugins" | "/api/plugins/" => return Ok(Destination::Core(Endpoint::Plugins)),
@@ -187,6 +192,7 @@ mod tests {
             ("/api/plugins/acme/restart/now", by_id("acme", "/restart/now")),
             ("/api/plugins", core(Endpoint::Plugins)),
             ("/healthz", core(Endpoint::Health)),
+            ("*", core(Endpoint::Server)),
             ("/api/plugins/acme/logs", core(Endpoint::Logs("acme".into()))),
             ("/v1/plugins/acme/kv", Some(Destination::Elsewhere)),
             ("/api/plugins/acme/bundle.js", Some(Destination::Bundle { id: "acme".into() })),

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelHandle, Canceller, Split};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use serde_json::json;
 use slab::Slab;
 use toru_plugin_api::from_plugin::PluginMessageReader;
@@ -26,7 +27,7 @@ use toru_supervisor::{Command, KvAnswer, Level, PluginView};
 
 use crate::answer::Failure;
 use crate::client;
-use crate::config::Config;
+use crate::config::{Config, HttpConfig};
 use crate::driver::Driver;
 use crate::exchange::Exchanges;
 use crate::files::{Files, KeptFiles};
@@ -39,16 +40,16 @@ use crate::link::Link;
 use crate::log::Logger;
 use crate::summary;
 
-/// A content that comes slower than this is cut: a timer for each read would let a byte now and then live for ever.
-const BODY_BYTES_PER_SECOND_MIN: u64 = 240;
-/// How long a slow content is tolerated before its rate counts.
-const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
 /// Pause in accepting when the system is out of descriptors; a shorter one would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The same while as many clients are told that there is no room as may be told at once.
+const CROWD_PAUSE: Duration = Duration::from_millis(10);
 /// The sweep looks at deadlines this many times within the shortest of them.
 const SWEEPS_PER_TIMEOUT: u32 = 16;
 const SWEEP_MIN: Duration = Duration::from_millis(5);
 const SWEEP_MAX: Duration = Duration::from_millis(250);
+/// While clients are watched that nothing is read from: what they asked for ends soon after they have gone.
+const SWEEP_WATCHING: Duration = Duration::from_millis(50);
 
 /// What all threads of the daemon share; nothing in here is locked on a request's path.
 pub struct Shared {
@@ -60,8 +61,13 @@ pub struct Shared {
     pub token: String,
     /// Of all clients.
     pub connections: AtomicUsize,
-    /// Clients beyond this wait in the kernel, so that descriptors are left for plugins, health checks, logs and SQLite.
+    /// Clients beyond this are told that there is no room, so that descriptors are left for plugins, health checks, logs
+    /// and SQLite.
     pub connections_budget: usize,
+    /// Clients that are being told so, which have a descriptor each for that moment.
+    pub crowd: AtomicUsize,
+    /// Clients beyond this wait in the kernel meanwhile.
+    pub crowd_max: usize,
     /// By worker; the last is the control thread's.
     pub workers: Box<[WorkerStats]>,
     /// To the control thread.
@@ -180,6 +186,10 @@ pub struct ClientSlot {
     pub body: Cell<Option<(Instant, u64)>>,
     /// The sweep cut the connection.
     pub expired: Cell<bool>,
+    /// Whom to wake when the client has gone. Set while nothing is read from it, since then no read would tell.
+    pub watcher: RefCell<Option<Waker>>,
+    /// The watcher was woken for that.
+    pub gone: Cell<bool>,
 }
 
 pub struct Worker {
@@ -283,8 +293,8 @@ pub async fn run(
 async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
     let mut trouble = AcceptTrouble::default();
     while let Some(handle) = worker.accept_handle() {
-        if worker.shared.connections.load(Relaxed) >= worker.shared.connections_budget {
-            monoio::time::sleep(ACCEPT_PAUSE).await;
+        if worker.shared.crowd.load(Relaxed) >= worker.shared.crowd_max {
+            monoio::time::sleep(CROWD_PAUSE).await;
             continue;
         }
         // Never under a timeout or select: a lost race would leak the accepted descriptor.
@@ -363,6 +373,7 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
 /// a fraction of itself late does it no harm.
 async fn sweep(worker: Rc<Worker>) {
     let mut lag = Lag::default();
+    let mut watching = false;
     loop {
         std::future::poll_fn(|cx| {
             if worker.has_deadlines() {
@@ -374,12 +385,16 @@ async fn sweep(worker: Rc<Worker>) {
             Poll::Pending
         })
         .await;
-        let due = Instant::now() + worker.sweep_period.get();
+        let period = worker.sweep_period.get();
+        let due = Instant::now() + if watching { period.min(SWEEP_WATCHING) } else { period };
         monoio::time::sleep_until(due.into()).await;
         let now = Instant::now();
         worker.stats().lag_us.store(lag.worst(now, now.saturating_duration_since(due)), Relaxed);
+        watching = false;
+        let config = worker.config();
         for slot in worker.clients.borrow().iter().map(|(_, slot)| slot) {
-            slot.check(now);
+            slot.check(&config.http, now);
+            watching |= slot.look();
         }
         let expired = worker.exchanges.borrow_mut().expire(now);
         for (id, link) in expired {
@@ -434,7 +449,7 @@ fn sweep_period(config: &Config) -> Duration {
     let http = &config.http;
     [http.head_timeout, http.body_timeout, http.idle_timeout, http.write_timeout, http.request_timeout]
         .into_iter()
-        .chain([config.frame_timeout])
+        .chain([config.frame_timeout, http.body_rate_after])
         .map(|timeout| timeout / SWEEPS_PER_TIMEOUT)
         .fold(SWEEP_MAX, Duration::min)
         .max(SWEEP_MIN)
@@ -447,7 +462,15 @@ impl Worker {
     }
 
     fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
-        let others = self.shared.connections.fetch_add(1, Relaxed);
+        let crowded = {
+            let others = self.shared.connections.fetch_add(1, Relaxed);
+            let max = self.config().http.connections_max.min(self.shared.connections_budget);
+            !peer.trusted && others >= max
+        };
+        if crowded {
+            self.shared.connections.fetch_sub(1, Relaxed);
+            self.shared.crowd.fetch_add(1, Relaxed);
+        }
         self.count_clients(1);
         let slot = Rc::new(ClientSlot {
             fd: stream.as_raw_fd(),
@@ -456,16 +479,17 @@ impl Worker {
             idle: Cell::new(true),
             body: Cell::new(None),
             expired: Cell::new(false),
+            watcher: RefCell::new(None),
+            gone: Cell::new(false),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
-        let entry = ClientEntry { worker: self.clone(), key };
+        let entry = ClientEntry { worker: self.clone(), key, crowded };
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }
-        let crowded = !peer.trusted && others >= self.config().http.connections_max;
         let worker = self.clone();
         monoio::spawn(async move {
-            let serving = client::serve(worker.clone(), stream, peer, slot, entry, crowded);
+            let serving = client::serve(worker.clone(), stream, peer, slot, entry);
             if let Err(panic) = catch_unwind(serving).await {
                 let what = panic
                     .downcast_ref::<String>()
@@ -658,18 +682,31 @@ impl Targets {
 }
 
 impl ClientSlot {
-    fn check(&self, now: Instant) {
+    fn check(&self, http: &HttpConfig, now: Instant) {
         let late = self.deadline.get().is_some_and(|deadline| deadline <= now);
         let body = self.body.get().filter(|_| !self.writing.get());
         let slow = body.is_some_and(|(since, bytes)| {
             let took = now.saturating_duration_since(since);
-            took > BODY_RATE_AFTER && bytes < BODY_BYTES_PER_SECOND_MIN * took.as_secs()
+            let due = http.body_bytes_per_second_min.saturating_mul(took.as_millis() as u64) / 1000;
+            took > http.body_rate_after && bytes < due
         });
         if (late || slow) && !self.expired.replace(true) {
             // Shutting down completes the pending operation with an end or an error, under either driver, and
             // leaves closing to the task that owns the socket.
             let _ = shutdown(self.fd, if self.writing.get() { Shutdown::Both } else { Shutdown::Read });
         }
+    }
+
+    /// Looks whether the client has gone, if that is watched for; whether it is.
+    fn look(&self) -> bool {
+        let Some(watcher) = &*self.watcher.borrow() else { return false };
+        // Nothing is sent: the kernel only looks whether anything could be.
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        if let Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ETIMEDOUT) = send(self.fd, &[], flags) {
+            self.gone.set(true);
+            watcher.wake_by_ref();
+        }
+        true
     }
 
     pub fn shutdown_write(&self) {
@@ -681,13 +718,16 @@ impl ClientSlot {
 pub struct ClientEntry {
     worker: Rc<Worker>,
     key: usize,
+    /// There is no room for it.
+    pub crowded: bool,
 }
 
 impl Drop for ClientEntry {
     fn drop(&mut self) {
         let mut clients = self.worker.clients.borrow_mut();
         clients.remove(self.key);
-        self.worker.shared.connections.fetch_sub(1, Relaxed);
+        let shared = &self.worker.shared;
+        if self.crowded { &shared.crowd } else { &shared.connections }.fetch_sub(1, Relaxed);
         self.worker.count_clients(-1);
         if clients.is_empty()
             && let Some(emptied) = self.worker.emptied.take()

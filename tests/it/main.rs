@@ -4,7 +4,9 @@
 
 mod boundaries;
 mod cli;
+mod clients;
 mod concurrency;
+mod conformance;
 mod console;
 mod control;
 mod drivers;
@@ -15,6 +17,7 @@ mod forwarding;
 mod history;
 mod http;
 mod kv;
+mod programs;
 mod readme;
 mod reload;
 mod sdk;

@@ -1,0 +1,255 @@
+//! What clients may do to the core: a test for each row, the rows of malformed framing in `conformance`.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+use serde_json::json;
+use toru_tests::{Client, DEADLINE, Daemon, Stage, request_bytes, wait_for};
+
+fn started(stage: Stage) -> Daemon {
+    let daemon = stage.faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon
+}
+
+/// How many requests have reached the plugin, this one included.
+fn count(daemon: &Daemon) -> u64 {
+    daemon.get("/api/plugins/p/count").text().parse().unwrap()
+}
+
+/// Sends a byte every `pause` until the core has closed the connection; how long that took, and what came.
+fn drip(mut client: Client<TcpStream>, bytes: &[u8], pause: Duration) -> (Duration, String) {
+    let start = Instant::now();
+    for byte in bytes.iter().cycle() {
+        assert!(start.elapsed() < DEADLINE, "never cut");
+        // The pause is the fault that is injected.
+        thread::sleep(pause);
+        if client.send(&[*byte]).is_err() {
+            break;
+        }
+        client.stream().set_nonblocking(true).unwrap();
+        let peeked = client.stream().peek(&mut [0; 1]);
+        client.stream().set_nonblocking(false).unwrap();
+        if peeked.is_ok() {
+            break;
+        }
+    }
+    let took = start.elapsed();
+    let text =
+        client.rest().map_or_else(|_| String::new(), |rest| String::from_utf8_lossy(&rest).into_owned());
+    (took, text)
+}
+
+#[test]
+fn a_head_that_drips_is_cut_at_its_deadline() {
+    let daemon = started(Stage::new().set("http.head_timeout_ms", 1000));
+    let before = count(&daemon);
+    let mut client = daemon.client();
+    client.send(b"GET /api/plugins/p/x HTTP/1.1\r\nhost: a\r\n").unwrap();
+    let (took, text) = drip(client, b"x: y\r\n", Duration::from_millis(50));
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 408 "), "{text}");
+    assert!(took >= Duration::from_millis(500), "cut after {took:?}");
+    assert_eq!(count(&daemon), before + 1, "nothing of it was forwarded");
+
+    // The second head of a connection has the same deadline, not what is left of another.
+    let mut client = daemon.client();
+    assert_eq!(client.get("/api/plugins/p/x").status, 200);
+    client.send(b"G").unwrap();
+    assert!(client.response("GET").map_or(true, |answer| answer.status == 408));
+}
+
+#[test]
+fn a_body_that_drips_is_cut_by_its_rate_and_not_by_a_timer_for_each_read() {
+    let daemon = started(Stage::new().set("http.body_rate_after_ms", 500));
+    let before = count(&daemon);
+    for framing in ["content-length: 100000", "transfer-encoding: chunked"] {
+        let mut client = daemon.client();
+        let head = format!("POST /api/plugins/p/mirror HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
+        client.send(head.as_bytes()).unwrap();
+        let (took, text) = drip(client, b"1\r\nx\r\n", Duration::from_millis(40));
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 408 "), "{text}");
+        assert!(took >= Duration::from_millis(400), "{framing}: cut after {took:?}");
+    }
+    assert_eq!(count(&daemon), before + 1, "nothing of it was forwarded");
+
+    // Slow, but fast enough.
+    let mut client = daemon.client();
+    let head = b"POST /api/plugins/p/mirror HTTP/1.1\r\nhost: a\r\ncontent-length: 40000\r\n\r\n";
+    client.send(head).unwrap();
+    for _ in 0..40 {
+        thread::sleep(Duration::from_millis(30));
+        client.send(&[b'x'; 1000]).unwrap();
+    }
+    assert_eq!(client.response("POST").unwrap().body.len(), 40_000);
+}
+
+#[test]
+fn a_reader_that_is_slow_but_reads_is_served() {
+    let daemon = started(Stage::new().set("http.write_timeout_ms", 1500));
+    let mut client = daemon.client();
+    rustix::net::sockopt::set_socket_recv_buffer_size(client.stream(), 16 * 1024).unwrap();
+    client.send(&request_bytes("GET", "/api/plugins/p/bytes/1000000", &[], b"").repeat(8)).unwrap();
+    let mut stream = client.stream().try_clone().unwrap();
+    let (start, mut total, mut buffer) = (Instant::now(), 0, vec![0; 64 * 1024]);
+    // Longer than one deadline in all, and never without a read for as long.
+    while total < 8_000_000 {
+        thread::sleep(Duration::from_millis(20));
+        match stream.read(&mut buffer) {
+            Ok(0) => panic!("cut after {total} bytes and {:?}", start.elapsed()),
+            Ok(read) => total += read,
+            Err(error) => panic!("{error} after {total} bytes"),
+        }
+    }
+    assert!(start.elapsed() > Duration::from_millis(1500), "the test was too quick to show it");
+}
+
+#[test]
+fn a_client_that_resets_frees_its_place_at_once_even_behind_a_flood_of_requests() {
+    let daemon = started(Stage::new());
+    for flood in [0, 5000] {
+        let before = daemon.messages("p", "cancel").len();
+        let mut client = daemon.client();
+        client.send(&request_bytes("GET", "/api/plugins/p/never", &[], b"")).unwrap();
+        // More than the core buffers: it stops reading, and no read tells of the reset.
+        client.send(&request_bytes("GET", "/api/plugins/p/x", &[], b"").repeat(flood)).unwrap();
+        daemon.wait_status("p", "one in flight", |status| status["in_flight"] == 1);
+        if flood > 0 {
+            // Full: the kernel takes no more from us because the core takes no more from the kernel.
+            client.stream().set_nonblocking(true).unwrap();
+            wait_for("the core to stop reading", || {
+                let more = request_bytes("GET", "/api/plugins/p/x", &[], b"").repeat(1000);
+                client.stream().try_clone().unwrap().write(&more).is_err().then_some(())
+            });
+        }
+        set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+        drop(client);
+        wait_for("the cancel", || (daemon.messages("p", "cancel").len() > before).then_some(()));
+        daemon.wait_status("p", "none in flight", |status| status["in_flight"] == 0);
+    }
+}
+
+/// Raises this process's limit of open files as far as it may; how many connections fit.
+fn connections_that_fit(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    // The daemon inherits the limit and keeps a quarter of it, at most 4096, for other things.
+    let fit = limit.saturating_sub(4096 + 500).min(wanted);
+    if fit < wanted {
+        println!("{fit} connections instead of {wanted}: the limit of open files is {limit}");
+    }
+    fit
+}
+
+#[test]
+fn ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room() {
+    let count = connections_that_fit(10_000);
+    let daemon = started(Stage::new());
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    let before = daemon.memory_kib("VmRSS");
+    let mut crowd: Vec<_> = (0..count).map(|_| daemon.client()).collect();
+    let connected = |expect: u64| {
+        wait_for("all to be accepted", || {
+            let metrics = daemon.control().get("/metrics");
+            let text = metrics.text();
+            let open: u64 = text
+                .lines()
+                .filter(|line| {
+                    line.starts_with("toru_worker_connections{") || line.starts_with("toru_connections")
+                })
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .sum();
+            (open >= expect).then_some(())
+        });
+    };
+    connected(count as u64);
+    wait_for("a new request within a second", || {
+        let start = Instant::now();
+        (daemon.get("/api/plugins/p/x").status == 200 && start.elapsed() < Duration::from_secs(1))
+            .then_some(())
+    });
+    let mut served = 0;
+    for client in crowd.iter_mut().step_by(10) {
+        match client.get("/api/plugins/p/x").status {
+            200 => served += 1,
+            503 => {}
+            status => panic!("{status}"),
+        }
+    }
+    assert!(served > 0);
+    let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
+    // Debug builds have larger futures; the figure of a release build is in ARCHITECTURE.md.
+    assert!(grown < count as u64 * 24, "{grown} KiB for {count} connections");
+}
+
+#[test]
+fn past_the_limit_of_connections_each_is_told_at_once() {
+    let daemon = started(Stage::new().set("http.connections_max", 100).set("server.workers", 1));
+    let mut within: Vec<_> = (0..100).map(|_| daemon.client()).collect();
+    for client in &mut within {
+        assert_eq!(client.get("/api/plugins/p/x").status, 200);
+    }
+    for _ in 0..500 {
+        let answer = daemon.get("/api/plugins/p/x");
+        crate::http::assert_problem(&answer, 503);
+        assert!(answer.field("retry-after").is_some(), "{answer:?}");
+    }
+    for client in &mut within {
+        assert_eq!(client.get("/api/plugins/p/x").status, 200);
+    }
+    drop(within);
+    wait_for("room again", || (daemon.get("/api/plugins/p/x").status == 200).then_some(()));
+}
+
+#[test]
+fn without_descriptors_for_more_clients_each_is_told_at_once() {
+    if !toru_tests::has_program("prlimit") {
+        println!("skipped: no prlimit here");
+        return;
+    }
+    let daemon = started(Stage::new().under(["prlimit", "--nofile=64"]));
+    let mut crowd = Vec::new();
+    let told = wait_for("a client for whom there is no room", || {
+        let mut client = daemon.client();
+        let answer = client.get("/api/plugins/p/x");
+        crowd.push(client);
+        (answer.status != 200).then_some(answer)
+    });
+    crate::http::assert_problem(&told, 503);
+    for _ in 0..50 {
+        crate::http::assert_problem(&daemon.get("/api/plugins/p/x"), 503);
+    }
+    assert_eq!(daemon.control().get("/healthz").status, 200, "an operator still comes in");
+    drop(crowd);
+    wait_for("room again", || (daemon.get("/api/plugins/p/x").status == 200).then_some(()));
+}
+
+#[test]
+fn the_server_as_a_whole_has_options_and_knows_its_methods() {
+    let daemon = started(Stage::new());
+    let answer = daemon.request("OPTIONS", "*", &[], b"");
+    assert_eq!(answer.status, 204, "{answer:?}");
+    assert!(answer.field("allow").is_some_and(|allow| allow.contains("GET")), "{answer:?}");
+    assert_eq!(answer.field("content-length"), None, "a 204 has none");
+    for (method, target, status) in [
+        ("TRACE", "/healthz", 405),
+        ("TRACE", "/api/plugins/p/x", 405),
+        ("CONNECT", "example.org:443", 405),
+        ("DELETE", "/healthz", 405),
+        ("FOOBAR", "/healthz", 501),
+        ("get", "/healthz", 501),
+        ("FOOBAR", "/nothing", 501),
+    ] {
+        let answer = daemon.request(method, target, &[], b"");
+        crate::http::assert_problem(&answer, status);
+        assert_eq!(answer.field("allow").is_some(), status == 405, "{method}: {answer:?}");
+    }
+}
