@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -315,6 +315,12 @@ def request(method: str, path: str, request_id: str = "r1", **more: object) -> J
     }
 
 
+def kv_answers(core: Core, **payload: object) -> None:
+    """Answers the plugin's next question of kv."""
+    asked = core.receive_kind("kv")
+    core.send({"type": "kv", "timestamp": "t", "request_id": asked["request_id"], "payload": payload})
+
+
 def lifecycle(action: str, **more: object) -> Json:
     return {"type": "lifecycle", "timestamp": "t", "payload": {"type": "lifecycle", "action": action, **more}}
 
@@ -326,10 +332,19 @@ def lifecycle(action: str, **more: object) -> Json:
 class PluginProcess:
     """A plugin in a directory of its own; killed and removed at the end."""
 
-    def __init__(self, program: Path = HERE / "fixture_plugin.py", environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        program: Path | str = HERE / "fixture_plugin.py",
+        environment: dict[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.directory = tempfile.mkdtemp(prefix="toru")
         self.socket = os.path.join(self.directory, "p.sock")
-        command = [sys.executable, str(program)] if program.suffix == ".py" else [str(program)]
+        if isinstance(program, str):  # A module.
+            command = [sys.executable, "-m", program]
+        else:
+            command = [sys.executable, str(program)] if program.suffix == ".py" else [str(program)]
+        command += arguments
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ from typing import Any
 
 from support import DEADLINE_S, FRAMINGS, HERE, PLUGINS, SOURCE, Core, Json, PluginProcess, lifecycle, pieces, request
 
-from toru_plugin import Plugin, server
+from toru_plugin import Plugin, listen
 from toru_plugin.metadata import parse_metadata
 
 FIXTURE = HERE / "fixture_plugin.py"
@@ -75,7 +75,7 @@ class WithoutACore(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             before = os.umask(0)
             try:
-                with server.bind(os.path.join(directory, "a")):
+                with listen.bind(os.path.join(directory, "a")):
                     self.assertEqual(0o600, stat.S_IMODE(os.stat(os.path.join(directory, "a")).st_mode))
                 self.assertEqual(0, os.umask(0))
             finally:
@@ -84,24 +84,24 @@ class WithoutACore(unittest.TestCase):
     def test_bind_takes_the_place_of_a_stale_socket_only(self) -> None:
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "p.sock")
-            server.bind(path).close()
-            with server.bind(path):
+            listen.bind(path).close()
+            with listen.bind(path):
                 with self.assertRaisesRegex(OSError, "another process"):
-                    server.bind(path)
+                    listen.bind(path)
             os.unlink(path)
             Path(path).write_text("precious")
             with self.assertRaisesRegex(OSError, "no socket"):
-                server.bind(path)
+                listen.bind(path)
             self.assertEqual("precious", Path(path).read_text())
             os.unlink(path)
             target = os.path.join(directory, "target")
-            server.bind(target).close()
+            listen.bind(target).close()
             os.symlink(target, path)
             with self.assertRaisesRegex(OSError, "no socket"):
-                server.bind(path)
+                listen.bind(path)
             self.assertTrue(os.path.exists(target))
             with self.assertRaisesRegex(OSError, "107"):
-                server.bind(os.path.join(directory, "x" * 107))
+                listen.bind(os.path.join(directory, "x" * 107))
 
     def test_a_failure_to_listen_is_one_clear_line(self) -> None:
         ran = subprocess.run(
@@ -117,13 +117,13 @@ class WithoutACore(unittest.TestCase):
     def test_the_fallback_directory_is_private(self) -> None:
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "toru-plugins")
-            server._make_private_directory(path)
+            listen.make_private_directory(path)
             self.assertEqual(0o700, stat.S_IMODE(os.stat(path).st_mode))
-            server._make_private_directory(path)
+            listen.make_private_directory(path)
             os.rmdir(path)
             os.symlink(directory, path)
             with self.assertRaises(OSError):
-                server._make_private_directory(path)
+                listen.make_private_directory(path)
 
     def test_by_hand_with_a_half_closed_connection(self) -> None:
         with PluginProcess() as plugin, plugin.connect("lines") as hand:

@@ -192,10 +192,10 @@ class WhatThisPackageWrites(unittest.TestCase):
         self.check(messages.encode_ok_text('r"1', body), {**common, "headers": text_header, "body_text": body})
         pairs = [("a", "1"), ("set-cookie", "x"), ("set-cookie", "y"), ("set-cookie", "z")]
         self.check(
-            messages.encode_http_response('r"1', 200, pairs, b"\xff\x00"),
+            messages.encode_http_response('r"1', 200, messages.encode_headers(pairs), b"\xff\x00"),
             {**common, "headers": [list(pair) for pair in pairs], "body_hex": "ff00"},
         )
-        self.check(messages.encode_http_response('r"1', 200, [], b"ok"), {**common, "headers": [], "body_text": "ok"})
+        self.check(messages.encode_http_response('r"1', 200, "{}", b"ok"), {**common, "headers": [], "body_text": "ok"})
 
     def test_the_rest(self) -> None:
         self.check(messages.encode_ready(), {"kind": "ready"})

@@ -61,12 +61,12 @@ class Request:
     __slots__ = (
         "_headers",
         "_query",
-        "_raw_headers",
         "body",
         "method",
         "params",
         "path",
         "query_string",
+        "raw_headers",
         "remote_addr",
         "request_id",
         "target",
@@ -90,7 +90,7 @@ class Request:
         else:
             self.path = target
             self.query_string = ""
-        self._raw_headers = headers
+        self.raw_headers = headers
         self.body = body
         self.request_id = request_id
         self.remote_addr = remote_addr
@@ -102,7 +102,7 @@ class Request:
     @property
     def headers(self) -> Headers:
         if self._headers is None:
-            self._headers = Headers(self._raw_headers or {})
+            self._headers = Headers(self.raw_headers or {})
         return self._headers
 
     @property
@@ -175,6 +175,24 @@ class Response:
 
     def __repr__(self) -> str:
         return f"Response({self.body!r}, status={self.status})"
+
+
+class ClientGone(OSError):
+    """What an application meets when it answers and nobody waits for it any more."""
+
+
+class Answer:
+    """An answer that is complete as it is: nothing is added, and its headers are checked.
+
+    `headers` is the JSON text of `messages.encode_headers`. The adapters make these.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: str, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
 
 
 def check_response(status: object, headers: Iterable[tuple[object, object]]) -> None:

@@ -382,11 +382,8 @@ def timestamp() -> str:
 HeaderPairs = Iterable[tuple[str, str]]
 
 
-def encode_http_response(request_id: str, status: int, headers: HeaderPairs, body: str | bytes) -> bytes:
-    """An answer; a repeated header becomes an array, a body that is not UTF-8 goes in base64.
-
-    Errors: UnicodeEncodeError for half a surrogate pair.
-    """
+def encode_headers(headers: HeaderPairs) -> str:
+    """The fields of an answer as JSON text; a repeated one becomes an array."""
     together: dict[str, str | list[str]] = {}
     for name, value in headers:
         before = together.get(name)
@@ -396,6 +393,14 @@ def encode_http_response(request_id: str, status: int, headers: HeaderPairs, bod
             before.append(value)
         else:
             together[name] = [before, value]
+    return encode_json(together)
+
+
+def encode_http_response(request_id: str, status: int, headers: str, body: str | bytes) -> bytes:
+    """An answer with the text of `encode_headers`; a body that is not UTF-8 goes in base64.
+
+    Errors: UnicodeEncodeError for half a surrogate pair.
+    """
     encoding = ""
     if isinstance(body, bytes):
         try:
@@ -407,7 +412,7 @@ def encode_http_response(request_id: str, status: int, headers: HeaderPairs, bod
         text = body
     return (
         f'{{"type":"http","timestamp":"{timestamp()}","request_id":{quote(request_id)},"payload":{{"status":{status},'
-        f'"headers":{encode_json(together)},"body":{quote(text)}{encoding}}}}}'
+        f'"headers":{headers},"body":{quote(text)}{encoding}}}}}'
     ).encode()
 
 

@@ -10,16 +10,16 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, NoReturn, TypeVar
+from typing import Any, Final, Literal, NoReturn, Protocol, TypeVar
 
 from .context import Context
 from .frames import Framing
-from .http import Router, path_parameters
+from .http import Answer, Router, path_parameters
 from .metadata import MAX_IN_FLIGHT_DEFAULT, read_metadata
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Kind = Literal["inline", "task", "thread"]
+Kind = Literal["inline", "task", "thread", "application"]
 
 _SUSPENDING: Final = frozenset({"GET_AWAITABLE", "GET_ANEXT", "BEFORE_ASYNC_WITH", "YIELD_FROM", "SEND"})
 
@@ -29,14 +29,28 @@ class Handler:
 
     `inline`: a coroutine function without a single `await`, so that it cannot suspend: run at once, without a task.
     `task`: any other coroutine function. `thread`: a plain function, run in the pool since it may block.
+    `application`: a coroutine function that answers through a `Reply` and may go on after that.
     """
 
     __slots__ = ("call", "kind", "name")
 
-    def __init__(self, function: Callable[..., Any], parameters: Sequence[str] = ()) -> None:
+    def __init__(self, function: Callable[..., Any], parameters: Sequence[str] = (), kind: Kind | None = None) -> None:
         self.name: str = getattr(function, "__qualname__", repr(function))
-        self.kind: Kind = _kind(function)
-        self.call: Callable[[Any, Context], Any] = _call(function, parameters)
+        self.kind: Kind = kind or _kind(function)
+        self.call: Callable[..., Any] = function if kind else _call(function, parameters)
+
+
+class Reply(Protocol):
+    """Where an application puts its answer.
+
+    `over` once it is answered, or nobody waits for it any more; `on_over` is called at that moment where it is set.
+    """
+
+    over: bool
+    on_over: Callable[[], None] | None
+
+    def send(self, answer: Answer) -> None:
+        """Answers. Only the first call counts."""
 
 
 def _kind(function: Callable[..., Any]) -> Kind:
@@ -163,6 +177,15 @@ class Plugin:
             raise ValueError("the plugin has a catch-all already")
         self.router.catch_all = Handler(function)
         return function
+
+    def application(self, function: Callable[..., Any]) -> None:
+        """Serves whatever no route takes with a coroutine function of (request, ctx, reply), for adapters.
+
+        It answers with `reply.send`, may go on after that, and is not cancelled with its request.
+        """
+        if self.router.catch_all is not None:
+            raise ValueError("the plugin has a catch-all already")
+        self.router.catch_all = Handler(function, kind="application")
 
     def kv(self, function: F) -> F:
         """Answers kv requests to the plugin itself: cores of 1.0 may send them, and people who try a plugin by hand.

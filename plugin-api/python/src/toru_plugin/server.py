@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import sys
 import threading
 import traceback
@@ -27,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from . import messages
 from .context import Context, KvError
 from .frames import FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, Decoder, FrameError
-from .http import HttpError, Request, Response, check_response, problem
+from .http import Answer, ClientGone, HttpError, Request, problem
+from .listen import FALLBACK_DIRECTORY, bind, make_private_directory
 from .messages import BadKv, Cancel, CoreMessage, Init, KvReply, KvRequest, MessageError, Ping, Shutdown
+from .results import encode_result
 
 if TYPE_CHECKING:
     from .plugin import Handler, Plugin
@@ -38,11 +39,6 @@ KV_TIMEOUT_S: Final = 5.0
 
 STOP_GRACE_S: Final = 5.0
 """The deadline of a shutdown that names none (1.0, SIGTERM): the core's default grace period."""
-
-SOCKET_PATH_BYTES_MAX: Final = 107
-"""`sun_path` has 108 bytes with its final zero."""
-
-FALLBACK_DIRECTORY: Final = "/tmp/toru-plugins"
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -59,7 +55,7 @@ def serve(plugin: Plugin) -> tuple[int, bool]:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         if not os.environ.get("TORU_PLUGIN_SOCKET"):
-            _make_private_directory(FALLBACK_DIRECTORY)
+            make_private_directory(FALLBACK_DIRECTORY)
         listener = bind(path)
     except OSError as error:
         print(f"cannot listen on {path}: {error}", file=sys.stderr)
@@ -91,63 +87,10 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def bind(path: str) -> socket.socket:
-    """A listening socket at `path`, 0600 from its first moment.
-
-    A socket file that nobody answers on is removed first; anything else there is left alone.
-    Errors: OSError with the reason.
-    """
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        raise OSError(f"the path has more than {SOCKET_PATH_BYTES_MAX} bytes")
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISSOCK(mode):
-            raise OSError("something that is no socket is there")
-        _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(path)
-        listener.listen(1024)
-    except OSError:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    listener.setblocking(False)
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # A full backlog: somebody is there.
-    raise OSError("another process is listening there")
-
-
-def _make_private_directory(path: str) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise OSError(f"{path} is not a directory of this user")
-
-
 class _Call:
     """One request that is not answered yet. `over` once it is answered or cancelled: what comes later is dropped."""
 
-    __slots__ = ("connection", "future", "key", "over", "task")
+    __slots__ = ("connection", "future", "handler", "key", "on_over", "over", "request", "task")
 
     def __init__(self, connection: _Connection, key: str | tuple[str, str]) -> None:
         self.connection = connection
@@ -156,6 +99,15 @@ class _Call:
         self.task: asyncio.Task[None] | None = None
         self.future: Future[None] | None = None
         self.over = False
+        # Of an application alone, which answers through `send` and may go on after that.
+        self.request: Request | None = None
+        self.handler: Handler | None = None
+        self.on_over: Callable[[], None] | None = None
+
+    def send(self, answer: Answer) -> None:
+        """`plugin.Reply`."""
+        if not self.over:
+            self.connection.server.answer(self, answer)
 
 
 class _Connection(asyncio.Protocol):
@@ -292,6 +244,7 @@ class _Server:
         self._init_replies: list[_Connection] = []
         self._init_requests: list[tuple[_Connection, Request | KvRequest]] = []
         self._in_flight = 0
+        self._applications: set[_Call] = set()
         self._idle: asyncio.Future[None] | None = None
         self._all_closed: asyncio.Future[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
@@ -336,6 +289,12 @@ class _Server:
         call = self._open_call(connection, request.request_id)
         if handler.kind == "task":
             call.task = self._start(self._run_task(call, request, handler))
+        elif handler.kind == "application":
+            call.request = request
+            call.handler = handler
+            # The loop itself keeps no task alive, and this one may outlive its call.
+            self._applications.add(call)
+            call.task = self._start(self._run_application(call, request, handler))
         else:
             self.threads_busy += 1
             call.future = self._threads().submit(self._run_in_thread, call, request, handler)
@@ -370,6 +329,26 @@ class _Server:
             message = self._failure(request, error, handler)
         self._finish(call, message)
 
+    async def _run_application(self, call: _Call, request: Request, handler: Handler) -> None:
+        try:
+            await handler.call(request, self._context, call)
+            if not call.over:
+                raise RuntimeError("the application returned without a complete answer")
+        except Exception as error:
+            if not call.over:
+                self._finish(call, self._failure(request, error, handler))
+            elif not _is_gone(error):
+                self._log_exception(request, error, handler)
+        finally:
+            self._finish(call, None)
+            self._applications.discard(call)
+            self._less_in_flight()
+
+    def answer(self, call: _Call, answer: Answer) -> None:
+        """An application's answer."""
+        assert call.request is not None, "only applications answer so"
+        self._finish(call, self._encode(call.request, answer, call.handler))
+
     def _run_in_thread(self, call: _Call, request: Request, handler: Handler) -> None:
         message: bytes | None = None
         try:
@@ -401,7 +380,11 @@ class _Server:
         if message is not None:
             connection.send(message)
         connection.settled()
-        self._less_in_flight()
+        if call.on_over is not None:
+            call.on_over()
+        # An application is in flight until it returns.
+        if call.handler is None:
+            self._less_in_flight()
 
     def _less_in_flight(self) -> None:
         self._in_flight -= 1
@@ -410,6 +393,8 @@ class _Server:
 
     def _cancel(self, call: _Call) -> None:
         self._finish(call, None)
+        if call.handler is not None:
+            return  # It hears of it through `on_over`.
         if call.task is not None:
             call.task.cancel()
         elif call.future is not None and call.future.cancel():
@@ -429,9 +414,12 @@ class _Server:
                 return self._encode(request, problem(error, request), handler)
             except Exception as second:
                 error = second
+        self._log_exception(request, error, handler)
+        return self._untold(request)
+
+    def _log_exception(self, request: Request, error: BaseException, handler: Handler) -> None:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self._log_failure(request, handler, f"{type(error).__name__}: {error}", trace)
-        return self._untold(request)
 
     def _untold(self, request: Request) -> bytes:
         """The client gets fixed words, the log the cause."""
@@ -784,6 +772,14 @@ def _run_at_once(coroutine: Coroutine[Any, Any, object]) -> object:
     raise RuntimeError("suspended where it has no `await`")
 
 
+def _is_gone(error: BaseException | None) -> bool:
+    """Whether an application failed because nobody waits for its answer."""
+    if error is None or isinstance(error, ClientGone):
+        return error is not None
+    inner = getattr(error, "exceptions", ())  # Of an ExceptionGroup, from Python 3.11.
+    return _is_gone(error.__cause__) or _is_gone(error.__context__) or any(_is_gone(one) for one in inner)
+
+
 def _time_out(waiting: asyncio.Future[KvReply]) -> None:
     if not waiting.done():
         waiting.set_exception(KvError("timeout", f"the core did not answer within {KV_TIMEOUT_S:g} s"))
@@ -813,39 +809,3 @@ def _log_to_stderr(plugin_id: str, level: str, message: str, fields: Mapping[str
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(messages.encode_json(line) + "\n")
         sys.stderr.flush()
-
-
-def encode_result(request_id: str, result: object) -> bytes:
-    """The message for what a handler returned. Errors: TypeError or ValueError, and the answer is a 500."""
-    kind = type(result)
-    if kind is dict or kind is list:
-        return messages.encode_ok_json(request_id, messages.encode_json(result))
-    if kind is str:
-        return messages.encode_ok_text(request_id, result)  # type: ignore[arg-type]
-    if isinstance(result, Response):
-        answer = result
-    elif result is None:
-        answer = Response(None, 204)
-    elif isinstance(result, tuple) and len(result) in (2, 3) and type(result[0]) is int:
-        answer = Response(result[1], result[0], result[2] if len(result) == 3 else None)
-    else:
-        answer = Response(result)
-    body = answer.body
-    content: str | bytes
-    content_type: str | None
-    if body is None:
-        content, content_type = "", None
-    elif isinstance(body, str):
-        content, content_type = body, "text/plain; charset=utf-8"
-    elif isinstance(body, (bytes, bytearray, memoryview)):
-        content, content_type = bytes(body), "application/octet-stream"
-    elif isinstance(body, (dict, list)):
-        content, content_type = messages.encode_json(body), "application/json"
-    else:
-        words = "a handler returns dict, list, str, bytes, None, Response or (status, body)"
-        raise TypeError(f"{words}, not {type(body).__name__}")
-    headers = answer.headers
-    if content_type is not None and not any(name.lower() == "content-type" for name, _ in headers):
-        headers = [("content-type", content_type), *headers]
-    check_response(answer.status, headers)
-    return messages.encode_http_response(request_id, answer.status, headers, content)
