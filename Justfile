@@ -29,6 +29,10 @@ fuzz seconds="60":
       done
     done
 
+# The Node SDK's tests.
+test-node:
+    node --test plugin-api/node/test/*.test.js
+
 # Micro-benchmarks of the pure parts.
 bench:
     cargo bench -p toru-benches
@@ -57,6 +61,11 @@ console *flags:
 bench-plugins *flags:
     cargo build --release --workspace --bins
     python3 benches/load/plugins.py {{flags}}
+
+# A Python plugin behind Toru, beside the same application under uvicorn behind nginx. Needs a release build.
+bench-python *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/python.py {{flags}}
 
 # Everything that has to pass before a change lands.
 ci:

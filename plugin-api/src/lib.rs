@@ -10,6 +10,7 @@
 //! | [`from_plugin`] | what a plugin says: encoders, and the core's decoder | decoder: `core` |
 //! | [`status`] | what the daemon says of itself to console and shell | |
 //! | `sdk` | the trait `ToruPlugin` and `run`, with whole plugins as examples | `sdk` (default) |
+//! | `tower` | any `tower::Service`, such as an axum `Router`, as a plugin | `tower` |
 //!
 //! Only `sdk` does I/O, reads a clock or knows tokio; everything else is functions over bytes.
 //! The wire itself is described in `PROTOCOL.md` beside this crate's manifest.
@@ -35,6 +36,8 @@ pub mod sdk;
 pub use async_trait::async_trait;
 #[cfg(feature = "sdk")]
 pub use metadata::Metadata as PluginMetadata;
+#[cfg(feature = "tower")]
+pub use sdk::tower;
 #[cfg(feature = "sdk")]
 pub use sdk::{
     HttpRequest, HttpResponse, Kv, KvError, KvRequest, KvResponse, Options, PluginContext, PluginError,

@@ -128,6 +128,8 @@ mod context;
 mod http;
 mod serve;
 mod socket;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 pub use context::{Kv, KvError, Log, LogWith, PluginContext};
 pub use http::{Headers, HttpRequest, HttpResponse, KvRequest, KvResponse, PluginError, PluginResult};

@@ -14,6 +14,7 @@ mod faults;
 mod files;
 mod fixtures;
 mod forwarding;
+mod frameworks;
 mod history;
 mod http;
 mod kv;

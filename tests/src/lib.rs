@@ -156,7 +156,7 @@ pub fn binary(name: &str) -> PathBuf {
 }
 
 /// `target/<profile>`, two up from `target/<profile>/deps/it-…`.
-fn profile_folder() -> PathBuf {
+pub fn profile_folder() -> PathBuf {
     let exe = env::current_exe().expect("/proc is mounted");
     let folder = exe.parent().expect("a file stands in a folder");
     match folder.file_name() {
