@@ -186,6 +186,36 @@ pub fn says_json(head: &RequestHead<'_>) -> bool {
     media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
 
+/// Checks what can be checked of a request to the core itself before its content is there.
+///
+/// Errors: the method, the name that the client has of this server, the token or the kind of content.
+pub fn admit(
+    worker: &Worker,
+    head: &RequestHead<'_>,
+    trusted: bool,
+    endpoint: Endpoint<'_>,
+) -> Result<Call, Failure> {
+    if !endpoint.takes(head.method) {
+        return Err(Failure::MethodNotAllowed(endpoint.allow()));
+    }
+    if endpoint.needs_token() && !trusted {
+        worker.config().site.admits_management(head)?;
+        if !authorized(worker, head) {
+            return Err(Failure::Unauthorized);
+        }
+    }
+    let has_content = head.chunked || head.content_length.is_some_and(|bytes| bytes > 0);
+    let wants_json = match endpoint {
+        Endpoint::Kv(_) => true,
+        Endpoint::Order(..) => has_content,
+        _ => false,
+    };
+    if wants_json && !says_json(head) {
+        return Err(Failure::UnsupportedMediaType("this resource takes application/json"));
+    }
+    Call::new(endpoint, head.method, head.target.query())
+}
+
 impl Call {
     pub async fn answer(self, worker: &Rc<Worker>, body: &[u8]) -> Result<Answer, Failure> {
         let whole = match self {

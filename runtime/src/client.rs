@@ -31,7 +31,7 @@ use crate::gate::Full;
 use crate::history;
 use crate::legacy;
 use crate::place::{Counted, Place, Queued};
-use crate::route::{Destination, Endpoint, route};
+use crate::route::{Destination, route};
 use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
 
 /// What an idle connection keeps for reading.
@@ -459,10 +459,16 @@ fn begin(
     if matches!(destination, Destination::Core(_) | Destination::Elsewhere) && !is_known(head.method) {
         return refuse(Failure::UnknownMethod, None);
     }
+    if !peer.trusted
+        && !matches!(destination, Destination::Core(_))
+        && let Err(failure) = worker.config().site.admits(head)
+    {
+        return refuse(failure, None);
+    }
     let mut bundle = None;
     let (target, rest) = match destination {
         Destination::Core(endpoint) => {
-            return match admit(worker, head, peer, endpoint) {
+            return match api::admit(worker, head, peer.trusted, endpoint) {
                 Ok(call) => Ok(Request {
                     exchange,
                     request_id,
@@ -559,25 +565,6 @@ fn file_request(exchange: ExchangeGuard, request_id: String, ask: Ask, otherwise
 /// Whether the core knows a method, though not for every resource; plugins may know others.
 fn is_known(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS")
-}
-
-/// Checks what can be checked of a request to the core itself before its content is there.
-fn admit(
-    worker: &Worker,
-    head: &RequestHead<'_>,
-    peer: &Peer,
-    endpoint: Endpoint<'_>,
-) -> Result<api::Call, Failure> {
-    if !endpoint.takes(head.method) {
-        return Err(Failure::MethodNotAllowed(endpoint.allow()));
-    }
-    if endpoint.needs_token() && !peer.trusted && !api::authorized(worker, head) {
-        return Err(Failure::Unauthorized);
-    }
-    if matches!(endpoint, Endpoint::Kv(_)) && !api::says_json(head) {
-        return Err(Failure::UnsupportedMediaType("this resource takes application/json"));
-    }
-    api::Call::new(endpoint, head.method, head.target.query())
 }
 
 /// Does the next thing for an answer, to its end.

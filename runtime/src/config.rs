@@ -15,6 +15,7 @@ use toru_supervisor::state::Policy;
 use toru_supervisor::{Level, ProcessSettings};
 
 use crate::forward::Network;
+use crate::site::Site;
 
 /// Where plugins find their sockets by default, also when they are started by hand.
 pub const SOCKETS_DIR: &str = "/tmp/toru-plugins";
@@ -72,6 +73,7 @@ pub struct Config {
     pub web_root: Option<PathBuf>,
     /// A file under the web root that stands for every page that does not exist, as an application of one page wants.
     pub web_fallback: Option<String>,
+    pub site: Site,
     pub plugins_dir: PathBuf,
     pub sockets_dir: PathBuf,
     pub log_dir: PathBuf,
@@ -251,6 +253,8 @@ struct ServerTable {
     pin: Option<Pin>,
     web_root: Option<PathBuf>,
     web_fallback: Option<Spanned<String>>,
+    hosts: Vec<Spanned<String>>,
+    origins: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -465,6 +469,7 @@ impl File {
             pin: self.server.pin.unwrap_or(Pin::Auto),
             web_root: pick(&overrides.web_root, self.server.web_root),
             web_fallback: self.server.web_fallback.map(|page| fallback_page(page, source)).transpose()?,
+            site: site(&self.server.hosts, &self.server.origins, source)?,
             plugins_dir: pick(&overrides.plugins_dir, self.paths.plugins).unwrap_or("plugins".into()),
             sockets_dir: pick(&overrides.socket_dir, self.paths.sockets).unwrap_or(SOCKETS_DIR.into()),
             log_dir: pick(&overrides.log_dir, self.paths.logs).unwrap_or_else(|| places.log.clone()),
@@ -508,6 +513,32 @@ impl File {
 
 /// A request id has two hexadecimal digits for its worker, and the control thread takes the last number.
 pub const WORKERS_MAX: usize = 254;
+
+fn site(
+    hosts: &[Spanned<String>],
+    origins: &[Spanned<String>],
+    source: &Source<'_>,
+) -> Result<Site, ConfigError> {
+    for host in hosts {
+        let name = host.as_ref();
+        if name.is_empty() || name.contains(['/', ':', '*', ' ']) {
+            let message =
+                "`server.hosts` takes names without scheme, port and wildcard, such as \"panel.example.org\"";
+            return Err(source.error(host, message));
+        }
+    }
+    for origin in origins {
+        let authority = origin.as_ref().split_once("://").map(|(_, authority)| authority);
+        if authority.is_none_or(|authority| authority.is_empty() || authority.contains(['/', '*', ' '])) {
+            let message =
+                "`server.origins` takes scheme, host and port, such as \"https://panel.example.org\"";
+            return Err(source.error(origin, message));
+        }
+    }
+    let lower =
+        |list: &[Spanned<String>]| list.iter().map(|text| text.as_ref().to_ascii_lowercase()).collect();
+    Ok(Site { hosts: lower(hosts), origins: lower(origins) })
+}
 
 /// A path that stays under the web root.
 fn fallback_page(page: Spanned<String>, source: &Source<'_>) -> Result<String, ConfigError> {
@@ -743,6 +774,8 @@ mod tests {
             ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
             ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
             ("[server]\nweb_fallback = \"../index.html\"\n", "line 2, column 16: `server.web_fallback`"),
+            ("[server]\nhosts = [\"a\", \"http://b\"]\n", "line 2, column 15: `server.hosts`"),
+            ("[server]\norigins = [\"panel.example.org\"]\n", "line 2, column 12: `server.origins`"),
             ("[plugins.\"no id\"]\n", "no plugin can have this id"),
             (
                 "[http]\ntrusted_proxies = [\"::1\", \"10.0.0.1/8\"]\n",

@@ -28,6 +28,7 @@ mod place;
 mod reload;
 mod route;
 mod service;
+mod site;
 mod status;
 mod summary;
 mod worker;

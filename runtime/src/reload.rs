@@ -4,6 +4,7 @@
 //! so that a new one does not compile before somebody has decided.
 
 use crate::config::{Config, HttpConfig, LogConfig, SupervisorConfig};
+use crate::site::Site;
 
 /// What a reload comes to.
 pub struct Reload {
@@ -91,6 +92,8 @@ impl Reload {
             http.body_bytes_max: "http.body_bytes_max",
             http.connections_max: "http.connections_max",
             http.trusted_proxies: "http.trusted_proxies",
+            site.hosts: "server.hosts",
+            site.origins: "server.origins",
             frame_timeout: "protocol.frame_timeout_ms",
             log.level: "log.level",
             log.access: "log.access",
@@ -116,6 +119,7 @@ fn all_named(config: &Config) {
         pin: _,
         web_root: _,
         web_fallback: _,
+        site: Site { hosts: _, origins: _ },
         plugins_dir: _,
         sockets_dir: _,
         log_dir: _,

@@ -34,10 +34,10 @@ fn a_plugin_learns_whom_it_serves_and_a_client_cannot_make_it_up() {
     for id in ["p", "old"] {
         for fields in [&[][..], SAID] {
             let headers = headers(&daemon, id, fields);
-            assert_eq!(headers["forwarded"], "for=127.0.0.1;host=\"toru.test\";proto=http", "{id}");
+            assert_eq!(headers["forwarded"], "for=127.0.0.1;host=\"localhost\";proto=http", "{id}");
             assert_eq!(headers["x-forwarded-for"], "127.0.0.1", "{id}");
             assert_eq!(headers["x-forwarded-proto"], "http", "{id}");
-            assert_eq!(headers["x-forwarded-host"], "toru.test", "{id}");
+            assert_eq!(headers["x-forwarded-host"], "localhost", "{id}");
             for name in ["x-forwarded-port", "x_forwarded_for", "x-real-ip"] {
                 assert_eq!(headers[name], Value::Null, "{id}: {name}");
             }
@@ -49,7 +49,7 @@ fn a_plugin_learns_whom_it_serves_and_a_client_cannot_make_it_up() {
 fn a_proxy_in_the_configuration_is_believed() {
     let daemon = started(Stage::new().set("http.trusted_proxies", "[\"192.0.2.0/24\", \"127.0.0.1\"]"));
     let headers = headers(&daemon, "p", SAID);
-    let forwarded = "for=192.0.2.1;proto=https, for=127.0.0.1;host=\"toru.test\";proto=http";
+    let forwarded = "for=192.0.2.1;proto=https, for=127.0.0.1;host=\"localhost\";proto=http";
     assert_eq!(headers["forwarded"], forwarded);
     assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 127.0.0.1");
     assert_eq!(headers["x-forwarded-proto"], "https");
@@ -62,7 +62,7 @@ fn the_control_socket_is_no_proxy() {
     let answer = daemon.control().request("GET", "/api/plugins/p/x", SAID, b"");
     let headers = answer.json()["headers"].clone();
     assert_eq!(headers["x-forwarded-for"], "unknown", "{headers}");
-    assert_eq!(headers["forwarded"], "for=unknown;host=\"toru.test\";proto=http");
+    assert_eq!(headers["forwarded"], "for=unknown;host=\"localhost\";proto=http");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod frameworks;
 mod history;
 mod http;
 mod kv;
+mod management;
 mod programs;
 mod readme;
 mod reload;

@@ -217,7 +217,7 @@ impl fmt::Debug for Response {
 
 /// A request as bytes: `host` is added, and `content-length` where a body calls for one.
 pub fn request_bytes(method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("{method} {target} HTTP/1.1\r\nhost: toru.test\r\n").into_bytes();
+    let mut bytes = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\n").into_bytes();
     for (name, value) in fields {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }

@@ -1,0 +1,192 @@
+//! Management over TCP: who may ask, from where, how; and what is told of it.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use serde_json::json;
+use toru_tests::{Daemon, Response, Stage};
+
+use crate::http::assert_problem;
+
+fn daemon() -> Daemon {
+    started(Stage::new())
+}
+
+fn started(stage: Stage) -> Daemon {
+    let daemon = stage.faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon
+}
+
+/// Every management request of the TCP listener, by its one good method.
+const MANAGEMENT: [(&str, &str); 7] = [
+    ("GET", "/api/plugins"),
+    ("GET", "/api/plugins/p"),
+    ("GET", "/api/plugins/p/logs"),
+    ("POST", "/api/plugins/p/kv"),
+    ("POST", "/api/plugins/p/enable"),
+    ("POST", "/api/plugins/p/disable"),
+    ("POST", "/api/plugins/p/restart"),
+];
+
+/// A request with these fields and no others; `host` is among them or it is HTTP/1.0.
+fn ask(daemon: &Daemon, method: &str, target: &str, fields: &[(&str, &str)]) -> Response {
+    let version = if fields.iter().any(|(name, _)| *name == "host") { "1.1" } else { "1.0" };
+    let mut request = format!("{method} {target} HTTP/{version}\r\n");
+    for (name, value) in fields {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    let mut client = daemon.client();
+    client.send(request.as_bytes()).unwrap();
+    client.response(method).unwrap()
+}
+
+#[test]
+fn the_token_is_for_its_owner_and_opens_everything() {
+    let daemon = daemon();
+    let path = daemon.root().join("data/token");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    let token = daemon.token();
+    assert_eq!(token.len(), 64, "32 random bytes in hexadecimal");
+    let other: String = token.chars().rev().collect();
+    let longer = format!("{token}0");
+    for (method, target) in MANAGEMENT {
+        let refused = [
+            None,
+            Some(format!("Bearer {other}")),
+            Some(format!("Bearer {longer}")),
+            Some(format!("Bearer {}", &token[1..])),
+            Some("Bearer ".to_owned()),
+            Some(token.clone()),
+            Some(format!("Basic {token}")),
+        ];
+        for authorization in refused {
+            let mut fields = vec![("content-type", "application/json")];
+            if let Some(authorization) = &authorization {
+                fields.push(("authorization", authorization));
+            }
+            let answer = daemon.request(method, target, &fields, b"");
+            assert_problem(&answer, 401);
+            assert_eq!(answer.field("www-authenticate"), Some("Bearer realm=\"toru\""));
+        }
+    }
+    // A cookie is no token: a browser would send it for any page.
+    let cookie = format!("token={token}");
+    assert_problem(&daemon.request("GET", "/api/plugins", &[("cookie", &cookie)], b""), 401);
+    let bearer = format!("bearer {token}");
+    assert_eq!(daemon.request("GET", "/api/plugins", &[("authorization", &bearer)], b"").status, 200);
+    assert_eq!(daemon.restart().token(), token, "it is kept");
+}
+
+#[test]
+fn every_path_names_its_methods() {
+    let daemon = daemon();
+    for (method, target) in MANAGEMENT {
+        let others = if method == "GET" { ["POST", "DELETE", "OPTIONS"] } else { ["GET", "PUT", "OPTIONS"] };
+        for other in others {
+            let answer = daemon.manage(other, target, b"");
+            assert_problem(&answer, 405);
+            let allow = if method == "GET" { "GET, HEAD" } else { "POST" };
+            assert_eq!(answer.field("allow"), Some(allow), "{other} {target}");
+            assert!(answer.fields.iter().all(|(name, _)| !name.starts_with("access-control-")), "{answer:?}");
+        }
+        if method == "GET" {
+            let head = daemon.manage("HEAD", target, b"");
+            assert_eq!(head.status, 200);
+        }
+    }
+    for target in ["/healthz", "/readyz"] {
+        assert_eq!(daemon.request("HEAD", target, &[], b"").status, 200);
+        let answer = daemon.request("POST", target, &[], b"");
+        assert_problem(&answer, 405);
+        assert_eq!(answer.field("allow"), Some("GET, HEAD"));
+    }
+}
+
+#[test]
+fn content_is_json_or_refused() {
+    let daemon = daemon();
+    let bearer = format!("Bearer {}", daemon.token());
+    let post = |target: &str, kind: &str, body: &[u8]| {
+        let fields = [("authorization", bearer.as_str()), ("content-type", kind)];
+        daemon.request("POST", target, &fields[..if kind.is_empty() { 1 } else { 2 }], body)
+    };
+    for kind in ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonp"] {
+        assert_problem(&post("/api/plugins/p/kv", kind, b"{\"action\":\"get\",\"key\":\"k\"}"), 415);
+        assert_problem(&post("/api/plugins/p/enable", kind, b"{}"), 415);
+    }
+    for kind in ["application/json", "Application/JSON; charset=utf-8"] {
+        assert_eq!(post("/api/plugins/p/kv", kind, b"{\"action\":\"get\",\"key\":\"k\"}").status, 200);
+        assert_eq!(post("/api/plugins/p/enable", kind, b"{}").status, 200);
+    }
+    // `curl -X POST` and `curl -d ''` send none.
+    assert_eq!(post("/api/plugins/p/enable", "", b"").status, 200);
+    assert_eq!(post("/api/plugins/p/enable", "application/x-www-form-urlencoded", b"").status, 200);
+}
+
+#[test]
+fn a_rebound_name_manages_nothing() {
+    let daemon = daemon();
+    let bearer = format!("Bearer {}", daemon.token());
+    let address = daemon.address().to_string();
+    let own = format!("http://{address}");
+    let with = |fields: &[(&str, &str)]| {
+        let mut all = vec![("authorization", bearer.as_str())];
+        all.extend_from_slice(fields);
+        ask(&daemon, "GET", "/api/plugins", &all)
+    };
+    for host in ["127.0.0.1", &address, "localhost:3000", "[::1]:3000", "192.0.2.1"] {
+        assert_eq!(with(&[("host", host)]).status, 200, "{host}");
+    }
+    assert_eq!(with(&[]).status, 200, "HTTP/1.0 needs no host, and no browser speaks it");
+    for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:3000"] {
+        let problem = assert_problem(&with(&[("host", host)]), 403);
+        assert!(problem["detail"].as_str().unwrap().contains("server.hosts"), "{problem}");
+    }
+    // The target's own name counts where it has one.
+    let fields = [("authorization", bearer.as_str()), ("host", "evil.example")];
+    assert_problem(&ask(&daemon, "GET", "http://evil.example/api/plugins", &fields), 403);
+    assert_eq!(with(&[("host", &address), ("origin", &own)]).status, 200);
+    for origin in ["http://evil.example", "null", "http://localhost:3000"] {
+        let problem = assert_problem(&with(&[("host", &address), ("origin", origin)]), 403);
+        assert!(problem["detail"].as_str().unwrap().contains("server.origins"), "{problem}");
+    }
+    // Refused before the token is looked at, and for everything that needs one.
+    for (method, target) in MANAGEMENT {
+        assert_problem(&ask(&daemon, method, target, &[("host", "evil.example")]), 403);
+    }
+    // A proxy passes its own name on to plugins; probes come under any.
+    for target in ["/api/plugins/p/x", "/healthz", "/readyz"] {
+        assert_eq!(ask(&daemon, "GET", target, &[("host", "panel.example.org")]).status, 200);
+    }
+    let mut control = daemon.control();
+    control.send(b"GET /api/plugins HTTP/1.1\r\nhost: evil.example\r\norigin: null\r\n\r\n").unwrap();
+    assert_eq!(control.response("GET").unwrap().status, 200, "the control socket has no name");
+}
+
+#[test]
+fn the_names_and_pages_that_are_listed_may() {
+    let stage = Stage::new()
+        .set("server.hosts", "[\"Panel.example.org\"]")
+        .set("server.origins", "[\"https://other.example.org\"]");
+    let daemon = started(stage);
+    let bearer = format!("Bearer {}", daemon.token());
+    for (host, origin, status) in [
+        ("panel.example.org", "", 200),
+        ("PANEL.EXAMPLE.ORG:8443", "", 200),
+        ("panel.example.org", "https://panel.example.org", 200),
+        ("panel.example.org", "https://other.example.org", 200),
+        ("panel.example.org", "https://third.example.org", 403),
+        ("127.0.0.1", "", 200),
+        ("other.example.org", "", 403),
+    ] {
+        let fields = [("authorization", bearer.as_str()), ("host", host), ("origin", origin)];
+        let fields = &fields[..if origin.is_empty() { 2 } else { 3 }];
+        assert_eq!(ask(&daemon, "GET", "/api/plugins", fields).status, status, "{host} {origin}");
+    }
+    // With a list, plugins and files are under these names too; who may ask plugins across sites is their business.
+    assert_problem(&ask(&daemon, "GET", "/api/plugins/p/x", &[("host", "evil.example")]), 403);
+    let fields = [("host", "panel.example.org"), ("origin", "https://third.example.org")];
+    assert_eq!(ask(&daemon, "GET", "/api/plugins/p/x", &fields).status, 200);
+    assert_eq!(ask(&daemon, "GET", "/healthz", &[("host", "evil.example")]).status, 200);
+}
