@@ -312,10 +312,15 @@ impl Call {
                 LocalAnswer::json(200, &json!({ "events": events(worker, query).await? }))
             }
             Call::Metrics => {
-                let snapshot = status::snapshot(worker, &supervised(worker).await?);
+                let plugins = supervised(worker).await?;
+                let snapshot = status::snapshot(worker, &plugins);
+                let latencies = plugins
+                    .iter()
+                    .map(|plugin| (plugin.metadata.id.clone(), status::latencies(worker, plugin.index)))
+                    .collect();
                 let mut fields = Vec::new();
                 add_field(&mut fields, "content-type", "text/plain; version=0.0.4; charset=utf-8");
-                LocalAnswer { status: 200, fields, body: metrics::text(&snapshot).into_bytes() }
+                LocalAnswer { status: 200, fields, body: metrics::text(&snapshot, &latencies).into_bytes() }
             }
         };
         Ok(Answer::Whole(whole))

@@ -16,11 +16,13 @@ const BUCKETS: usize = (POWERS - SUB_BITS as usize + 1) * SUB;
 #[derive(Debug)]
 pub struct Histogram {
     counts: [AtomicU64; BUCKETS],
+    /// Of all latencies, in nanoseconds; runs over after five hundred years.
+    sum: AtomicU64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; BUCKETS] }
+        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], sum: AtomicU64::new(0) }
     }
 }
 
@@ -29,6 +31,13 @@ impl Histogram {
     pub fn record(&self, latency: Duration) {
         let count = &self.counts[bucket(latency.as_micros().try_into().unwrap_or(u64::MAX))];
         count.store(count.load(Relaxed) + 1, Relaxed);
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.sum.store(self.sum.load(Relaxed).wrapping_add(nanos), Relaxed);
+    }
+
+    /// All latencies together.
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.sum.load(Relaxed))
     }
 
     /// Adds these counts to `sum`.
@@ -74,6 +83,12 @@ impl Counts {
 
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
+    }
+
+    /// How many were shorter than `micros`, which must be a power of two.
+    pub fn below(&self, micros: u64) -> u64 {
+        debug_assert!(micros.is_power_of_two(), "elsewhere there is no edge");
+        self.0[..bucket(micros)].iter().sum()
     }
 
     /// The same counts in little room.

@@ -12,6 +12,7 @@ use toru_supervisor::PluginStatus as Supervised;
 use crate::driver::Driver;
 use crate::histogram::Counts;
 use crate::history::WINDOW;
+use crate::metrics::Latencies;
 use crate::worker::{Stats, Target, Worker};
 
 /// A moment's picture; `plugins` is what the supervisor said.
@@ -172,6 +173,13 @@ pub fn latency(worker: &Worker, index: usize) -> Counts {
         }
     }
     sum
+}
+
+/// The same with their sum.
+pub fn latencies(worker: &Worker, index: usize) -> Latencies {
+    let stats = worker.by_index(index).map(|target| target.shared.clone());
+    let sum = stats.iter().flat_map(|shared| &shared.stats).map(|stats| stats.latency.sum()).sum();
+    Latencies { counts: latency(worker, index), sum }
 }
 
 #[derive(Clone, Copy)]

@@ -19,6 +19,7 @@ mod history;
 mod http;
 mod kv;
 mod management;
+mod metrics;
 mod programs;
 mod readme;
 mod reload;
