@@ -657,6 +657,9 @@ async fn launch(
                     if failure == Failure::TimedOut {
                         worker.shared.supervisor.send(Command::RequestTimeout { index: view.index });
                     }
+                    if let Failure::PluginGone(_) = failure {
+                        place.lost();
+                    }
                     Err(failure)
                 }
             }
@@ -688,7 +691,15 @@ async fn next_pieces(
     exchange: ExchangeGuard,
     place: Place,
 ) -> Result<(Option<Flight>, Pieces), Failure> {
-    let pieces = std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(exchange.id, cx)).await?;
+    let pieces = match std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(exchange.id, cx)).await {
+        Ok(pieces) => pieces,
+        Err(failure) => {
+            if let Failure::PluginGone(_) = failure {
+                place.lost();
+            }
+            return Err(failure);
+        }
+    };
     let more = !pieces.complete;
     Ok((more.then_some(Flight::Plugin { exchange, place }), pieces))
 }

@@ -63,6 +63,8 @@ use worker::{Door, Mailbox, Message, Shared, WorkerStats};
 const LISTEN_BACKLOG: i32 = 1024;
 /// How long a metadata call may take.
 pub const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the command of `notify.command` may take.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long killed processes may take to be gone at a stop that was asked for twice.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 /// From this many cores on, worker threads are bound to cores by default.
@@ -392,6 +394,7 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         data_dir: absolute(&config.data_dir),
         instance_id: known.instance_id,
         metadata_timeout: METADATA_TIMEOUT,
+        notify_timeout: NOTIFY_TIMEOUT,
         frame_bytes_max: config.message_bytes_max,
         adjustable: adjustable(config),
         kept: known.plugins,

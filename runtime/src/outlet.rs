@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Map, Value, json};
 use toru_plugin_api::metadata::Protocol;
@@ -96,6 +97,13 @@ impl toru_supervisor::Outlet for Outlet {
 
     fn in_flight(&self, index: usize) -> usize {
         self.plugins.borrow().get(&index).map_or(0, |shared| shared.gate.in_use())
+    }
+
+    fn lost(&self, index: usize) -> u64 {
+        let plugins = self.plugins.borrow();
+        plugins
+            .get(&index)
+            .map_or(0, |shared| shared.stats.iter().map(|stats| stats.lost.load(Relaxed)).sum())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::worker::{Stats, Target, Worker};
 /// A request's place with its plugin, as long as it is there.
 pub struct Place {
     _permit: Permit,
-    _counted: Counted,
+    counted: Counted,
 }
 
 /// A request that waits for a place.
@@ -19,7 +19,15 @@ pub struct Queued {
 
 impl Place {
     pub fn new(worker: &Worker, target: &Rc<Target>, permit: Permit) -> Self {
-        Self { _permit: permit, _counted: Counted::new(worker, target, |stats| &stats.in_flight) }
+        Self { _permit: permit, counted: Counted::new(worker, target, |stats| &stats.in_flight) }
+    }
+}
+
+impl Place {
+    /// The plugin went away with the request: counted, so that the supervisor can tell of it however late it looks.
+    pub fn lost(self) {
+        let lost = &self.counted.target.shared.stats[self.counted.worker].lost;
+        lost.store(lost.load(Relaxed).wrapping_add(1), Relaxed);
     }
 }
 

@@ -94,6 +94,8 @@ pub struct Stats {
     pub errors: AtomicU64,
     /// Answers to requests that had been given up, answered before, or never made.
     pub strays: AtomicU64,
+    /// Requests that the plugin had when it, or its connection, went away.
+    pub lost: AtomicU64,
     /// Requests that are with the plugin.
     pub in_flight: AtomicU64,
     /// Requests that wait for a place with it.

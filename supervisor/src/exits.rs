@@ -36,9 +36,8 @@ impl Supervisor {
         }
         let Some(exit) = self.plugins[index].process.as_ref().and_then(Process::reap) else { return };
         let now = Instant::now();
+        self.count_in_flight(index);
         let plugin = &mut self.plugins[index];
-        // Before anything else: the workers see the broken connections at the same time, and fail what was on them.
-        plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
         plugin.process = None;
         plugin.lifeline = None;
         plugin.connect_at = None;
@@ -75,6 +74,7 @@ impl Supervisor {
         for pipe in 0..2 {
             self.drain(index, pipe);
         }
+        self.record_timeouts(index, Instant::now());
         let plugin = &mut self.plugins[index];
         plugin.last_exit = Some(exit.to_string());
         plugin.exit = Some(exit);
@@ -148,8 +148,8 @@ impl Supervisor {
                         self.plugins.iter().rfind(|p| *p.metadata.id == *id).map(|p| p.index)
                     }
                     _ if !orphan.adopted => continue,
-                    Mark::Call if self.probes.is_empty() && self.notices.is_empty() => None,
-                    Mark::Call | Mark::Foreign => continue,
+                    Mark::Call { .. } if self.probes.is_empty() && self.notices.is_empty() => None,
+                    Mark::Call { .. } | Mark::Foreign => continue,
                     mark @ (Mark::Nothing | Mark::Changing) => {
                         if mark == Mark::Changing {
                             let looks = self.changing.entry(orphan.id).or_default();
@@ -329,8 +329,13 @@ impl Supervisor {
                             ids.insert(plugin.to_string_lossy().into_owned());
                         }
                     }
+                    Mark::Call { sockets } if sockets.as_deref() == Some(&*self.settings.sockets_dir) => {
+                        if let Ok(Some(_)) = process::kill_exactly(id) {
+                            ended.push(id.pid);
+                        }
+                    }
                     Mark::Changing => undecided = true,
-                    Mark::Plugin { .. } | Mark::Call | Mark::Foreign | Mark::Nothing => {}
+                    Mark::Plugin { .. } | Mark::Call { .. } | Mark::Foreign | Mark::Nothing => {}
                 }
             }
             if ended.len() == known {

@@ -21,10 +21,9 @@ impl Supervisor {
         if plugin.ending.is_some() {
             return;
         }
-        if plugin.timeouts_unrecorded > 0 {
-            self.record_timeouts(index, now);
-        }
+        self.record_timeouts(index, now);
         let plugin = &mut self.plugins[index];
+        plugin.lost_before = self.outlet.lost(index);
         if plugin.ping.unanswered >= self.settings.adjustable.unanswered_pings {
             plugin.reason = Some(format!("{} pings in a row were not answered", plugin.ping.unanswered));
             return self.drive(index, Event::Misbehaved);
@@ -100,9 +99,10 @@ impl Supervisor {
     /// One event a second at most, with the count: a plugin that hangs under load must not flood the audit trail.
     pub(crate) fn record_timeouts(&mut self, index: usize, now: Instant) {
         let plugin = &mut self.plugins[index];
-        if plugin
-            .timeout_recorded_at
-            .is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1))
+        // Nobody looks again at one that has no process.
+        let recently = |at: Instant| now.saturating_duration_since(at) < Duration::from_secs(1);
+        if plugin.timeouts_unrecorded == 0
+            || (plugin.process.is_some() && plugin.timeout_recorded_at.is_some_and(recently))
         {
             return;
         }

@@ -72,6 +72,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     pub instance_id: String,
     pub metadata_timeout: Duration,
+    /// How long a notification may take.
+    pub notify_timeout: Duration,
     pub frame_bytes_max: usize,
     pub adjustable: Adjustable,
     /// What [`Outlet::keep`] was given in earlier runs, by id.
@@ -211,6 +213,8 @@ pub trait Outlet: Send {
     fn scanned(&self);
     /// Requests that are with the plugin of this index now.
     fn in_flight(&self, index: usize) -> usize;
+    /// Requests that went away with the plugin of this index, or with a connection to it, since the start.
+    fn lost(&self, index: usize) -> u64;
 }
 
 /// What others ask of the supervisor.
@@ -574,7 +578,7 @@ impl Supervisor {
         }
         for position in (0..self.notices.len()).rev() {
             if self.notices[position].deadline() <= now {
-                let why = format!("it did not end within {} s", notify::TIMEOUT.as_secs());
+                let why = format!("it did not end within {} s", self.settings.notify_timeout.as_secs_f64());
                 self.end_notice(position, Err(why)).abandon();
             }
         }

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll;
 use serde_json::{Value, json};
@@ -15,8 +15,6 @@ use toru_plugin_api::time::{as_str, rfc3339_millis};
 use crate::process::{Exit, Process, Spec};
 use crate::{Level, Source, Supervisor, object, unix_ms};
 
-/// How long a command may take.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 /// What is kept of its standard error, to explain a failure.
 const STDERR_BYTES_KEPT: usize = 1024;
 
@@ -41,7 +39,7 @@ impl Notice {
         command: &[String],
         env: &[(OsString, OsString)],
         input: Vec<u8>,
-        now: Instant,
+        deadline: Instant,
     ) -> Result<Self, String> {
         let Some((program, args)) = command.split_first() else { return Err("it is empty".into()) };
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -55,7 +53,7 @@ impl Notice {
             input,
             written: 0,
             complained: vec![],
-            deadline: now + TIMEOUT,
+            deadline,
         })
     }
 
@@ -141,7 +139,8 @@ impl Supervisor {
         let input = format!("{event}\n").into_bytes();
         let id = self.next_token;
         let command = &self.settings.adjustable.notify_command;
-        let notice = match Notice::start(id, command, &self.environment(None), input, Instant::now()) {
+        let deadline = Instant::now() + self.settings.notify_timeout;
+        let notice = match Notice::start(id, command, &self.environment(None), input, deadline) {
             Ok(notice) => notice,
             Err(why) => return self.tell_of_notice(&why),
         };

@@ -41,6 +41,8 @@ pub(crate) struct Plugin {
     pub exit: Option<Exit>,
     /// Requests that were with the plugin when its run came to an end, if it did.
     pub in_flight: Option<usize>,
+    /// What [`crate::Outlet::lost`] gave when the plugin was last seen well.
+    pub lost_before: u64,
     /// Why the last transition happened, where the state machine's event does not say it.
     pub reason: Option<String>,
     pub ping: PingTally,

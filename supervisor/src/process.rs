@@ -129,6 +129,8 @@ pub(crate) struct SpawnError {
     pub permanent: bool,
     /// Somebody is still writing the file; in a moment it may run.
     pub busy: bool,
+    /// The daemon or the system is out of something: no fault of the file's.
+    pub starved: bool,
 }
 
 impl Process {
@@ -137,12 +139,13 @@ impl Process {
     /// Errors: the file cannot be executed or what was set for it cannot be had (permanent), or the system is out of
     /// something (not permanent).
     pub fn spawn(spec: &Spec<'_>) -> Result<(Process, Pipes), SpawnError> {
+        check_descriptors()?;
         check_format(spec.program)?;
         if let Some(cwd) = spec.cwd
             && !cwd.is_dir()
         {
             let reason = format!("its working directory {} is no folder", cwd.display());
-            return Err(SpawnError { reason, permanent: true, busy: false });
+            return Err(SpawnError { reason, permanent: true, busy: false, starved: false });
         }
         let supervisor = getpid();
         let nice = spec.nice;
@@ -217,7 +220,7 @@ impl Process {
                 let _ = child.kill();
                 let _ = child.wait();
                 let reason = format!("cannot watch the new process: {error}");
-                Err(SpawnError { reason, permanent: false, busy: false })
+                Err(SpawnError { reason, permanent: false, busy: false, starved: true })
             }
         }
     }
@@ -332,6 +335,29 @@ impl AsFd for Process {
     }
 }
 
+/// Refuses to take the last descriptors for one more process: health checks, logs and the store need some, too.
+fn check_descriptors() -> Result<(), SpawnError> {
+    // A spawn takes seven for a moment and three for good; the rest is what everything else may need meanwhile.
+    const KEPT: u64 = 14;
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(()) };
+    // Far below any limit, and the numbers are given from the lowest up: then nobody has to count them.
+    let Ok(probe) = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC) else {
+        let reason = format!("not started: the daemon has all of its {limit} descriptors in use");
+        return Err(SpawnError { reason, permanent: false, busy: false, starved: true });
+    };
+    if (std::os::fd::AsRawFd::as_raw_fd(&probe) as u64).saturating_add(KEPT) < limit {
+        return Ok(());
+    }
+    drop(probe);
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
+    if open.saturating_add(KEPT) < limit {
+        return Ok(());
+    }
+    let reason =
+        format!("not started: the daemon has {open} of its {limit} descriptors in use, and keeps the rest");
+    Err(SpawnError { reason, permanent: false, busy: false, starved: true })
+}
+
 /// Refuses what the kernel would refuse.
 ///
 /// The C library hides that refusal: it hands the file to `/bin/sh` instead, which runs a text file line by line, and
@@ -361,7 +387,12 @@ fn check_format(program: &Path) -> Result<(), SpawnError> {
         return Ok(());
     }
     let refuse = |why: &str| {
-        Err(SpawnError { reason: format!("{} {why}", program.display()), permanent: true, busy: false })
+        Err(SpawnError {
+            reason: format!("{} {why}", program.display()),
+            permanent: true,
+            busy: false,
+            starved: false,
+        })
     };
     if !found.starts_with(b"\x7fELF") {
         return refuse("is neither a program for this machine nor a script that starts with #!");
@@ -377,7 +408,9 @@ fn check_format(program: &Path) -> Result<(), SpawnError> {
 
 impl SpawnError {
     fn from_io(spec: &Spec<'_>, error: &io::Error) -> Self {
-        use nix::libc::{E2BIG, EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR, EPERM, ETXTBSY};
+        use nix::libc::{
+            E2BIG, EACCES, EAGAIN, ELOOP, EMFILE, ENFILE, ENOENT, ENOEXEC, ENOMEM, ENOTDIR, EPERM, ETXTBSY,
+        };
         let program = spec.program;
         let code = error.raw_os_error();
         let nice = spec.nice.unwrap_or_default();
@@ -404,7 +437,12 @@ impl SpawnError {
             Some(ENOENT | ENOTDIR | ELOOP) => ("is not there".into(), true),
             _ => (format!("could not be started: {error}"), false),
         };
-        Self { reason: format!("{} {reason}", program.display()), permanent, busy: code == Some(ETXTBSY) }
+        Self {
+            reason: format!("{} {reason}", program.display()),
+            permanent,
+            busy: code == Some(ETXTBSY),
+            starved: matches!(code, Some(EAGAIN | EMFILE | ENFILE | ENOMEM)),
+        }
     }
 }
 

@@ -21,6 +21,10 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+/// In the environment of a metadata call or notification: the socket folder of the daemon, by which a later one knows
+/// what it left behind. Plugins have their socket instead.
+pub(crate) const CALLED_FROM: &str = "TORU_CALLED_FROM";
+
 /// One process for as long as the machine is up: pids come again, together with a start time they do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ProcessId {
@@ -65,8 +69,8 @@ pub(crate) struct Orphan {
 pub(crate) enum Mark {
     /// The id of one of this installation's plugins, and its socket.
     Plugin { id: OsString, socket: PathBuf },
-    /// A metadata call or a notification of this installation.
-    Call,
+    /// A metadata call or a notification of this installation, and the socket folder of the daemon that made it.
+    Call { sockets: Option<PathBuf> },
     /// Another installation.
     Foreign,
     /// It carries nothing, or what it carries cannot be read.
@@ -199,7 +203,9 @@ fn read_mark(environment: &[u8], instance_id: &str) -> Mark {
                 id: OsString::from_vec(id.to_vec()),
                 socket: Path::new(OsStr::from_bytes(socket)).to_owned(),
             },
-            _ => Mark::Call,
+            _ => Mark::Call {
+                sockets: value(CALLED_FROM).map(|path| Path::new(OsStr::from_bytes(path)).to_owned()),
+            },
         },
     }
 }
@@ -267,7 +273,8 @@ mod tests {
             ("PATH=/bin\0", Mark::Nothing),
             ("XTORU_INSTANCE_ID=i\0TORU_INSTANCE_IDX=i\0", Mark::Nothing),
             ("TORU_INSTANCE_ID=other\0TORU_PLUGIN_ID=a\0", Mark::Foreign),
-            ("TORU_INSTANCE_ID=i\0", Mark::Call),
+            ("TORU_INSTANCE_ID=i\0", Mark::Call { sockets: None }),
+            ("TORU_INSTANCE_ID=i\0TORU_CALLED_FROM=/s\0", Mark::Call { sockets: Some("/s".into()) }),
             ("A=1\0TORU_PLUGIN_ID=a\0TORU_INSTANCE_ID=i\0TORU_PLUGIN_SOCKET=/s/a.sock\0", plugin("a")),
             ("TORU_INSTANCE_ID=ii\0TORU_PLUGIN_ID=a\0TORU_PLUGIN_SOCKET=/s/a.sock\0", Mark::Foreign),
         ] {

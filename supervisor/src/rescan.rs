@@ -256,7 +256,7 @@ impl Supervisor {
         let deadline = now + self.settings.metadata_timeout;
         let probe = match Probe::start(id, file.clone(), &self.environment(None), deadline) {
             Ok(probe) => probe,
-            Err(error) if error.busy && now < give_up_at => {
+            Err(error) if (error.busy || error.starved) && now < give_up_at => {
                 return self.busy.push((file, now + BUSY_RETRY, give_up_at));
             }
             Err(error) => {
@@ -429,6 +429,7 @@ impl Supervisor {
             last_exit: None,
             exit: None,
             in_flight: None,
+            lost_before: 0,
             reason: given_up.clone(),
             ping: PingTally::default(),
             stderr_tail: VecDeque::new(),

@@ -58,7 +58,7 @@ pub enum State {
     Starting { ready_by: Instant, failures: u32 },
     /// The process is ready and its routes are served.
     Running { since: Instant, failures: u32 },
-    /// No process; the next start waits for its back-off. `failures` is at least one.
+    /// No process; the next start waits for its back-off.
     Crashed { until: Instant, failures: u32 },
     /// The process is on its way out.
     Stopping { rung: Rung, next_at: Instant, then: Then, failures: u32 },
@@ -95,6 +95,8 @@ pub enum Event {
     RestartAsked,
     /// The process could not be made; `permanent` when trying again cannot help.
     SpawnFailed { permanent: bool },
+    /// The process could not be made because the daemon or the system is out of something, which is no fault of the plugin's.
+    SpawnDeferred,
     /// The plugin said that it is ready (1.0: took its init message).
     Ready,
     /// The process ended; `permanent` when starting it again cannot help (126, 127).
@@ -133,6 +135,7 @@ pub enum Happening {
     Ready,
     Stopped,
     Crashed,
+    StartDeferred,
     Restarting,
     Unresponsive,
     DisabledAfterCrashes,
@@ -211,6 +214,7 @@ fn transition(
         (
             State::Stopped,
             Event::SpawnFailed { .. }
+            | Event::SpawnDeferred
             | Event::Ready
             | Event::Exited { .. }
             | Event::Misbehaved
@@ -231,6 +235,14 @@ fn transition(
             State::Starting { failures, .. },
             Event::SpawnFailed { permanent } | Event::Exited { permanent },
         ) => crash(now, policy, want, failures, permanent, vec![]),
+        // As long as after one more crash, which it does not count as.
+        (State::Starting { failures, .. }, Event::SpawnDeferred) => match want {
+            Want::Up => {
+                let until = now + backoff(policy, failures + 1);
+                (State::Crashed { until, failures }, vec![Record(Happening::StartDeferred), Withdraw])
+            }
+            Want::Down => (State::Stopped, vec![Record(Happening::Stopped), Withdraw]),
+        },
         (State::Starting { failures, .. }, Event::Ready) => {
             (State::Running { since: now, failures }, vec![Serve, Record(Happening::Ready)])
         }
@@ -267,7 +279,9 @@ fn transition(
             (State::Running { since, failures: forgiven(now, policy, since, failures) }, vec![])
         }
         (State::Running { since, .. }, Event::ResetFailed) => (State::Running { since, failures: 0 }, vec![]),
-        (State::Running { .. }, Event::SpawnFailed { .. } | Event::Ready) => return None,
+        (State::Running { .. }, Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::Ready) => {
+            return None;
+        }
 
         (State::Crashed { .. }, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -281,7 +295,11 @@ fn transition(
         (State::Crashed { until, .. }, Event::ResetFailed) => (State::Crashed { until, failures: 0 }, vec![]),
         (
             State::Crashed { .. },
-            Event::SpawnFailed { .. } | Event::Ready | Event::Exited { .. } | Event::Misbehaved,
+            Event::SpawnFailed { .. }
+            | Event::SpawnDeferred
+            | Event::Ready
+            | Event::Exited { .. }
+            | Event::Misbehaved,
         ) => return None,
 
         (State::Stopping { then: Then::Crash, failures, .. }, Event::Exited { permanent }) => {
@@ -307,7 +325,7 @@ fn transition(
         (State::Stopping { rung, next_at, then, .. }, Event::ResetFailed) => {
             (State::Stopping { rung, next_at, then, failures: 0 }, vec![])
         }
-        (State::Stopping { .. }, Event::SpawnFailed { .. }) => return None,
+        (State::Stopping { .. }, Event::SpawnFailed { .. } | Event::SpawnDeferred) => return None,
 
         (State::Failed, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -320,6 +338,7 @@ fn transition(
         (
             State::Failed,
             Event::SpawnFailed { .. }
+            | Event::SpawnDeferred
             | Event::Ready
             | Event::Exited { .. }
             | Event::Misbehaved
@@ -441,6 +460,21 @@ mod tests {
     }
 
     #[test]
+    fn a_spawn_that_is_put_off_counts_as_nothing() {
+        let policy = policy();
+        let mut now = Instant::now();
+        let mut state = State::Starting { ready_by: now, failures: policy.restarts_max };
+        for _ in 0..100 {
+            let (next, actions) = step(now, &policy, Want::Up, state, Event::SpawnDeferred);
+            let until = now + Duration::from_secs(16);
+            assert_eq!(next, State::Crashed { until, failures: policy.restarts_max });
+            assert_eq!(actions, [Action::Record(Happening::StartDeferred), Action::Withdraw]);
+            now = until;
+            (state, _) = step(now, &policy, Want::Up, next, Event::TimerExpired);
+        }
+    }
+
+    #[test]
     fn a_binary_that_cannot_run_is_given_up_at_once() {
         let policy = policy();
         let now = Instant::now();
@@ -473,11 +507,12 @@ mod tests {
         ]
     }
 
-    const EVENTS: [(&str, Event); 10] = [
+    const EVENTS: [(&str, Event); 11] = [
         ("wanted", Event::Wanted),
         ("restart asked", Event::RestartAsked),
         ("spawn failed", Event::SpawnFailed { permanent: false }),
         ("spawn failed for good", Event::SpawnFailed { permanent: true }),
+        ("spawn deferred", Event::SpawnDeferred),
         ("ready", Event::Ready),
         ("exited", Event::Exited { permanent: false }),
         ("exited for good", Event::Exited { permanent: true }),
@@ -579,6 +614,8 @@ mod tests {
         Restart,
         Reset,
         Exit(bool),
+        /// The spawn that was just asked for is put off.
+        Defer,
         Ready,
         Misbehave,
         Wait(u32),
@@ -590,6 +627,7 @@ mod tests {
             Just(Move::Restart),
             Just(Move::Reset),
             any::<bool>().prop_map(Move::Exit),
+            Just(Move::Defer),
             Just(Move::Ready),
             Just(Move::Misbehave),
             (0..20_000u32).prop_map(Move::Wait),
@@ -601,6 +639,7 @@ mod tests {
     fn failing_moves() -> impl Strategy<Value = Vec<Move>> {
         let one = prop_oneof![
             4 => Just(Move::Exit(false)),
+            1 => Just(Move::Defer),
             1 => Just(Move::Misbehave),
             3 => Just(Move::Ready),
             6 => (0..3_000u32).prop_map(Move::Wait),
@@ -623,6 +662,8 @@ mod tests {
                     Move::Reset => Event::ResetFailed,
                     Move::Exit(_) if !world.process => continue,
                     Move::Exit(permanent) => { world.process = false; Event::Exited { permanent } }
+                    Move::Defer if matches!(state, State::Starting { .. }) => { world.process = false; Event::SpawnDeferred }
+                    Move::Defer => continue,
                     Move::Ready if matches!(state, State::Starting { .. } | State::Stopping { .. }) => Event::Ready,
                     Move::Ready => continue,
                     Move::Misbehave if world.process => Event::Misbehaved,
@@ -663,6 +704,11 @@ mod tests {
                 let event = match (one, state.has_process()) {
                     (Move::Exit(permanent), true) => Event::Exited { permanent },
                     (Move::Misbehave, true) => Event::Misbehaved,
+                    (Move::Defer, true) if matches!(state, State::Starting { .. }) => {
+                        // It made no process.
+                        spawns.pop();
+                        Event::SpawnDeferred
+                    }
                     (Move::Ready, true) if matches!(state, State::Starting { .. }) => Event::Ready,
                     (Move::Wait(ms), _) => {
                         now += MS * ms;

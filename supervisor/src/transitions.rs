@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::contact::CONNECT_RETRY_MIN;
 use crate::plugin::{PingTally, Pipe};
 use crate::process::{Exit, Process, Spec};
+use crate::remains::CALLED_FROM;
 use crate::socket::vacate_socket;
 use crate::state::{Action, Event, Happening, State, step};
 use crate::{Kept, Level, Phase, PluginView, Source, Stream, Supervisor, object};
@@ -19,10 +20,10 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub(crate) fn drive(&mut self, index: usize, event: Event) {
-        let plugin = &mut self.plugins[index];
-        if matches!(plugin.state, State::Running { .. }) && event == Event::Misbehaved {
-            plugin.in_flight.get_or_insert_with(|| self.outlet.in_flight(index));
+        if matches!(self.plugins[index].state, State::Running { .. }) && event == Event::Misbehaved {
+            self.count_in_flight(index);
         }
+        let plugin = &mut self.plugins[index];
         let (state, actions) =
             step(Instant::now(), &self.settings.adjustable.policy, plugin.want, plugin.state, event);
         let before = std::mem::replace(&mut plugin.state, state);
@@ -36,6 +37,20 @@ impl Supervisor {
             && !self.admissible.is_empty()
         {
             self.admit_waiting();
+        }
+    }
+
+    /// Writes down how many requests the plugin takes along.
+    ///
+    /// Workers see a broken connection when the supervisor sees the end, or before, and fail what was on it: those
+    /// requests are counted as lost since the last look at a plugin that was well.
+    pub(crate) fn count_in_flight(&mut self, index: usize) {
+        let plugin = &mut self.plugins[index];
+        if plugin.in_flight.is_none() {
+            // In this order one that is just being failed is seen twice rather than not at all.
+            let now = self.outlet.in_flight(index);
+            let lost = self.outlet.lost(index).saturating_sub(plugin.lost_before);
+            plugin.in_flight = Some(now + lost as usize);
         }
     }
 
@@ -89,6 +104,7 @@ impl Supervisor {
         plugin.reason = None;
         plugin.exit = None;
         plugin.in_flight = None;
+        plugin.lost_before = self.outlet.lost(index);
         plugin.spawned_at = None;
         if let Some(metadata) = plugin.next_metadata.take() {
             plugin.metadata = Arc::new(metadata);
@@ -96,8 +112,7 @@ impl Supervisor {
         plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
         plugin.stderr_tail.clear();
         if let Err(reason) = vacate_socket(&plugin.socket) {
-            plugin.reason = Some(reason);
-            return self.drive(index, Event::SpawnFailed { permanent: false });
+            return self.fail_spawn(index, reason, false);
         }
         let env = self.environment(Some(index));
         let plugin = &self.plugins[index];
@@ -113,10 +128,8 @@ impl Supervisor {
         };
         let (process, pipes) = match Process::spawn(&spec) {
             Ok(spawned) => spawned,
-            Err(error) => {
-                self.plugins[index].reason = Some(error.reason);
-                return self.drive(index, Event::SpawnFailed { permanent: error.permanent });
-            }
+            Err(error) if error.starved => return self.defer_spawn(index, error.reason),
+            Err(error) => return self.fail_spawn(index, error.reason, error.permanent),
         };
         let generation = plugin.generation;
         let watched =
@@ -135,10 +148,9 @@ impl Supervisor {
                 }
             }
             Err(error) => {
-                // An unwatched process cannot stay; the state machine hears of it as a failed spawn.
+                // An unwatched process cannot stay; the state machine hears of a spawn that was put off.
                 process.abandon();
-                plugin.reason = Some(format!("cannot watch the new process: {error}"));
-                return self.drive(index, Event::SpawnFailed { permanent: false });
+                return self.defer_spawn(index, format!("cannot watch the new process: {error}"));
             }
         }
         plugin.spawned_at = Some(now);
@@ -152,6 +164,19 @@ impl Supervisor {
         self.outlet.record(id, "started", json!({ "pid": pid, "generation": generation }));
         let fields = object(json!({ "pid": pid, "generation": generation }));
         self.outlet.log(Level::Info, Some(id), "Plugin started", fields);
+    }
+
+    fn fail_spawn(&mut self, index: usize, reason: String, permanent: bool) {
+        let plugin = &mut self.plugins[index];
+        // The one before is no news any more.
+        plugin.last_exit = Some(format!("not started: {reason}"));
+        plugin.reason = Some(reason);
+        self.drive(index, Event::SpawnFailed { permanent });
+    }
+
+    fn defer_spawn(&mut self, index: usize, reason: String) {
+        self.plugins[index].reason = Some(reason);
+        self.drive(index, Event::SpawnDeferred);
     }
 
     pub(crate) fn publish(&mut self, index: usize) {
@@ -217,6 +242,15 @@ impl Supervisor {
                     "failures": failures, "next_start_ms": next_start_ms, "stderr": plugin.stderr_tail,
                 }),
             ),
+            Happening::StartDeferred => (
+                "start_deferred",
+                Level::Error,
+                "Plugin start deferred",
+                json!({
+                    "reason": plugin.reason, "next_start_ms": next_start_ms, "counts_as_crash": false,
+                    "remedy": "raise the daemon's limits (LimitNOFILE=, TasksMax=) or free memory",
+                }),
+            ),
             Happening::Restarting => (
                 "restarting",
                 Level::Info,
@@ -268,6 +302,8 @@ impl Supervisor {
             let plugin = &self.plugins[index];
             env.push(("TORU_PLUGIN_SOCKET".into(), plugin.socket.as_os_str().to_owned()));
             env.push(("TORU_PLUGIN_ID".into(), (&plugin.metadata.id).into()));
+        } else {
+            env.push((CALLED_FROM.into(), self.settings.sockets_dir.as_os_str().to_owned()));
         }
         env
     }

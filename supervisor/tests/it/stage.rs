@@ -95,6 +95,10 @@ impl Outlet for Ear {
     fn in_flight(&self, _: usize) -> usize {
         7
     }
+
+    fn lost(&self, _: usize) -> u64 {
+        0
+    }
 }
 
 /// A folder with `plugins` of name and shell lines, and settings short enough for a test.
@@ -115,6 +119,7 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
         // Tests share a process: each needs an installation of its own.
         instance_id: format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
         metadata_timeout: PATIENCE,
+        notify_timeout: PATIENCE,
         frame_bytes_max: 1024 * 1024,
         adjustable: Adjustable {
             policy: Policy {
