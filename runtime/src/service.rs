@@ -66,7 +66,8 @@ impl Service {
         }
         supervisor.send(Command::Snapshot(Box::new(|plugins| {
             let running = plugins.iter().filter(|plugin| plugin.state == "running").count();
-            let status = format!("{} plugins, {running} running", plugins.len());
+            let many = if plugins.len() == 1 { "" } else { "s" };
+            let status = format!("{} plugin{many}, {running} running", plugins.len());
             // A service manager that has gone away is no trouble of ours.
             let _ = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::Watchdog]);
         })));

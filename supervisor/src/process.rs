@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -340,15 +340,13 @@ fn check_descriptors() -> Result<(), SpawnError> {
     // A spawn takes seven for a moment and three for good; the rest is what everything else may need meanwhile.
     const KEPT: u64 = 14;
     let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(()) };
-    // Far below any limit, and the numbers are given from the lowest up: then nobody has to count them.
-    let Ok(probe) = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC) else {
-        let reason = format!("not started: the daemon has all of its {limit} descriptors in use");
-        return Err(SpawnError { reason, permanent: false, busy: false, starved: true });
-    };
-    if (std::os::fd::AsRawFd::as_raw_fd(&probe) as u64).saturating_add(KEPT) < limit {
+    // Numbers are given from the lowest up, so a free one near the limit has free ones above it. Only where it is taken
+    // somebody has to count.
+    let near = limit.saturating_sub(KEPT).try_into().unwrap_or(i32::MAX);
+    let probe = rustix::stdio::stderr();
+    if rustix::io::fcntl_dupfd_cloexec(probe, near).is_ok_and(|free| free.as_raw_fd() == near) {
         return Ok(());
     }
-    drop(probe);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
     if open.saturating_add(KEPT) < limit {
         return Ok(());
@@ -435,6 +433,9 @@ impl SpawnError {
                 ("names an interpreter that does not exist; look at its first line".into(), true)
             }
             Some(ENOENT | ENOTDIR | ELOOP) => ("is not there".into(), true),
+            Some(EAGAIN | EMFILE | ENFILE | ENOMEM) => {
+                (format!("not started for want of descriptors, processes or memory: {error}"), false)
+            }
             _ => (format!("could not be started: {error}"), false),
         };
         Self {

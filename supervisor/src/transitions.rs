@@ -283,8 +283,15 @@ impl Supervisor {
 
     pub(crate) fn environment(&self, plugin: Option<usize>) -> Vec<(OsString, OsString)> {
         // What steers the core, or lets somebody speak in its name, is not the plugins' business.
-        const PRIVATE: [&str; 5] =
-            ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "CREDENTIALS_DIRECTORY"];
+        const PRIVATE: [&str; 7] = [
+            "NOTIFY_SOCKET",
+            "WATCHDOG_USEC",
+            "WATCHDOG_PID",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "LISTEN_FDNAMES",
+            "CREDENTIALS_DIRECTORY",
+        ];
         let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
             .filter(|(key, _)| {
                 let key = key.to_string_lossy();

@@ -241,6 +241,10 @@ impl Plugin {
             }
             let Ok(stream) = stream else { continue };
             let number = self.connections.fetch_add(1, Ordering::SeqCst);
+            if self.mode == "sip" {
+                thread::spawn(move || sip(stream));
+                continue;
+            }
             if self.mode == "accept-only" {
                 // Held open and never read.
                 std::mem::forget(stream);
@@ -592,6 +596,12 @@ impl Plugin {
                 }));
                 connection.send(&request.echo());
             }
+            "complain" => {
+                for line in 1..=number(1) {
+                    eprintln!("complaint {line}");
+                }
+                connection.send(&request.echo());
+            }
             "print" => {
                 println!("a plain line on stdout");
                 println!("{}", json!({"level": "error", "message": "a JSON line on stdout", "part": 7}));
@@ -840,6 +850,27 @@ fn fork_children() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("/bin/sh runs");
+    }
+}
+
+/// Reads its `init` as usual and says that it is ready, then takes a byte a second.
+fn sip(stream: UnixStream) {
+    let mut reader = stream.try_clone().expect("descriptors");
+    let mut length = [0; 4];
+    if reader.read_exact(&mut length).is_err() {
+        return;
+    }
+    let mut text = vec![0; u32::from_be_bytes(length) as usize];
+    if text.len() < 4096
+        && reader.read_exact(&mut text).is_ok()
+        && text.windows(6).any(|part| part == b"\"init\"")
+    {
+        let ready = json!({"type": "lifecycle", "timestamp": TIMESTAMP, "payload": {"action": "ready"}});
+        let _ = (&stream).write_all(&frame(ready.to_string().as_bytes(), Framing::Length));
+    }
+    let mut byte = [0];
+    while reader.read_exact(&mut byte).is_ok() {
+        thread::sleep(Duration::from_secs(1));
     }
 }
 
