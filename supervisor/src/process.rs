@@ -343,7 +343,7 @@ fn check_descriptors() -> Result<(), SpawnError> {
     // Numbers are given from the lowest up, so a free one near the limit has free ones above it. Only where it is taken
     // somebody has to count.
     let near = limit.saturating_sub(KEPT).try_into().unwrap_or(i32::MAX);
-    let probe = rustix::stdio::stderr();
+    let probe = io::stderr();
     if rustix::io::fcntl_dupfd_cloexec(probe, near).is_ok_and(|free| free.as_raw_fd() == near) {
         return Ok(());
     }

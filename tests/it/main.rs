@@ -25,6 +25,7 @@ mod metrics;
 mod programs;
 mod readme;
 mod reload;
+mod rows;
 mod sdk;
 mod service;
 mod store;

@@ -116,3 +116,21 @@ fn a_command_that_hangs_delays_nobody_and_ends_with_the_daemon() {
     drop(stage);
     assert!(command.has_ended() && !command.is_zombie());
 }
+
+#[test]
+fn a_command_that_takes_too_long_is_killed_and_told_of() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let fifo = place.path().join("told");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("fifo");
+    let (dir, mut settings) = folder(&[("p", "exit 127")]);
+    // It reads nothing and has children, as a shell that waits for a mail server does.
+    let script = format!("echo $$ > {}; sleep 1000; echo done", fifo.display());
+    settings.adjustable.notify_command = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    settings.notify_timeout = std::time::Duration::from_millis(300);
+    let stage = Stage::start(dir, settings);
+    let pid = std::fs::read_to_string(&fifo).expect("read").trim().parse().expect("a pid");
+    let command = Watched::new(pid);
+    assert_eq!(failure(&stage), "it did not end within 0.3 s");
+    assert!(command.ends_within(PATIENCE));
+}

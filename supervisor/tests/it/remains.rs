@@ -163,6 +163,30 @@ fn the_next_start_ends_what_a_killed_daemon_left() {
 }
 
 #[test]
+fn the_next_start_ends_what_a_killed_daemon_s_calls_left() {
+    let (dir, settings) = folder(&[]);
+    let left = |sockets: &std::path::Path, word: &str| {
+        format!(
+            "(unset TORU_PLUGIN_ID TORU_PLUGIN_SOCKET\nexport TORU_INSTANCE_ID={} TORU_CALLED_FROM={}\n\
+             setsid sh -c 'echo {word} $$; exec sleep 1000' &)\n",
+            settings.instance_id,
+            sockets.display(),
+        )
+    };
+    let elsewhere = dir.path().join("elsewhere");
+    let body = format!("{}{}{WAIT}", left(&settings.sockets_dir, "ours"), left(&elsewhere, "theirs"));
+    let maker = Stage::of(&[("p", &body)]);
+    let (ours, theirs) = (maker.process("p", "ours"), maker.process("p", "theirs"));
+    let next = Stage::start(dir, settings);
+    let found = next.find("the report", |said| match said {
+        Said::Log { message, fields } if message.contains("earlier run") => Some(fields.clone()),
+        _ => None,
+    });
+    assert_eq!(found["pids"], serde_json::json!([ours.pid]));
+    assert!(ours.ends_within(PATIENCE) && !theirs.has_ended(), "another socket folder is another daemon");
+}
+
+#[test]
 fn a_stop_ends_what_keeps_forking() {
     // Each generation lives a moment and leaves the next one behind.
     let body = "echo 'f() { sleep 0.01; (setsid sh $0 &) ; }; f' > $TORU_PLUGIN_SOCKET.sh\n\

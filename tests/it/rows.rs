@@ -1,0 +1,223 @@
+//! What may go wrong, and the tests that show what comes of it: look here for the test of a fault.
+//!
+//! Each test injects its fault into the real binary, but for those of a clock that is an argument.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use toru_tests::repository;
+
+/// What goes wrong, and the tests that stand for it.
+const ROWS: &[(&str, &[&str])] = &[
+    // Plugins.
+    (
+        "dies in the middle of a response",
+        &[
+            "death_in_the_middle_of_an_answer_is_502_at_once",
+            "a_crash_fails_every_request_in_flight_and_no_other_plugin",
+            "a_crash_event_has_all_that_is_known",
+        ],
+    ),
+    (
+        "hangs on one request",
+        &[
+            "no_answer_in_time_is_504_with_a_cancel_and_the_late_answer_goes_nowhere",
+            "the_timeout_of_the_metadata_wins",
+        ],
+    ),
+    (
+        "SIGSTOP",
+        &["a_stopped_process_times_out_and_is_restarted", "pings_that_nobody_answers_end_in_a_restart"],
+    ),
+    ("floods with unknown request ids", &["a_flood_of_answers_for_nobody_leaves_the_core_alive"]),
+    (
+        "oversized, zero-length, garbage, bad UTF-8, deeply nested JSON",
+        &[
+            "a_broken_frame_is_502_at_once_and_closes_that_connection",
+            "a_broken_frame_fails_what_is_in_flight_beside_it",
+            "three_broken_frames_in_a_minute_count_as_a_crash",
+            "nothing_is_allocated_from_an_announced_length",
+        ],
+    ),
+    ("part of a frame, then silence", &["half_a_frame_and_then_silence_has_a_deadline"]),
+    (
+        "never reads, or a byte a second",
+        &[
+            "a_plugin_that_never_reads_fills_no_memory",
+            "a_plugin_that_reads_a_byte_a_second_is_cut_off_and_fills_no_memory",
+        ],
+    ),
+    (
+        "closes its socket but lives",
+        &["a_socket_that_closes_under_a_living_plugin", "a_closed_connection_is_502_and_then_opened_again"],
+    ),
+    (
+        "forks children that outlive it",
+        &["children_of_a_plugin_do_not_outlive_it", "a_stop_ends_what_keeps_forking"],
+    ),
+    (
+        "ignores SIGTERM",
+        &[
+            "who_ignores_sigterm_is_dead_within_both_graces_and_200_ms",
+            "who_ignores_sigterm_is_killed_in_time",
+        ],
+    ),
+    (
+        "exits at once, code 0",
+        &["exit_code_0_in_a_loop_is_a_crash_loop_too", "crashes_are_restarted_with_a_growing_pause"],
+    ),
+    (
+        "cannot run at all: 126, 127, wrong architecture, no run bit",
+        &[
+            "what_cannot_run_is_one_clear_error_and_no_loop",
+            "a_plugin_that_can_be_described_and_not_run_is_disabled_at_once",
+        ],
+    ),
+    (
+        "metadata that hangs, is huge, is invalid, repeats an id or route",
+        &[
+            "a_plugin_that_cannot_be_described_is_skipped_with_file_and_reason",
+            "of_duplicates_the_first_in_name_order_wins",
+        ],
+    ),
+    (
+        "its socket path is a symbolic link or another user's",
+        &[
+            "a_socket_path_that_is_a_link_is_refused_and_its_target_untouched",
+            "a_socket_of_another_user_is_refused",
+        ],
+    ),
+    ("stderr without end", &["stderr_without_end_never_blocks_the_plugin_and_never_fills_the_disk"]),
+    (
+        "header with CR, LF or NUL; status 99, 150, 999",
+        &[
+            "an_answer_that_is_no_http_is_502_and_nothing_of_it_reaches_the_client",
+            "controls_in_an_answer_are_502",
+        ],
+    ),
+    (
+        "sends content-length, transfer-encoding, connection and other hop-by-hop fields",
+        &[
+            "hop_by_hop_fields_stop_at_the_core",
+            "what_an_answer_says_about_its_connection_stops_here",
+            "a_length_that_the_plugin_claims_means_nothing",
+        ],
+    ),
+    ("answers twice", &["answers_for_nobody_are_dropped"]),
+    (
+        "crashes once a month",
+        &["a_monthly_crash_always_waits_the_first_step", "the_count_of_crashes_resets_after_a_stable_time"],
+    ),
+    ("another binary in its place", &["a_changed_binary_is_restarted_and_a_touched_one_is_not"]),
+    // Clients.
+    (
+        "slow head, slow body",
+        &[
+            "a_head_that_drips_is_cut_at_its_deadline",
+            "a_body_that_drips_is_cut_by_its_rate_and_not_by_a_timer_for_each_read",
+        ],
+    ),
+    ("slow reader", &["a_slow_reader_is_dropped", "a_reader_that_is_slow_but_reads_is_served"]),
+    (
+        "goes away in mid request",
+        &[
+            "a_client_that_goes_away_cancels_its_request",
+            "a_client_that_resets_frees_its_place_at_once_even_behind_a_flood_of_requests",
+        ],
+    ),
+    ("10 000 connections", &["ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room"]),
+    ("pipelined flood", &["a_pipelined_flood_is_answered_in_order"]),
+    (
+        "malformed or ambiguous framing",
+        &[
+            "what_is_malformed_is_refused_and_nothing_behind_it_is_taken",
+            "malformed_requests_are_400_closed_and_never_forwarded",
+        ],
+    ),
+    // The system.
+    (
+        "disk full",
+        &[
+            "a_full_disk_refuses_values_keeps_the_old_and_recovers",
+            "a_disk_that_fills_under_load_loses_nothing_acknowledged",
+        ],
+    ),
+    (
+        "fsync fails",
+        &[
+            "a_write_that_cannot_be_synced_is_not_acknowledged",
+            "a_value_refused_by_a_failing_sync_never_comes_back",
+        ],
+    ),
+    ("database locked", &["a_locked_database_delays_values_and_no_request"]),
+    ("database corrupt", &["a_corrupt_database_is_refused_at_start_and_left_as_it_is"]),
+    (
+        "no descriptors left",
+        &[
+            "no_descriptors_left_does_not_end_or_spin_the_core",
+            "want_of_descriptors_is_the_cores_trouble_and_no_crash",
+            "without_descriptors_for_more_clients_each_is_told_at_once",
+        ],
+    ),
+    (
+        "log directory missing, read-only, full",
+        &["logs_that_cannot_be_written_stop_nothing", "a_full_disk_under_the_logs_stops_nothing"],
+    ),
+    ("io_uring refused", &["epoll_with_one_warning_where_io_uring_is_refused"]),
+    ("low locked-memory limit", &["a_low_limit_on_locked_memory_is_no_obstacle"]),
+    (
+        "core SIGKILLed",
+        &[
+            "a_killed_core_takes_its_plugins_with_it",
+            "what_a_killed_core_left_behind_is_swept_at_the_next_start",
+        ],
+    ),
+    (
+        "core SIGKILLed while values are acknowledged",
+        &[
+            "every_acknowledged_value_is_there_after_a_sigkill",
+            "nothing_acknowledged_is_lost_to_a_kill_at_each_of_the_first_writes",
+        ],
+    ),
+    (
+        "SIGHUP under load, and a bad file",
+        &["under_load_no_request_is_dropped", "a_bad_file_keeps_the_old_configuration_and_says_why"],
+    ),
+    ("wall clock jumps", &["a_wall_clock_that_jumps_times_nothing_out_and_restarts_nothing"]),
+    // Figures.
+    ("1 000 start, stop and kill cycles", &["a_thousand_starts_stops_and_kills_leave_nothing"]),
+    ("answers mixed up", &["a_hundred_thousand_nonces_with_cancels_timeouts_and_crashes_going_on"]),
+];
+
+/// Names of the test functions in the sources below `folder`.
+fn tests_in(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())).flatten()
+    {
+        let path = entry.path();
+        if path.is_dir() {
+            tests_in(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("a source is text");
+            // The first function that follows the attribute.
+            for after in text.split("#[test]").skip(1) {
+                if let Some((_, rest)) = after.split_once("fn ") {
+                    found.insert(rest.split(['(', '<']).next().unwrap_or_default().to_owned());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_fault_has_its_tests() {
+    let mut found = BTreeSet::new();
+    for folder in ["tests/it", "supervisor/src", "supervisor/tests"] {
+        tests_in(&repository().join(folder), &mut found);
+    }
+    for (fault, tests) in ROWS {
+        assert!(!tests.is_empty(), "{fault}");
+        for test in *tests {
+            assert!(found.contains(*test), "{fault}: there is no test {test}");
+        }
+    }
+}
