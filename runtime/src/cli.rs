@@ -7,7 +7,7 @@ pub mod values;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ impl Daemon {
             return print(&text);
         }
         let plugins: Vec<PluginStatus> = parse(&text)?;
-        print(&table(&plugins, colours()))
+        print(&table(&plugins, unix_ms(), colours()))
     }
 
     /// `toru plugin show ID`.
@@ -325,15 +325,22 @@ fn human_event(event: &Value) -> String {
         for (key, value) in details.iter().filter(|(_, value)| known(value)) {
             match value {
                 Value::String(value) => out.push_str(&format!(" {key}={value:?}")),
+                _ if key == "stderr" => {}
                 value => out.push_str(&format!(" {key}={value}")),
             }
         }
     }
-    printable(out.trim_end())
+    let mut out = printable(out.trim_end());
+    // A plugin's last words, each on a line of its own.
+    for line in event["details"]["stderr"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        out.push_str("\n    | ");
+        out.push_str(&printable(line));
+    }
+    out
 }
 
 /// One line for each plugin under a head; columns as wide as they need to be.
-fn table(plugins: &[PluginStatus], colours: bool) -> String {
+fn table(plugins: &[PluginStatus], now_ms: u64, colours: bool) -> String {
     if plugins.is_empty() {
         return "no plugins\n".into();
     }
@@ -343,8 +350,11 @@ fn table(plugins: &[PluginStatus], colours: bool) -> String {
         .iter()
         .map(|plugin| {
             let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
-            let state =
-                if plugin.enabled { plugin.state.clone() } else { format!("{} (disabled)", plugin.state) };
+            let state = match plugin.next_start {
+                Some(at) => format!("{}, again in {}", plugin.state, duration(at.saturating_sub(now_ms))),
+                None if plugin.enabled => plugin.state.clone(),
+                None => format!("{} (disabled)", plugin.state),
+            };
             [
                 plugin.id.clone(),
                 state,
@@ -394,6 +404,10 @@ fn table(plugins: &[PluginStatus], colours: bool) -> String {
     out
 }
 
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 fn duration(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {
@@ -440,22 +454,30 @@ mod tests {
                 ..PluginStatus::default()
             },
             PluginStatus {
+                id: "again".into(),
+                state: "crashed".into(),
+                enabled: true,
+                next_start: Some(4_000),
+                ..PluginStatus::default()
+            },
+            PluginStatus {
                 id: "weather-station".into(),
                 state: "failed".into(),
                 version: "1\x1b[2J".into(),
                 ..PluginStatus::default()
             },
         ];
-        let text = table(&plugins, false);
+        let text = table(&plugins, 0, false);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3);
+        assert_eq!(lines.len(), 4);
         assert!(lines[1].starts_with("acme             running"), "{text}");
         assert!(
             lines[1].contains("1h02m") && lines[1].contains("15.3ms") && lines[1].contains("5.0M"),
             "{text}"
         );
-        assert!(lines[2].contains("failed (disabled)") && !text.contains('\x1b'), "{text}");
-        let painted = table(&plugins, true);
+        assert!(lines[2].contains("crashed, again in 4s"), "{text}");
+        assert!(lines[3].contains("failed (disabled)") && !text.contains('\x1b'), "{text}");
+        let painted = table(&plugins, 0, true);
         assert!(
             painted.contains("\x1b[32mrunning\x1b[0m") && painted.contains("\x1b[31mfailed"),
             "{painted}"

@@ -326,7 +326,15 @@ fn check(args: ServeArgs) -> u8 {
         }
     };
     let mut code = exit::STOPPED;
-    for (file, outcome) in found {
+    let known: Vec<&str> =
+        found.iter().filter_map(|(_, outcome)| Some(&*outcome.as_ref().ok()?.id)).collect();
+    let mut lost: Vec<&String> = config.plugins.keys().filter(|id| !known.contains(&id.as_str())).collect();
+    lost.sort_unstable();
+    for id in lost {
+        // The plugin may come later, so it is no error.
+        let _ = writeln!(io::stderr(), "warn  [plugins.{id}] in the configuration: no plugin has this id");
+    }
+    for (file, outcome) in &found {
         let _ = match outcome {
             Ok(metadata) => writeln!(
                 io::stdout(),

@@ -230,6 +230,11 @@ fn check_validates_without_starting_anything() {
     assert_eq!(printed.status.code(), Some(0), "{printed:?}");
     let trace = fs::read_to_string(plugins.join("p.binary.trace")).unwrap();
     assert!(!trace.contains("\"start\""), "{trace}");
+    let stage = stage.set("plugins.misspelt.x", 1).set("plugins.p.x", 1);
+    let printed = check(&stage);
+    assert_eq!(printed.status.code(), Some(0), "{printed:?}");
+    let warnings = text(&printed.stderr);
+    assert!(warnings.contains("[plugins.misspelt]") && !warnings.contains("[plugins.p]"), "{warnings}");
     stage_faulty(&plugins, "q", &json!({"metadata": {"route": "bad"}}));
     let printed = check(&stage);
     assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "{printed:?}");

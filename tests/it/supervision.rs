@@ -441,6 +441,11 @@ fn what_a_plugin_prints_and_says_is_in_its_log() {
     find("a plain line on stderr");
     let line = find("a JSON line on stdout");
     assert_eq!((&line["level"], &line["part"]), (&json!("error"), &json!(7)), "{line}");
+    // A level below the log's own is left out as from anywhere else, and a name of ours cannot be taken.
+    let line = find("another");
+    assert_eq!((&line["level"], &line["user"]), (&json!("warn"), &json!({"id": 8})), "{line}");
+    assert_eq!(line["plugin_id"], "p");
+    assert!(daemon.plugin_log("p").iter().all(|line| line["message"] != "a JSON line on stderr"));
     let line = find("said over the socket");
     assert_eq!(line["level"], "warn");
     assert!(line.to_string().contains("42"), "{line}");

@@ -606,6 +606,11 @@ impl Plugin {
                 println!("a plain line on stdout");
                 println!("{}", json!({"level": "error", "message": "a JSON line on stdout", "part": 7}));
                 eprintln!("a plain line on stderr");
+                eprintln!("{}", json!({"msg": "a JSON line on stderr", "level": "debug", "user": {"id": 7}}));
+                eprintln!(
+                    "{}",
+                    json!({"msg": "another", "level": "warning", "user": {"id": 8}, "plugin_id": "x"})
+                );
                 connection.send(&request.echo());
             }
             "kv" => {
