@@ -66,6 +66,15 @@ bench-plugins *flags:
 bench-python *flags:
     cargo build --release --workspace --bins
     python3 benches/load/python.py {{flags}}
+# What the console sends to its terminal with 100 plugins, at rest and busy.
+bench-console *flags:
+    cargo build --profile fast --workspace --bins
+    python3 benches/load/console.py --bin target/fast {{flags}}
+
+# The pictures of the console in the README, from a real run under tmux.
+picture:
+    cargo build --workspace --bins
+    console/picture.py
 
 # Everything that has to pass before a change lands.
 ci:

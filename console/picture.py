@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Draws console/picture.svg: the console over a real core with plugins, load and a crash loop, under tmux.
+"""Draws console/picture.svg and console/detail.svg: the console over a real core, under tmux.
 
+The core serves six plugins under load; one of them is in a crash loop from the start, and one is killed.
 Needs tmux, and the binaries built: cargo build --workspace --bins
-Run it as: console/picture.py [TARGET_FOLDER], by default target/debug.
+Run it as: console/picture.py [TARGET_FOLDER], by default target/debug. It takes about a minute and a half.
 """
 
 import html
 import http.client
+import json
 import os
 import pathlib
 import re
 import shutil
+import signal
+import socket as socketlib
 import subprocess
 import sys
 import tempfile
@@ -18,7 +22,11 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-COLUMNS, ROWS = 116, 18
+COLUMNS = 100
+# The list leaves most of thirty rows empty, the detail does not.
+ROWS, DETAIL_ROWS = 14, 28
+# How long the load runs before the pictures: charts with something in them.
+LOAD_SECONDS = 75
 CELL_WIDTH, CELL_HEIGHT = 8.4, 18
 # Of an ordinary dark terminal; sixteen colours are all that the console uses.
 PALETTE = [
@@ -68,18 +76,23 @@ def cells(line):
                 background = PALETTE[code - 40 if code < 100 else code - 92]
 
 
-def svg(screen):
-    width, height = COLUMNS * CELL_WIDTH + 20, ROWS * CELL_HEIGHT + 20
+# The part of its cell that a block fills from below; drawn as a rectangle, so that no font leaves gaps between them.
+BLOCKS = {character: (eighth + 1) / 8 for eighth, character in enumerate("▁▂▃▄▅▆▇█")}
+
+
+def svg(screen, rows):
+    width, height = COLUMNS * CELL_WIDTH + 20, rows * CELL_HEIGHT + 20
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" font-size="14" '
         'font-family="ui-monospace, Menlo, Consolas, \'DejaVu Sans Mono\', monospace">',
         f'<rect width="100%" height="100%" rx="6" fill="{PALETTE[0]}"/>',
     ]
-    for row, line in enumerate(screen.split("\n")[:ROWS]):
+    for row, line in enumerate(screen.split("\n")[:rows]):
         y = 10 + row * CELL_HEIGHT
         runs = []
         for column, (character, *style) in enumerate(cells(line)):
-            if runs and runs[-1][2] == style:
+            block = character in BLOCKS
+            if runs and runs[-1][2] == style and not block and runs[-1][1] not in BLOCKS:
                 runs[-1][1] += character
             else:
                 runs.append([column, character, style])
@@ -94,6 +107,13 @@ def svg(screen):
                 )
             if not text.strip():
                 continue
+            if text in BLOCKS:
+                part = BLOCKS[text] * CELL_HEIGHT
+                out.append(
+                    f'<rect x="{x:.1f}" y="{y + CELL_HEIGHT - part:.2f}" width="{length + 0.1:.1f}" height="{part:.2f}" '
+                    f'fill="{foreground}"/>'
+                )
+                continue
             weight = ' font-weight="bold"' if bold else ""
             line_under = ' text-decoration="underline"' if underline else ""
             out.append(
@@ -106,7 +126,7 @@ def svg(screen):
 
 def load(address, stop):
     """A few requests, more to some plugins than to others, some of them errors."""
-    connection = http.client.HTTPConnection(address, timeout=5)
+    connection = http.client.HTTPConnection(address, timeout=30)
     number = 0
     while not stop.is_set():
         number += 1
@@ -118,6 +138,15 @@ def load(address, stop):
                 connection.request("GET", f"/api/plugins/{path}")
                 connection.getresponse().read()
         time.sleep(0.004 + 0.004 * (number // 150 % 3))
+
+
+def control(socket, path):
+    """The answer to a question over the control socket."""
+    connection = http.client.HTTPConnection("toru", timeout=10)
+    connection.sock = sock = socketlib.socket(socketlib.AF_UNIX)
+    sock.connect(str(socket))
+    connection.request("GET", path)
+    return connection.getresponse().read()
 
 
 def main():
@@ -143,14 +172,37 @@ def main():
             worker = threading.Thread(target=load, args=(address, stop))
             command = f"{target / 'toru-console'} --socket {socket}"
             environment = {key: value for key, value in os.environ.items() if key not in ("TMUX", "NO_COLOR")}
+            environment["LC_ALL"] = "C.UTF-8"
             size = ["-x", str(COLUMNS), "-y", str(ROWS)]
             subprocess.run(
                 [*tmux, "-f", "/dev/null", "new-session", "-d", *size, command], check=True, env=environment
             )
+
+            def screen():
+                capture = [*tmux, "capture-pane", "-p", "-e", "-N"]
+                return subprocess.run(capture, check=True, capture_output=True, text=True).stdout
+
+            def wait(what, condition, seconds=60):
+                deadline = time.monotonic() + seconds
+                while not condition(re.sub(r"\x1b\[[0-9;]*m", "", screen())):
+                    if time.monotonic() > deadline:
+                        raise SystemExit(f"waited {seconds} s for {what}; the screen was\n{screen()}")
+                    time.sleep(0.1)
+
             worker.start()
-            time.sleep(19)
-            capture = subprocess.run([*tmux, "capture-pane", "-p", "-e", "-N"], check=True, capture_output=True, text=True)
-            (HERE / "picture.svg").write_text(svg(capture.stdout))
+            began = time.monotonic()
+            wait("the list", lambda text: "search" in text)
+            time.sleep(LOAD_SECONDS * 0.6)
+            killed = json.loads(control(socket, "/api/plugins/search"))
+            os.kill(killed["pid"], signal.SIGKILL)
+            wait("the restart", lambda text: re.search(r"running +search +\S+ +1 ", text))
+            time.sleep(max(0, LOAD_SECONDS - (time.monotonic() - began)))
+            wait("the countdown", lambda text: "starts in" in text)
+            (HERE / "picture.svg").write_text(svg(screen(), ROWS))
+            subprocess.run([*tmux, "resize-window", "-x", str(COLUMNS), "-y", str(DETAIL_ROWS)], check=True)
+            subprocess.run([*tmux, "send-keys", ":detail search", "Enter"], check=True)
+            wait("the detail", lambda text: "Plugin search" in text and "now" in text and "killed by SIGKILL" in text)
+            (HERE / "detail.svg").write_text(svg(screen(), DETAIL_ROWS))
         finally:
             stop.set()
             subprocess.run([*tmux, "kill-server"], check=False, stderr=subprocess.DEVNULL)

@@ -235,10 +235,12 @@ pub fn fit(width: u16, id_width: u16) -> Vec<(Column, u16)> {
     chosen.sort();
     let mut left = width - used;
     let mut columns: Vec<(Column, u16)> = chosen.into_iter().map(|column| (column, column.width())).collect();
+    let has_exit = columns.iter().any(|(column, _)| *column == Column::LastExit);
     for (column, width) in &mut columns {
         let more = match column {
             Column::Id => id_width.saturating_sub(*width).min(left),
-            Column::Trend => left.saturating_sub(EXIT_MORE).min(TREND_MORE_MAX),
+            Column::Trend if has_exit => left.saturating_sub(EXIT_MORE).min(TREND_MORE_MAX),
+            Column::Trend => left.min(TREND_MORE_MAX),
             Column::LastExit => left,
             _ => 0,
         };

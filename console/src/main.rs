@@ -32,7 +32,7 @@ use feed::{Feed, Tell};
 use model::{Model, Now};
 use record::Recorder;
 use terminal::{Screen, translate};
-use update::{Command, Msg, update};
+use update::{Command, Msg, News, update};
 use view::{Look, Theme};
 
 /// `EX_UNAVAILABLE` of sysexits.h: the daemon cannot be reached.
@@ -45,6 +45,8 @@ const INPUTS_MAX: usize = 4096;
 const END_GRACE: Duration = Duration::from_secs(2);
 /// What counts up or down is shown anew this often.
 const TICK: Duration = Duration::from_secs(1);
+/// Snapshots come every second and are shown at once; only one that is late needs a tick beside them.
+const TICK_AFTER_SNAPSHOT: Duration = Duration::from_millis(1250);
 
 /// Live view of a running Toru daemon.
 ///
@@ -218,7 +220,7 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
 
     let mut model = Model::new(clock.now(), screen.size()?, arguments.readonly, arguments.replay.is_some());
     let mut drawn: Option<Instant> = None;
-    let mut ticked = Instant::now();
+    let mut tick_at = Instant::now() + TICK;
     let mut dirty = true;
     loop {
         let draw_in = drawn.map_or(Duration::ZERO, |at| FRAME.saturating_sub(at.elapsed()));
@@ -226,15 +228,15 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
             screen.draw(|frame| view::draw(&model, look, frame))?;
             (drawn, dirty) = (Some(Instant::now()), false);
         }
-        let tick_in = TICK.saturating_sub(ticked.elapsed());
+        let tick_in = tick_at.saturating_duration_since(Instant::now());
         let wait = if dirty { draw_in.min(tick_in) } else { tick_in };
         let mut input = match inputs.recv_timeout(wait) {
             Ok(input) => Some(input),
             Err(mpsc::RecvTimeoutError::Timeout) => None,
             Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
         };
-        if ticked.elapsed() >= TICK {
-            ticked = Instant::now();
+        if Instant::now() >= tick_at {
+            tick_at = Instant::now() + TICK;
             // A second asks for nothing.
             let _ = update(&mut model, clock.now(), Msg::Tick);
             dirty = true;
@@ -245,6 +247,9 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
             let command = match next {
                 Input::Msg(msg) => {
                     let now = clock.now();
+                    if matches!(msg, Msg::News(News::Snapshot(_))) {
+                        tick_at = Instant::now() + TICK_AFTER_SNAPSHOT;
+                    }
                     if let (Msg::News(news), Some(recorder)) = (&msg, &mut recorder) {
                         recorder.write(now, news)?;
                     }

@@ -12,7 +12,7 @@ use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerSta
 use tui_input::Input;
 
 use crate::columns::Column;
-use crate::text::{clean, parse_time};
+use crate::text::{clean, latency, parse_time};
 
 /// Seconds of samples for each plugin: the ten minutes that the charts show.
 pub const HISTORY_MAX: usize = 600;
@@ -165,9 +165,21 @@ impl Event {
         })
     }
 
-    /// The details in words, one line.
+    /// The details in words, one line: why first, long output last.
     pub fn text(&self) -> String {
-        self.details.as_object().map(fields).unwrap_or_default()
+        let Some(details) = self.details.as_object() else { return String::new() };
+        let mut parts = [Map::new(), Map::new(), Map::new()];
+        for (key, value) in details {
+            let place = match key.as_str() {
+                "exit" | "reason" | "error" => 0,
+                "stderr" => 2,
+                "core_dumped" if value == &Value::Bool(false) => continue,
+                _ => 1,
+            };
+            parts[place].insert(key.clone(), value.clone());
+        }
+        let parts = parts.iter().map(fields).filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -236,11 +248,31 @@ impl LogLine {
                 message = format!("{about}: {message}");
             }
         }
+        if message == ACCESS
+            && let Some((status, method, path, took)) = access(&object)
+        {
+            message = format!("{status} {method} {path} {took}");
+            object.retain(|key, _| !["status", "method", "path", "duration_ms"].contains(&key.as_str()));
+        }
         let message = shortened(&message);
         let rest = fields(&object);
         let (rest, gap) = (shortened(&rest), if rest.is_empty() { "" } else { "  " });
         Self { plugin: clean(plugin), unix_ms, level, text: format!("{}{gap}{rest}", clean(message)) }
     }
+}
+
+/// What the core says of an answered request; there are many, and 80 columns are few.
+const ACCESS: &str = "HTTP request handled";
+
+fn access(object: &Map<String, Value>) -> Option<(u64, &str, &str, String)> {
+    let took = object.get("duration_ms")?.as_f64()?;
+    let took = latency((took * 1000.0) as u64);
+    Some((
+        object.get("status")?.as_u64()?,
+        object.get("method")?.as_str()?,
+        object.get("path")?.as_str()?,
+        took,
+    ))
 }
 
 fn shortened(text: &str) -> &str {
@@ -389,6 +421,21 @@ impl Logs {
             .collect::<Vec<_>>()
             .into_iter()
             .filter(move |(number, line)| *number <= bottom && line.level >= self.level)
+    }
+
+    /// Adds a line where its time belongs: each of several sources begins with a past of its own.
+    pub fn add(&mut self, line: LogLine) {
+        let newer = match self.sources.len() > 1 && line.unix_ms > 0 {
+            true => self.lines.iter().rev().take_while(|known| known.unix_ms > line.unix_ms).count(),
+            false => 0,
+        };
+        let at = self.lines.len() - newer;
+        if let Some(bottom) = &mut self.bottom
+            && self.forgotten + (at as u64) <= *bottom
+        {
+            *bottom += 1;
+        }
+        self.lines.insert(at, line);
     }
 
     pub fn matches(&self, line: &LogLine) -> bool {
@@ -616,6 +663,8 @@ mod tests {
         let parsed = LogLine::parse("acme", line);
         assert_eq!(parsed.text, "a^[[2Jb  path=\"/x y\" status=500");
         assert_eq!((parsed.level, parsed.unix_ms), (Level::Error, 1_767_225_601_000));
+        let access = r#"{"level":"warn","message":"HTTP request handled","method":"GET","path":"/\u001b[2J","status":503,"duration_ms":2.432,"request_id":"r1"}"#;
+        assert_eq!(LogLine::parse("acme", access).text, "503 GET /^[[2J 2.4ms  request_id=r1");
         let endless = LogLine::parse("acme", &"ü".repeat(LOG_LINE_CHARS_MAX + 1));
         assert_eq!(endless.text.chars().count(), LOG_LINE_CHARS_MAX);
         let raw = LogLine::parse("acme", "no json \x07");
@@ -631,6 +680,11 @@ mod tests {
             let event = Event::parse(&line).expect("an event");
             assert_eq!((event.id, event.unix_ms, event.text().as_str()), (7, 1000, "exit=\"exit code 1\""));
         }
+        let details = serde_json::json!({
+            "core_dumped": false, "stderr": ["x"], "failures": 1, "exit": "exit code 1", "in_flight": 2,
+        });
+        let event = Event { details, ..Event::default() };
+        assert_eq!(event.text(), "exit=\"exit code 1\" failures=1 in_flight=2 stderr=[\"x\"]");
         assert_eq!(Event::parse("{}"), None);
     }
 }

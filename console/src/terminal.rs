@@ -219,6 +219,52 @@ mod tests {
         assert!(moves_cursor(b"\x1b[?25l\x1b[3;7Hx\x1b[0m"));
     }
 
+    /// Runs itself once more, in a terminal of tmux, to panic there with the screen taken.
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        use std::process::Command;
+        use std::time::Instant;
+
+        const INSIDE: &str = "TORU_TEST_PANIC";
+        if std::env::var_os(INSIDE).is_some() {
+            let mut screen = Screen::enter(true).expect("a terminal");
+            screen
+                .draw(|frame| frame.buffer_mut().set_string(0, 0, "taken", ratatui::style::Style::new()))
+                .expect("drawn");
+            panic!("the words of the panic");
+        }
+        if Command::new("tmux").arg("-V").output().is_err() {
+            println!("skipped: no tmux here");
+            return;
+        }
+        let folder = tempfile::Builder::new().prefix("tm").tempdir_in("/tmp").expect("/tmp can be written");
+        let tmux = |words: &[&str]| {
+            let mut command = Command::new("tmux");
+            command.env_remove("TMUX").env("LC_ALL", "C.UTF-8");
+            let output = command.args(["-u", "-S"]).arg(folder.path().join("server")).args(words).output();
+            String::from_utf8_lossy(&output.expect("tmux runs").stdout).into_owned()
+        };
+        let line = format!(
+            "{INSIDE}=1 {} --exact terminal::tests::a_panic_gives_the_terminal_back --nocapture; stty -a | \
+             tr ' ' '\\n' | grep -x -e icanon -e echo -e isig | sort | tr '\\n' +; exec cat",
+            std::env::current_exe().expect("/proc is mounted").display(),
+        );
+        tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", &line]);
+        let begun = Instant::now();
+        let seen = loop {
+            let seen = tmux(&["capture-pane", "-p"]);
+            if seen.contains("echo+icanon+isig+") || begun.elapsed() > Duration::from_secs(30) {
+                break seen;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let flags = tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{mouse_any_flag}"]);
+        tmux(&["kill-server"]);
+        assert!(seen.contains("echo+icanon+isig+"), "{seen}");
+        assert!(seen.contains("the words of the panic") && !seen.contains("taken"), "{seen}");
+        assert_eq!(flags.trim(), "0 1 0", "screen, cursor, mouse");
+    }
+
     #[test]
     fn keys_are_translated() {
         let translated = |code, modifiers| match translate(Event::Key(KeyEvent::new(code, modifiers))) {

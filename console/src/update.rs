@@ -170,7 +170,7 @@ fn on_news(model: &mut Model, news: News) {
             let logs = &mut model.logs;
             if generation == logs.generation {
                 logs.complaints.remove(&plugin);
-                logs.lines.push_back(LogLine::parse(&plugin, &line));
+                logs.add(LogLine::parse(&plugin, &line));
                 if logs.lines.len() > LOG_LINES_MAX {
                     logs.lines.pop_front();
                     logs.forgotten += 1;
@@ -1003,6 +1003,29 @@ mod tests {
         assert!(rig.command.is_none() && rig.model.toast.is_some(), "nothing would be left");
         rig.typed(":logs acme @").key(Key::Tab).key(Key::Enter);
         follows(&rig, &["acme", CORE]);
+    }
+
+    #[test]
+    fn logs_of_several_are_merged_by_their_time() {
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        rig.typed(":logs acme bolt").key(Key::Enter);
+        let line = |rig: &mut Rig, plugin: &str, second: u32, text: &str| {
+            let line = format!(
+                r#"{{"timestamp":"2026-01-01T03:12:{second:02}.000Z","level":"info","message":"{text}"}}"#
+            );
+            let generation = rig.model.logs.generation;
+            rig.news(News::Log { generation, plugin: plugin.into(), line });
+        };
+        line(&mut rig, "acme", 1, "a1");
+        line(&mut rig, "acme", 5, "a5");
+        rig.typed("p");
+        line(&mut rig, "bolt", 3, "b3");
+        line(&mut rig, "bolt", 5, "b5");
+        let texts: Vec<&str> = rig.model.logs.lines.iter().map(|line| line.text.as_str()).collect();
+        assert_eq!(texts, ["a1", "b3", "a5", "b5"]);
+        let last = rig.model.logs.shown().last().map(|(_, line)| line.text.clone());
+        assert_eq!(last.as_deref(), Some("a5"), "what is read does not run away");
     }
 
     #[test]

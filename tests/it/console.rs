@@ -59,16 +59,21 @@ impl Terminal {
 
     /// Starts the console over `daemon` in the shell; gives its pid.
     fn console(&self, daemon: &Daemon) -> Pid {
+        self.console_with(daemon, "", "")
+    }
+
+    /// With variables, as a shell assigns them, and flags.
+    fn console_with(&self, daemon: &Daemon, variables: &str, flags: &str) -> Pid {
         let pid_file = self.folder.path().join("pid");
         let _ = fs::remove_file(&pid_file);
         let line = format!(
-            "clear; sh -c 'echo $$ > {}; exec {} --socket {}'; echo \"left with $?\"",
+            "clear; {variables} sh -c 'echo $$ > {}; exec {} --socket {} {flags}'; echo \"left with $?\"",
             pid_file.display(),
             binary("toru-console").display(),
             daemon.root().join("control.sock").display(),
         );
         self.keys(&[&line, "Enter"]);
-        self.wait_text("● live");
+        self.wait_text(" live");
         let pid = fs::read_to_string(pid_file).expect("the shell wrote it").trim().parse().expect("a pid");
         Pid::from_raw(pid).expect("not zero")
     }
@@ -137,6 +142,94 @@ fn a_kill_is_seen_a_restart_is_ordered_and_the_terminal_is_left_intact() {
     terminal.wait_text("killed by SIGKILL");
     terminal.keys(&["q"]);
     terminal.assert_intact();
+}
+
+#[test]
+fn a_detail_opens_with_what_happened_before_anybody_looked() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    for _ in 0..20 {
+        assert_eq!(daemon.get("/api/plugins/echo/").status, 200);
+    }
+    let kept = || daemon.control().get("/v1/plugins/echo/history").json();
+    wait_for("a second with requests", || {
+        let rates = kept()["requests_per_s"].as_array()?.clone();
+        rates.iter().any(|rate| rate.as_f64() > Some(0.0)).then_some(())
+    });
+    terminal.console(&daemon);
+    terminal.wait("the plugin's row", restarts, "");
+    terminal.keys(&["Enter"]);
+    terminal.wait_text("limits · 1.0k in flight");
+    terminal.wait_text("workers · ");
+    // The requests are over, so their bar is of the past: between the axis and the second chart's.
+    terminal.wait(
+        "the bar of a second before",
+        |screen| {
+            let plot = screen.lines().skip_while(|line| !line.starts_with("requests/s"));
+            plot.skip(1).take(12).any(|line| line.chars().skip(7).take(18).any(|c| c == '█')).then_some(())
+        },
+        "",
+    );
+    terminal.keys(&["w"]);
+    terminal.wait_text("SQLite · written");
+    terminal.keys(&["l"]);
+    terminal.wait_text("Logs of @core");
+    terminal.wait_text("Listening");
+    terminal.keys(&["q"]);
+    terminal.assert_intact();
+}
+
+#[test]
+fn every_screen_has_its_help_and_escape_goes_back() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    terminal.console(&daemon);
+    terminal.wait("the plugin's row", restarts, "");
+    for (key, title) in
+        [("", "Plugins"), ("Enter", "Plugin echo"), ("l", "Logs of"), ("e", "Events"), ("w", "Workers")]
+    {
+        if !key.is_empty() {
+            terminal.keys(&[key]);
+        }
+        terminal.wait_text(title);
+        terminal.keys(&["?"]);
+        terminal.wait_text("closes this");
+        terminal.keys(&["Escape"]);
+        terminal.wait("help gone", |screen| (!screen.contains("closes this")).then_some(()), title);
+        if !key.is_empty() {
+            terminal.keys(&["Escape"]);
+            terminal.wait_text("PLUGIN");
+        }
+    }
+    terminal.keys(&["q"]);
+    terminal.assert_intact();
+}
+
+/// As on a terminal that can do nothing, of somebody who may do nothing.
+#[test]
+fn no_colour_no_sign_and_no_action_where_none_is_wanted() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    terminal.console_with(&daemon, "NO_COLOR=1", "--ascii --readonly");
+    terminal.wait("the plugin's row", restarts, "");
+    let pid = daemon.plugin_pid("echo");
+    terminal.keys(&["r"]);
+    terminal.wait_text("read-only: restart is off");
+    terminal.keys(&[":disable echo", "Enter"]);
+    terminal.wait_text("read-only: disable is off");
+    let captured = terminal.tmux(&["capture-pane", "-p", "-e"]);
+    let screen = String::from_utf8(captured.stdout).expect("text");
+    assert!(screen.is_ascii(), "{screen}");
+    let codes = screen.split("\u{1b}[").skip(1).filter_map(|rest| rest.split_once('m'));
+    for code in codes.flat_map(|(codes, _)| codes.split(';')).filter_map(|code| code.parse::<u32>().ok()) {
+        // 39 and 49 are the terminal's own.
+        assert!(matches!(code, 0..=29 | 39 | 49), "a colour, {code}, in {screen:?}");
+    }
+    let flags = terminal.tmux(&["display-message", "-p", "#{mouse_any_flag}"]);
+    assert_eq!(String::from_utf8_lossy(&flags.stdout).trim(), "0", "the mouse is the terminal's");
+    terminal.keys(&["q"]);
+    terminal.assert_intact();
+    assert_eq!(daemon.plugin_pid("echo"), pid);
 }
 
 #[test]

@@ -71,11 +71,12 @@ pub fn binary_ceiling(value: f64) -> f64 {
     step
 }
 
-/// Seconds that a chart spans: the least of one, five and ten minutes that holds everything.
+/// Seconds that a chart spans: the least of one, two, five and ten minutes that holds everything.
 fn span_s(first_ms: u64, last_ms: u64) -> u64 {
     match last_ms.saturating_sub(first_ms) / 1000 {
         0..=60 => 60,
-        61..=300 => 300,
+        61..=120 => 120,
+        121..=300 => 300,
         _ => 600,
     }
 }
@@ -176,6 +177,7 @@ fn draw_time_axis(look: Look, buffer: &mut Buffer, area: Rect, span_s: u64) {
     let minutes = span_s / 60;
     let (begin, middle) = match minutes {
         1 => ("-1m", "-30s"),
+        2 => ("-2m", "-1m"),
         5 => ("-5m", "-2m30s"),
         _ => ("-10m", "-5m"),
     };
