@@ -456,7 +456,13 @@ fn begin(
         Ok(destination) => destination,
         Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
     };
-    if matches!(destination, Destination::Core(_) | Destination::Elsewhere) && !is_known(head.method) {
+    let is_core = match destination {
+        Destination::Core(_) => true,
+        // Files say themselves what they take.
+        Destination::Elsewhere => peer.trusted || !worker.shared.files.has_web_root(),
+        _ => false,
+    };
+    if is_core && !is_known(head.method) {
         return refuse(Failure::UnknownMethod, None);
     }
     if !peer.trusted
