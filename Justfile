@@ -76,6 +76,11 @@ picture:
     cargo build --workspace --bins
     console/picture.py
 
+# What an open connection at rest costs. Needs a release build of the workspace's binaries.
+bench-idle *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/idle.py {{flags}}
+
 # Everything that has to pass before a change lands.
 ci:
     .ci/run

@@ -275,7 +275,7 @@ impl Connection {
 
     /// Takes a written buffer back, to save the next allocation.
     ///
-    /// Bounds: dropped when its capacity is above 64 KiB, so that one large response doesn't stay with an idle
+    /// Bounds: dropped when its capacity is above 8 KiB, so that one large response doesn't stay with an idle
     /// connection.
     pub fn reuse_output(&mut self, mut buffer: Vec<u8>) {
         if self.output.is_empty() && buffer.capacity() <= BUFFER_BYTES_KEPT {
@@ -588,7 +588,7 @@ const EMPTY_LINES_MAX: u8 = 1;
 const DROPPED_CONTENT_BYTES_MAX: u64 = 64 * 1024;
 
 /// Capacity in bytes of a buffer that an idle connection may keep.
-const BUFFER_BYTES_KEPT: usize = 64 * 1024;
+const BUFFER_BYTES_KEPT: usize = 8 * 1024;
 
 /// Any bytes from a client: in one read or many the same events and the same answers, and the output stays bounded.
 #[doc(hidden)]

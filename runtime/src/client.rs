@@ -34,8 +34,8 @@ use crate::place::{Counted, Place, Queued};
 use crate::route::{Destination, route};
 use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
 
-/// What an idle connection keeps for reading.
-const READ_BYTES: usize = 4 * 1024;
+/// What an idle connection keeps for reading; most heads fit.
+const READ_BYTES: usize = 2 * 1024;
 /// What it reads into while a large content comes.
 const READ_BYTES_LARGE: usize = 64 * 1024;
 /// How long, and how many reads, a closing connection still takes what the client had sent: a close with unread bytes
@@ -285,7 +285,7 @@ pub async fn serve<S: ClientStream>(
             None => happening.await,
             Some(gone_at) => {
                 let left = gone_at.saturating_duration_since(Instant::now());
-                match monoio::time::timeout(left, happening).await {
+                match Box::pin(monoio::time::timeout(left, happening)).await {
                     Ok(happened) => happened,
                     Err(_) => return,
                 }
@@ -574,10 +574,12 @@ fn is_known(method: &str) -> bool {
 }
 
 /// Does the next thing for an answer, to its end.
+///
+/// A connection at rest keeps room for this future, so all but the usual way to a 1.1 plugin is boxed.
 async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     let outcome = match work {
         Work::Launch(Request { to: Recipient::Core(call), body, .. }) => {
-            return match call.answer(&worker, &body).await {
+            return match Box::pin(call.answer(&worker, &body)).await {
                 Ok(api::Answer::Whole(answer)) => Progress::Local(answer),
                 Ok(api::Answer::Stream(head, stream)) => Progress::Pieces {
                     flight: Some(Flight::Core(stream)),
@@ -591,21 +593,21 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
         }) => launch(&worker, exchange, &target, frame, body, started).await,
         Work::Continue(Flight::Plugin { exchange, place }) => next_pieces(&worker, exchange, place).await,
         Work::Launch(Request { exchange, to: Recipient::File { ask, otherwise }, body, started, .. }) => {
-            match (files::answer(&worker, *ask).await, otherwise) {
+            match (Box::pin(files::answer(&worker, *ask)).await, otherwise) {
                 (Ok(Outcome::Reply(reply)), _) => return Progress::File(reply),
                 (Ok(Outcome::Local(answer)), _) => return Progress::Local(answer),
                 (Err(Failure::NotFound(_)), Otherwise::Plugin { target, frame }) => {
-                    launch(&worker, exchange, &target, frame, body, started).await
+                    Box::pin(launch(&worker, exchange, &target, frame, body, started)).await
                 }
                 (Err(Failure::NotFound(_)), Otherwise::Nobody(failure)) | (Err(failure), _) => Err(failure),
             }
         }
-        Work::Continue(Flight::File(mut transfer)) => transfer.next(&worker).await.map(|pieces| {
+        Work::Continue(Flight::File(mut transfer)) => Box::pin(transfer.next(&worker)).await.map(|pieces| {
             let more = !pieces.complete;
             (more.then_some(Flight::File(transfer)), pieces)
         }),
         Work::Continue(Flight::Core(mut stream)) => {
-            let content = stream.next(&worker).await;
+            let content = Box::pin(stream.next(&worker)).await;
             let complete = content.is_none();
             let pieces = Pieces { head: None, content: content.unwrap_or_default(), complete };
             Ok(((!complete).then_some(Flight::Core(stream)), pieces))
@@ -643,14 +645,15 @@ async fn launch(
         Protocol::V1_0 => {
             let id = exchange.id.text();
             let _counted = Counted::new(worker, target, |stats| &stats.links);
-            match legacy::exchange(worker, &view.socket, view.metadata.framing, frame, id.as_str(), deadline)
+            let framing = view.metadata.framing;
+            match Box::pin(legacy::exchange(worker, &view.socket, framing, frame, id.as_str(), deadline))
                 .await
             {
                 Ok(pieces) => Ok((None, pieces)),
                 Err(legacy::LegacyFailure { failure, broken }) => {
                     let generation = view.generation.unwrap_or(0);
                     if failure == Failure::Unreachable {
-                        target.await_verdict(generation).await;
+                        Box::pin(target.await_verdict(generation)).await;
                         return Err(target.refusal().unwrap_or(failure));
                     }
                     match broken {
@@ -688,7 +691,8 @@ async fn enter(worker: &Worker, target: &Rc<Target>, deadline: Instant) -> Resul
     let entering = gate.enter().map_err(|Full| Failure::Busy)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let _queued = Queued::new(worker, target);
-    let permit = monoio::time::timeout(left, entering).await.map_err(|_| Failure::QueuedTooLong)?;
+    let entered = Box::pin(monoio::time::timeout(left, entering)).await;
+    let permit = entered.map_err(|_| Failure::QueuedTooLong)?;
     Ok(Place::new(worker, target, permit))
 }
 

@@ -491,8 +491,9 @@ impl Worker {
         }
         let worker = self.clone();
         monoio::spawn(async move {
-            let serving = client::serve(worker.clone(), stream, peer, slot, entry);
-            if let Err(panic) = catch_unwind(serving).await {
+            // Boxed, since each hand from which a future is passed on by value keeps room for it.
+            let mut serving = Box::pin(client::serve(worker.clone(), stream, peer, slot, entry));
+            if let Err(panic) = catch_unwind(serving.as_mut()).await {
                 let what = panic
                     .downcast_ref::<String>()
                     .map(String::as_str)
