@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,10 +32,16 @@ const QUEUE_LINES_MAX: usize = 8192;
 const REOPEN_AFTER: Duration = Duration::from_secs(5);
 
 enum Entry {
-    Core { line: Vec<u8>, human: Option<String> },
-    Plugin { id: Arc<str>, line: Vec<u8> },
-    Reopen,
-    Rotate { bytes: u64, keep: u32 },
+    Core {
+        line: Vec<u8>,
+        human: Option<String>,
+    },
+    Plugin {
+        id: Arc<str>,
+        line: Vec<u8>,
+    },
+    /// Nothing to write: look at what was set meanwhile.
+    Wake,
     Stop,
 }
 
@@ -43,15 +49,23 @@ enum Entry {
 #[derive(Clone)]
 pub struct Logger {
     queue: SyncSender<Entry>,
-    levels: Arc<Levels>,
+    settings: Arc<Settings>,
     dropped: Arc<AtomicU64>,
 }
 
-/// From which level on a line is written, and shown on standard error; as [`Level`]'s numbers.
-struct Levels {
+/// What may change while the writer writes. Set, not sent: a queue that a dead disk has filled holds up no signal.
+struct Settings {
+    /// From which level on a line is written, and shown on standard error; as [`Level`]'s numbers.
     written: AtomicU8,
     echoed: AtomicU8,
+    rotate_bytes: AtomicU64,
+    rotate_keep: AtomicU32,
+    /// Somebody has moved the files away.
+    reopen: AtomicBool,
 }
+
+/// How long what is queued may take to be written at the end.
+const FINISH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Joins the writer; dropping it without [`Writer::finish`] leaves the thread to the process's end.
 pub struct Writer {
@@ -60,10 +74,14 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Writes what is queued, and ends.
+    /// Writes what is queued, and ends; a disk that does not take it within [`FINISH_PATIENCE`] does not get it.
     pub fn finish(self) {
-        let _ = self.queue.send(Entry::Stop);
-        let _ = self.thread.join();
+        let until = Instant::now() + FINISH_PATIENCE;
+        let mut told = false;
+        while !self.thread.is_finished() && Instant::now() < until {
+            told = told || self.queue.try_send(Entry::Stop).is_ok();
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -74,14 +92,16 @@ impl Writer {
 pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> {
     let (queue, entries) = sync_channel(QUEUE_LINES_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
-    let levels = Arc::new(Levels {
+    let settings = Arc::new(Settings {
         written: AtomicU8::new(config.level as u8),
         echoed: AtomicU8::new(config.echo as u8),
+        rotate_bytes: AtomicU64::new(config.rotate_bytes),
+        rotate_keep: AtomicU32::new(config.rotate_keep),
+        reopen: AtomicBool::new(false),
     });
     let files = Files {
         folder: folder.to_owned(),
-        rotate_bytes: config.rotate_bytes,
-        rotate_keep: config.rotate_keep,
+        settings: settings.clone(),
         open: HashMap::new(),
         complained: false,
         dropped: dropped.clone(),
@@ -90,7 +110,7 @@ pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> 
     let thread = std::thread::Builder::new()
         .name("toru-log".into())
         .spawn(move || write_entries(&entries, files, &counter))?;
-    Ok((Logger { queue: queue.clone(), levels, dropped }, Writer { queue, thread }))
+    Ok((Logger { queue: queue.clone(), settings, dropped }, Writer { queue, thread }))
 }
 
 /// Where the core's own log is.
@@ -110,7 +130,7 @@ impl Logger {
     }
 
     pub fn enabled(&self, level: Level) -> bool {
-        level as u8 >= self.levels.written.load(Ordering::Relaxed)
+        level as u8 >= self.settings.written.load(Ordering::Relaxed)
     }
 
     /// A line of the core's log: `component` says which part speaks.
@@ -135,7 +155,7 @@ impl Logger {
         }
         more_fields(&mut line, fields, &["timestamp", "level", "component", "message", "plugin_id"]);
         close_line(&mut line);
-        let human = (level as u8 >= self.levels.echoed.load(Ordering::Relaxed)).then(|| {
+        let human = (level as u8 >= self.settings.echoed.load(Ordering::Relaxed)).then(|| {
             let mut human = format!("{} {:5} {component}: {message}", as_str(&stamp), level.word());
             if let Some(id) = plugin_id {
                 human.push_str(&format!(" [{id}]"));
@@ -193,14 +213,17 @@ impl Logger {
 
     /// Closes and opens every file, after somebody moved them away.
     pub fn reopen(&self) {
-        let _ = self.queue.send(Entry::Reopen);
+        self.settings.reopen.store(true, Ordering::Relaxed);
+        // A full queue wakes the writer anyway.
+        let _ = self.queue.try_send(Entry::Wake);
     }
 
     /// Goes by these settings from now on.
     pub fn configure(&self, config: &LogConfig) {
-        self.levels.written.store(config.level as u8, Ordering::Relaxed);
-        self.levels.echoed.store(config.echo as u8, Ordering::Relaxed);
-        let _ = self.queue.send(Entry::Rotate { bytes: config.rotate_bytes, keep: config.rotate_keep });
+        self.settings.written.store(config.level as u8, Ordering::Relaxed);
+        self.settings.echoed.store(config.echo as u8, Ordering::Relaxed);
+        self.settings.rotate_bytes.store(config.rotate_bytes, Ordering::Relaxed);
+        self.settings.rotate_keep.store(config.rotate_keep, Ordering::Relaxed);
     }
 
     fn hand_over(&self, entry: Entry) {
@@ -285,8 +308,7 @@ fn unix_ms() -> u64 {
 
 struct Files {
     folder: PathBuf,
-    rotate_bytes: u64,
-    rotate_keep: u32,
+    settings: Arc<Settings>,
     /// By name: empty for the core's own file.
     open: HashMap<Arc<str>, Slot>,
     complained: bool,
@@ -302,6 +324,9 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, dropped: &AtomicU6
     let core: Arc<str> = "".into();
     let mut told = 0;
     while let Ok(entry) = entries.recv() {
+        if files.settings.reopen.swap(false, Ordering::Relaxed) {
+            files.open.clear();
+        }
         match entry {
             Entry::Core { line, human } => {
                 if let Some(human) = human {
@@ -310,8 +335,7 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, dropped: &AtomicU6
                 files.write(&core, &line);
             }
             Entry::Plugin { id, line } => files.write(&id, &line),
-            Entry::Reopen => files.open.clear(),
-            Entry::Rotate { bytes, keep } => (files.rotate_bytes, files.rotate_keep) = (bytes, keep),
+            Entry::Wake => {}
             Entry::Stop => return,
         }
         let now = dropped.load(Ordering::Relaxed);
@@ -360,7 +384,9 @@ impl Files {
     fn try_write(&mut self, name: &Arc<str>, line: &[u8]) -> io::Result<()> {
         match self.open.get_mut(name) {
             Some(Slot::Open { file, bytes }) => {
-                if *bytes + line.len() as u64 <= self.rotate_bytes || *bytes == 0 {
+                if *bytes + line.len() as u64 <= self.settings.rotate_bytes.load(Ordering::Relaxed)
+                    || *bytes == 0
+                {
                     file.write_all(line)?;
                     *bytes += line.len() as u64;
                     return Ok(());
@@ -388,11 +414,12 @@ impl Files {
     /// `x.log` becomes `x.log.1`, and so on; the oldest goes.
     fn rotate(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
-        if self.rotate_keep == 0 {
+        let keep = self.settings.rotate_keep.load(Ordering::Relaxed);
+        if keep == 0 {
             return fs::remove_file(&path);
         }
         let numbered = |number: u32| PathBuf::from(format!("{}.{number}", path.display()));
-        for number in (1..self.rotate_keep).rev() {
+        for number in (1..keep).rev() {
             match fs::rename(numbered(number), numbered(number + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -160,7 +160,11 @@ const ROWS: &[(&str, &[&str])] = &[
     ),
     (
         "log directory missing, read-only, full",
-        &["logs_that_cannot_be_written_stop_nothing", "a_full_disk_under_the_logs_stops_nothing"],
+        &[
+            "logs_that_cannot_be_written_stop_nothing",
+            "a_full_disk_under_the_logs_stops_nothing",
+            "a_disk_that_hangs_under_the_logs_stops_nothing",
+        ],
     ),
     ("io_uring refused", &["epoll_with_one_warning_where_io_uring_is_refused"]),
     ("low locked-memory limit", &["a_low_limit_on_locked_memory_is_no_obstacle"]),

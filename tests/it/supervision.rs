@@ -591,6 +591,30 @@ fn a_full_disk_under_the_logs_stops_nothing() {
 }
 
 #[test]
+fn a_disk_that_hangs_under_the_logs_stops_nothing() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let logs = stage.root().join("log/plugins");
+    fs::create_dir_all(&logs).unwrap();
+    // Nobody reads from the pipe: whoever opens it to write waits for ever.
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, logs.join("p.log"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let mut daemon = stage.set("log.access", "\"all\"").start();
+    daemon.wait_ready("p");
+    let mut client = daemon.client();
+    // More lines than the queue takes: they are lost, and counted where an operator can see it.
+    for _ in 0..9_000 {
+        assert_eq!(client.get("/api/plugins/p/x").status, 200);
+    }
+    let metrics = daemon.control().get("/metrics").text().to_owned();
+    let lost = metrics.lines().find_map(|line| line.strip_prefix("toru_log_lines_dropped_total ")).unwrap();
+    assert!(lost.parse::<f64>().unwrap() > 0.0, "{lost}");
+    stage_faulty(&daemon.plugins(), "q", &json!({}));
+    daemon.signal(Signal::HUP);
+    wait_for("q to be known", || daemon.status("q"));
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
 fn a_socket_of_another_user_is_refused() {
     let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
     let sockets = stage.root().join("s");

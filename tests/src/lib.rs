@@ -797,6 +797,8 @@ impl Daemon {
         files.extend(
             fs::read_dir(log.join("plugins")).into_iter().flatten().flatten().map(|entry| entry.path()),
         );
+        // A pipe that stands for a disk that hangs would hang this, too.
+        files.retain(|file| file.is_file());
         for file in files {
             let text = fs::read_to_string(&file).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
