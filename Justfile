@@ -81,6 +81,11 @@ bench-idle *flags:
     cargo build --release --workspace --bins
     python3 benches/load/idle.py {{flags}}
 
+# Beside nginx, HAProxy and Caddy on this machine: just bench-peers --quick, or --save to keep the rows.
+bench-peers *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/peers.py {{flags}}
+
 # Everything that has to pass before a change lands.
 ci:
     .ci/run
