@@ -10,7 +10,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use monoio::buf::IoBuf as _;
@@ -107,6 +107,74 @@ enum Work {
     Continue(Flight),
 }
 
+/// Work that is being done.
+enum Working {
+    /// The plugin has the request. Nearly all requests are this and nothing else, so it costs no future of its own:
+    /// those are large, and moving them was a twelfth of the core's own time.
+    Exchange { exchange: ExchangeGuard, place: Place },
+    /// Whatever has to wait for more than that.
+    Task(Pin<Box<dyn Future<Output = Progress>>>),
+}
+
+impl Working {
+    fn begin(worker: &Rc<Worker>, work: Work) -> Self {
+        let place = match &work {
+            Work::Launch(Request { to: Recipient::Plugin { target, .. }, .. })
+                if target.view.borrow().metadata.protocol == Protocol::V1_1 =>
+            {
+                target.shared.gate.try_enter().map(|permit| Place::new(worker, target, permit))
+            }
+            _ => None,
+        };
+        match (work, place) {
+            (
+                Work::Launch(Request {
+                    exchange,
+                    to: Recipient::Plugin { target, frame },
+                    body,
+                    started,
+                    ..
+                }),
+                Some(place),
+            ) => {
+                let deadline = started + worker.time_limit(&target.view.borrow());
+                let sent = finish(worker, frame, &body)
+                    .and_then(|frame| submit(worker, &exchange, &target, &frame, deadline));
+                match sent {
+                    Ok(()) => Working::Exchange { exchange, place },
+                    Err(failure) => Working::Task(Box::pin(async { Progress::Failed(failure) })),
+                }
+            }
+            (Work::Continue(Flight::Plugin { exchange, place }), _) => Working::Exchange { exchange, place },
+            (work, _) => Working::Task(Box::pin(advance(worker.clone(), work))),
+        }
+    }
+
+    /// Ready when something has come of the answer, which ends the work.
+    fn poll(working: &mut Option<Self>, worker: &Worker, cx: &mut Context<'_>) -> Poll<Progress> {
+        match working {
+            None => Poll::Pending,
+            Some(Working::Task(task)) => {
+                let progress = std::task::ready!(task.as_mut().poll(cx));
+                *working = None;
+                Poll::Ready(progress)
+            }
+            Some(Working::Exchange { exchange, .. }) => {
+                let news = std::task::ready!(worker.exchanges.borrow_mut().poll(exchange.id, cx));
+                let ended = working.take();
+                Poll::Ready(match (news, ended) {
+                    (Ok(pieces), Some(Working::Exchange { exchange, place })) => {
+                        let flight = (!pieces.complete).then_some(Flight::Plugin { exchange, place });
+                        Progress::Pieces { flight, pieces }
+                    }
+                    (Ok(pieces), _) => Progress::Pieces { flight: None, pieces },
+                    (Err(failure), _) => Progress::Failed(failure),
+                })
+            }
+        }
+    }
+}
+
 enum Progress {
     Pieces { flight: Option<Flight>, pieces: Pieces },
     Local(LocalAnswer),
@@ -138,7 +206,7 @@ pub async fn serve<S: ClientStream>(
     let entry = entry;
     let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
     let mut reading = pin!(None);
-    let mut working = pin!(None);
+    let mut working: Option<Working> = None;
     if entry.crowded {
         if writer.write_all(canned(&worker, &Failure::Crowded)).await.0.is_ok() {
             linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
@@ -202,7 +270,7 @@ pub async fn serve<S: ClientStream>(
                             started: whole.started,
                             status: 0,
                         });
-                        working.set(Some(advance(worker.clone(), Work::Launch(whole))));
+                        working = Some(Working::begin(&worker, Work::Launch(whole)));
                     }
                 }
                 Event::ResponseDue => break true,
@@ -267,9 +335,7 @@ pub async fn serve<S: ClientStream>(
                 }
                 *slot.watcher.borrow_mut() = Some(cx.waker().clone());
             }
-            if let Some(work) = working.as_mut().as_pin_mut()
-                && let Poll::Ready(progress) = work.poll(cx)
-            {
+            if let Poll::Ready(progress) = Working::poll(&mut working, &worker, cx) {
                 return Poll::Ready(Happened::Progress(progress));
             }
             if let Some(read) = reading.as_mut().as_pin_mut()
@@ -318,14 +384,13 @@ pub async fn serve<S: ClientStream>(
                 }
             }
             Happened::Progress(progress) => {
-                working.set(None);
                 if worker.draining.get() {
                     connection.close_after_response();
                 }
                 let flight = take_progress(&worker, &mut connection, progress, &mut account);
                 streaming = flight.is_some();
                 if let Some(flight) = flight {
-                    working.set(Some(advance(worker.clone(), Work::Continue(flight))));
+                    working = Some(Working::begin(&worker, Work::Continue(flight)));
                 }
             }
         }
@@ -412,6 +477,14 @@ fn set_deadline(
     last: &mut (HttpPhase, Instant),
 ) {
     let phase = connection.phase();
+    if phase == HttpPhase::Response {
+        // The request's own deadline rules; no clock is read on the way of a request for it.
+        last.0 = phase;
+        slot.idle.set(false);
+        slot.deadline.set(None);
+        slot.body.set(None);
+        return;
+    }
     let now = Instant::now();
     if last.0 != phase {
         *last = (phase, now);
@@ -427,9 +500,7 @@ fn set_deadline(
         // From the first byte on, whatever comes meanwhile.
         HttpPhase::Head => Some(last.1 + http.head_timeout),
         HttpPhase::Body => Some(last.1 + http.body_timeout),
-        // The request's own deadline rules.
-        HttpPhase::Response => None,
-        HttpPhase::Closing => Some(now + LINGER),
+        HttpPhase::Response | HttpPhase::Closing => Some(now + LINGER),
     });
 }
 
@@ -619,7 +690,35 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     }
 }
 
-/// Sends a request to its plugin and waits for the first of the answer.
+/// A request's frame with its content.
+fn finish(worker: &Worker, frame: HttpRequestFrame, body: &[u8]) -> Result<Vec<u8>, Failure> {
+    let bytes_max = worker.config().message_bytes_max;
+    frame.finish(body, bytes_max).map_err(|error| match error {
+        EncodeError::NotText => Failure::NotText,
+        EncodeError::TooLarge { .. } => Failure::TooLarge { bytes_max },
+    })
+}
+
+/// The request may have waited, for its content or its turn: the plugin it was meant for may be gone.
+fn may_ask(target: &Target) -> Result<(), Failure> {
+    target.refusal().map_or(Ok(()), Err)
+}
+
+/// Sends a request to its 1.1 plugin.
+fn submit(
+    worker: &Rc<Worker>,
+    exchange: &ExchangeGuard,
+    target: &Rc<Target>,
+    frame: &[u8],
+    deadline: Instant,
+) -> Result<(), Failure> {
+    may_ask(target)?;
+    target.link(worker).submit(worker, exchange.id, frame, deadline)?;
+    worker.expect_deadlines();
+    Ok(())
+}
+
+/// Sends a request to its plugin once there is room, and waits for the first of the answer.
 async fn launch(
     worker: &Rc<Worker>,
     exchange: ExchangeGuard,
@@ -628,21 +727,14 @@ async fn launch(
     body: Vec<u8>,
     started: Instant,
 ) -> Result<(Option<Flight>, Pieces), Failure> {
-    let bytes_max = worker.config().message_bytes_max;
-    let frame = frame.finish(&body, bytes_max).map_err(|error| match error {
-        EncodeError::NotText => Failure::NotText,
-        EncodeError::TooLarge { .. } => Failure::TooLarge { bytes_max },
-    })?;
+    let frame = finish(worker, frame, &body)?;
     drop(body);
     let deadline = started + worker.time_limit(&target.view.borrow());
     let place = enter(worker, target, deadline).await?;
-    // It may have waited for its turn; the plugin it was meant for may be gone.
-    if let Some(failure) = target.refusal() {
-        return Err(failure);
-    }
     let view = target.view.borrow().clone();
     match view.metadata.protocol {
         Protocol::V1_0 => {
+            may_ask(target)?;
             let id = exchange.id.text();
             let _counted = Counted::new(worker, target, |stats| &stats.links);
             let framing = view.metadata.framing;
@@ -674,9 +766,8 @@ async fn launch(
             }
         }
         Protocol::V1_1 => {
-            target.link(worker).submit(worker, exchange.id, &frame, deadline)?;
+            submit(worker, &exchange, target, &frame, deadline)?;
             drop(frame);
-            worker.expect_deadlines();
             next_pieces(worker, exchange, place).await
         }
     }
