@@ -4,12 +4,14 @@
 //! A 1.0 plugin gets the fields and message types of 1.0 and nothing else.
 //! Source: PROTOCOL.md, "Messages".
 
+mod usual;
+
 use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -508,8 +510,16 @@ impl<'a> CoreMessage<'a> {
     /// no timestamp, no doubled type, the request directly in `payload`.
     /// Errors: final; close the connection.
     pub fn read(frame: &'a [u8]) -> Result<Self, MessageError> {
-        let envelope: Envelope<'a> =
-            serde_json::from_slice(frame).map_err(|error| classify(frame, &error))?;
+        usual::read(frame).map_or_else(|| Self::read_general(frame), Ok)
+    }
+
+    fn read_general(frame: &'a [u8]) -> Result<Self, MessageError> {
+        let mut envelope = Envelope::default();
+        let mut json = serde_json::Deserializer::from_slice(frame);
+        Fill(&mut envelope)
+            .deserialize(&mut json)
+            .and_then(|()| json.end())
+            .map_err(|error| classify(frame, &error))?;
         if !envelope.is_object {
             return Err(MessageError::NotAnObject);
         }
@@ -519,33 +529,38 @@ impl<'a> CoreMessage<'a> {
         let payload = envelope.payload;
         let request_id = envelope.request_id.text().or(payload.request_id.text());
         match &*kind {
-            "lifecycle" => Ok(match payload.kv.unwrap_or_default().action.text().as_deref() {
-                Some("init") => Self::Init(InitMessage {
-                    protocol: payload.protocol.text(),
-                    instance_id: payload.instance_id.text(),
-                    plugin_socket: payload.plugin_socket.text(),
-                    log_path: payload.log_path.text(),
-                    plugin_id: payload.plugin_id.text(),
-                    max_message_bytes: payload.max_message_bytes.number(),
-                    data_dir: payload.data_dir.text(),
-                    config: payload.config.map(RawValue::get).filter(|json| *json != "null"),
-                }),
-                Some("shutdown") => Self::Shutdown { deadline_ms: payload.deadline_ms.number() },
-                Some("ping") => Self::Ping { seq: payload.seq.number() },
-                _ => Self::Unknown,
-            }),
+            "lifecycle" => {
+                let fields = *payload.lifecycle.unwrap_or_default();
+                Ok(match payload.kv.unwrap_or_default().action.text().as_deref() {
+                    Some("init") => Self::Init(InitMessage {
+                        protocol: fields.protocol.text(),
+                        instance_id: fields.instance_id.text(),
+                        plugin_socket: fields.plugin_socket.text(),
+                        log_path: fields.log_path.text(),
+                        plugin_id: fields.plugin_id.text(),
+                        max_message_bytes: fields.max_message_bytes.number(),
+                        data_dir: fields.data_dir.text(),
+                        config: fields.config.map(RawValue::get).filter(|json| *json != "null"),
+                    }),
+                    Some("shutdown") => Self::Shutdown { deadline_ms: fields.deadline_ms.number() },
+                    Some("ping") => Self::Ping { seq: fields.seq.number() },
+                    _ => Self::Unknown,
+                })
+            }
             "http" => Ok(Self::Http {
                 request_id: request_id.ok_or(MessageError::NoRequestId)?,
-                request: match payload.inner {
-                    Some(inner) => inner.http.into_request()?,
-                    None => payload.http.into_request()?,
+                request: if payload.has_inner {
+                    payload.inner.http.into_request()?
+                } else {
+                    payload.http.into_request()?
                 },
             }),
             "cancel" => Ok(Self::Cancel { request_id: request_id.ok_or(MessageError::NoRequestId)? }),
             "kv" => {
                 let request_id = request_id.ok_or(MessageError::NoRequestId)?;
                 let fields = payload.kv.unwrap_or_default();
-                let inner = payload.inner.and_then(|inner| inner.kv).unwrap_or_default();
+                let inner = payload.inner.kv.unwrap_or_default();
+                let reply = *payload.kv_reply.unwrap_or_default();
                 // Answers have no `action`; in questions of 1.0 it may stand one level deeper, as in `http`.
                 let is_question = |fields: &KvFields<'_>| !matches!(fields.action, Scalar::Absent);
                 Ok(if is_question(&fields) {
@@ -553,11 +568,8 @@ impl<'a> CoreMessage<'a> {
                 } else if is_question(&inner) {
                     Self::KvRequest { request_id, request: inner.into_request() }
                 } else {
-                    let reply = KvReplyMessage {
-                        value: fields.value.text(),
-                        keys: payload.keys,
-                        error: payload.error,
-                    };
+                    let reply =
+                        KvReplyMessage { value: fields.value.text(), keys: reply.keys, error: reply.error };
                     Self::KvReply { request_id, reply }
                 })
             }
@@ -706,41 +718,66 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
 #[derive(Default)]
 struct Envelope<'a> {
     is_object: bool,
+    has_payload: bool,
     kind: Scalar<'a>,
     request_id: Scalar<'a>,
     payload: Payload<'a>,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Envelope<'de>;
-            any_value! {
-                scalars_are_nothing!();
-                seq_is_nothing!();
-                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                    let mut envelope = Envelope { is_object: true, ..Envelope::default() };
-                    while let Some(Key(key)) = map.next_key()? {
-                        match &*key {
-                            "type" => envelope.kind = map.next_value()?,
-                            "request_id" => envelope.request_id = map.next_value()?,
-                            "payload" => envelope.payload = map.next_value()?,
-                            _ => { map.next_value::<Scalar<'de>>()?; }
+/// Reads an object into place: fields by value would be moved out of each level that they are read on.
+struct Fill<'p, T>(&'p mut T);
+
+impl<'de: 'a, 'a> DeserializeSeed<'de> for Fill<'_, Envelope<'a>> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de: 'a, 'a> Visitor<'de> for Fill<'_, Envelope<'a>> {
+    type Value = ();
+    any_value! {
+        scalars_are_nothing!();
+        seq_is_nothing!();
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            let envelope = self.0;
+            envelope.is_object = true;
+            while let Some(Key(key)) = map.next_key()? {
+                match &*key {
+                    "type" => envelope.kind = map.next_value()?,
+                    "request_id" => envelope.request_id = map.next_value()?,
+                    "payload" => {
+                        if std::mem::replace(&mut envelope.has_payload, true) {
+                            envelope.payload = Payload::default();
                         }
+                        map.next_value_seed(Fill(&mut envelope.payload))?;
                     }
-                    Ok(envelope)
+                    _ => { map.next_value::<Scalar<'de>>()?; }
                 }
             }
+            Ok(())
         }
-        deserializer.deserialize_any(Object)
     }
 }
 
 /// Every field that any message has in its payload, read in one pass over the frame.
+///
+/// What requests do not have, which are most messages, is boxed.
 #[derive(Default)]
 struct Payload<'a> {
     request_id: Scalar<'a>,
+    lifecycle: Option<Box<LifecycleFields<'a>>>,
+    kv: Option<Box<KvFields<'a>>>,
+    kv_reply: Option<Box<KvReplyFields<'a>>>,
+    /// What stands in `payload.payload`, where that is an object, goes to `http` and `kv` of its own.
+    has_inner: bool,
+    inner: InnerFields<'a>,
+    http: HttpFields<'a>,
+}
+
+#[derive(Default)]
+struct LifecycleFields<'a> {
     protocol: Scalar<'a>,
     instance_id: Scalar<'a>,
     plugin_socket: Scalar<'a>,
@@ -751,51 +788,91 @@ struct Payload<'a> {
     config: Option<&'a RawValue>,
     deadline_ms: Scalar<'a>,
     seq: Scalar<'a>,
-    /// Boxed because requests, which are most messages, have none.
-    kv: Option<Box<KvFields<'a>>>,
-    keys: Option<Vec<Cow<'a, str>>>,
-    error: Option<(Cow<'a, str>, Cow<'a, str>)>,
-    inner: Option<InnerFields<'a>>,
-    http: HttpFields<'a>,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Payload<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Payload<'de>;
-            any_value! {
-                scalars_are_nothing!();
-                seq_is_nothing!();
-                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                    let mut payload = Payload::default();
-                    while let Some(Key(key)) = map.next_key()? {
-                        match &*key {
-                            "payload" => payload.inner = map.next_value::<Inner<'de>>()?.0,
-                            "request_id" => payload.request_id = map.next_value()?,
-                            "protocol" => payload.protocol = map.next_value()?,
-                            "instance_id" => payload.instance_id = map.next_value()?,
-                            "plugin_socket" => payload.plugin_socket = map.next_value()?,
-                            "log_path" => payload.log_path = map.next_value()?,
-                            "plugin_id" => payload.plugin_id = map.next_value()?,
-                            "max_message_bytes" => payload.max_message_bytes = map.next_value()?,
-                            "data_dir" => payload.data_dir = map.next_value()?,
-                            "config" => payload.config = map.next_value()?,
-                            "deadline_ms" => payload.deadline_ms = map.next_value()?,
-                            "seq" => payload.seq = map.next_value()?,
-                            "keys" => payload.keys = map.next_value::<Keys<'de>>()?.0,
-                            "error" => payload.error = map.next_value::<Failure<'de>>()?.0,
-                            key if KvFields::has(key) => {
-                                payload.kv.get_or_insert_default().read_field(key, &mut map)?;
-                            }
-                            key => payload.http.read_field(key, &mut map)?,
+impl<'a> LifecycleFields<'a> {
+    fn has(key: &str) -> bool {
+        matches!(
+            key,
+            "protocol"
+                | "instance_id"
+                | "plugin_socket"
+                | "log_path"
+                | "plugin_id"
+                | "max_message_bytes"
+                | "data_dir"
+                | "config"
+                | "deadline_ms"
+                | "seq"
+        )
+    }
+
+    fn read_field<'de: 'a, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        let field = match key {
+            "protocol" => &mut self.protocol,
+            "instance_id" => &mut self.instance_id,
+            "plugin_socket" => &mut self.plugin_socket,
+            "log_path" => &mut self.log_path,
+            "plugin_id" => &mut self.plugin_id,
+            "max_message_bytes" => &mut self.max_message_bytes,
+            "data_dir" => &mut self.data_dir,
+            "config" => {
+                self.config = map.next_value()?;
+                return Ok(());
+            }
+            "deadline_ms" => &mut self.deadline_ms,
+            _ => &mut self.seq,
+        };
+        *field = map.next_value()?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct KvReplyFields<'a> {
+    keys: Option<Vec<Cow<'a, str>>>,
+    error: Option<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl<'de: 'a, 'a> DeserializeSeed<'de> for Fill<'_, Payload<'a>> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de: 'a, 'a> Visitor<'de> for Fill<'_, Payload<'a>> {
+    type Value = ();
+    any_value! {
+        scalars_are_nothing!();
+        seq_is_nothing!();
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            let payload = self.0;
+            while let Some(Key(key)) = map.next_key()? {
+                match &*key {
+                    "payload" => {
+                        if std::mem::replace(&mut payload.has_inner, false) {
+                            payload.inner = InnerFields::default();
                         }
+                        payload.has_inner = map.next_value_seed(Fill(&mut payload.inner))?;
                     }
-                    Ok(payload)
+                    "request_id" => payload.request_id = map.next_value()?,
+                    "keys" => payload.kv_reply.get_or_insert_default().keys = map.next_value::<Keys<'de>>()?.0,
+                    "error" => {
+                        payload.kv_reply.get_or_insert_default().error = map.next_value::<Failure<'de>>()?.0;
+                    }
+                    key if KvFields::has(key) => {
+                        payload.kv.get_or_insert_default().read_field(key, &mut map)?;
+                    }
+                    key if LifecycleFields::has(key) => {
+                        payload.lifecycle.get_or_insert_default().read_field(key, &mut map)?;
+                    }
+                    key => payload.http.read_field(key, &mut map)?,
                 }
             }
+            Ok(())
         }
-        deserializer.deserialize_any(Object)
     }
 }
 
@@ -919,31 +996,31 @@ struct InnerFields<'a> {
     kv: Option<Box<KvFields<'a>>>,
 }
 
-#[derive(Default)]
-struct Inner<'a>(Option<InnerFields<'a>>);
+/// The value is whether there was an object.
+impl<'de: 'a, 'a> DeserializeSeed<'de> for Fill<'_, InnerFields<'a>> {
+    type Value = bool;
 
-impl<'de: 'a, 'a> Deserialize<'de> for Inner<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Inner<'de>;
-            any_value! {
-                scalars_are_nothing!();
-                seq_is_nothing!();
-                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                    let mut fields = InnerFields::default();
-                    while let Some(Key(key)) = map.next_key()? {
-                        if KvFields::has(&key) {
-                            fields.kv.get_or_insert_default().read_field(&key, &mut map)?;
-                        } else {
-                            fields.http.read_field(&key, &mut map)?;
-                        }
-                    }
-                    Ok(Inner(Some(fields)))
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de: 'a, 'a> Visitor<'de> for Fill<'_, InnerFields<'a>> {
+    type Value = bool;
+    any_value! {
+        scalars_are_nothing!();
+        seq_is_nothing!();
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+            let fields = self.0;
+            while let Some(Key(key)) = map.next_key()? {
+                if KvFields::has(&key) {
+                    fields.kv.get_or_insert_default().read_field(&key, &mut map)?;
+                } else {
+                    fields.http.read_field(&key, &mut map)?;
                 }
             }
+            Ok(true)
         }
-        deserializer.deserialize_any(Object)
     }
 }
 

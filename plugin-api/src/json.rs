@@ -65,7 +65,7 @@ pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// Index of the first byte that JSON wants escaped: `"`, `\` and everything below 0x20.
-fn next_to_escape(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn next_to_escape(bytes: &[u8]) -> Option<usize> {
     let (words, tail) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);

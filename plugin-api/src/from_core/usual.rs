@@ -1,0 +1,243 @@
+//! HTTP requests exactly as [`super::HttpRequestFrame`] writes them, read by position.
+//!
+//! A plugin's share of a request is mostly reading JSON, and nearly every frame is one of these.
+//! Whatever differs by a byte, in the order of its fields, in a space or in an escape where none is expected, is left to
+//! the general reader; both must see the same in what both can read, which a test holds them to.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::{CoreMessage, HttpRequestMessage};
+use crate::json::next_to_escape;
+
+/// What is left of a frame.
+struct Cursor<'a>(&'a str);
+
+impl<'a> Cursor<'a> {
+    fn skip(&mut self, literal: &str) -> Option<()> {
+        self.0 = self.0.strip_prefix(literal)?;
+        Some(())
+    }
+
+    /// The rest of a string whose opening quote was skipped, if nothing in it is escaped.
+    fn string(&mut self) -> Option<&'a str> {
+        let end = next_to_escape(self.0.as_bytes())?;
+        let (string, rest) = self.0.split_at_checked(end)?;
+        self.0 = rest.strip_prefix('"')?;
+        Some(string)
+    }
+
+    /// The same, unescaped if need be: `forwarded` quotes its hosts, so every request has one of these.
+    fn text(&mut self) -> Option<Cow<'a, str>> {
+        let (mut end, bytes) = (0, self.0.as_bytes());
+        let mut is_escaped = false;
+        loop {
+            end += next_to_escape(bytes.get(end..)?)?;
+            match bytes[end] {
+                b'"' => break,
+                // Takes at least one more byte; what escapes are allowed is judged below.
+                b'\\' => (end, is_escaped) = (end + 2, true),
+                _ => return None,
+            }
+        }
+        let (content, rest) = self.0.split_at_checked(end)?;
+        self.0 = &rest[1..];
+        if !is_escaped {
+            return Some(Cow::Borrowed(content));
+        }
+        serde_json::from_str(&format!("\"{content}\"")).ok().map(Cow::Owned)
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        let digits = self.0.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, rest) = self.0.split_at_checked(digits)?;
+        if number.len() > 1 && number.starts_with('0') {
+            return None;
+        }
+        self.0 = rest;
+        number.parse().ok()
+    }
+}
+
+/// `None` leaves the frame to the general reader.
+pub(super) fn read(frame: &[u8]) -> Option<CoreMessage<'_>> {
+    let mut at = Cursor(std::str::from_utf8(frame).ok()?);
+    at.skip(r#"{"type":"http","timestamp":""#)?;
+    at.string()?;
+    at.skip(r#","request_id":""#)?;
+    let request_id = at.string()?;
+    at.skip(r#","payload":{"type":"http","request_id":""#)?;
+    at.string()?;
+    at.skip(r#","payload":{"method":""#)?;
+    let method = at.string()?;
+    at.skip(r#","path":""#)?;
+    let path = at.string()?;
+    at.skip(r#","headers":{"#)?;
+    let headers = headers(&mut at)?;
+    let mut remote_addr = None;
+    if at.skip(r#","remote_addr":""#).is_some() {
+        remote_addr = Some(Cow::Borrowed(at.string()?));
+    }
+    let mut timeout_ms = None;
+    if at.skip(r#","timeout_ms":"#).is_some() {
+        timeout_ms = Some(at.number()?);
+    }
+    at.skip(r#","body":"#)?;
+    let body = body(at.0.strip_suffix("}}}")?)?;
+    let request = HttpRequestMessage {
+        method: Cow::Borrowed(method),
+        path: Cow::Borrowed(path),
+        headers,
+        body,
+        remote_addr,
+        timeout_ms,
+    };
+    Some(CoreMessage::Http { request_id: Cow::Borrowed(request_id), request })
+}
+
+type Header<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// The rest of the object whose brace was skipped.
+fn headers<'a>(at: &mut Cursor<'a>) -> Option<Vec<Header<'a>>> {
+    let mut headers = Vec::with_capacity(16);
+    if at.skip("}").is_some() {
+        return Some(headers);
+    }
+    loop {
+        at.skip("\"")?;
+        let name = at.string()?;
+        if at.skip(":\"").is_some() {
+            headers.push((Cow::Borrowed(name), at.text()?));
+        } else {
+            at.skip(":[\"")?;
+            loop {
+                headers.push((Cow::Borrowed(name), at.text()?));
+                if at.skip("]").is_some() {
+                    break;
+                }
+                at.skip(",\"")?;
+            }
+        }
+        if at.skip("}").is_some() {
+            return Some(headers);
+        }
+        at.skip(",")?;
+    }
+}
+
+/// A content with what may follow it, and nothing after that.
+fn body(json: &str) -> Option<Cow<'_, [u8]>> {
+    if json == "null" {
+        return Some(Cow::Borrowed(&[]));
+    }
+    let mut at = Cursor(json.strip_prefix('"')?);
+    if let Some(text) = at.string() {
+        if at.0.is_empty() {
+            return Some(Cow::Borrowed(text.as_bytes()));
+        }
+        at.skip(r#","body_encoding":"base64""#)?;
+        return if at.0.is_empty() { STANDARD.decode(text).ok().map(Cow::Owned) } else { None };
+    }
+    // Escapes, as JSON in a string has: unescaped by whom can do that, with the rest of the frame read already.
+    let text: String = serde_json::from_str(json).ok()?;
+    Some(Cow::Owned(text.into_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HttpRequestFrame, RequestStart};
+    use super::*;
+    use crate::frame::Framing;
+    use crate::json::tests::for_random_bytes;
+    use crate::metadata::Protocol;
+
+    /// What both readers can read they read alike.
+    fn assert_same(json: &[u8]) -> bool {
+        let Some(usual) = read(json) else { return false };
+        let general = CoreMessage::read_general(json);
+        assert_eq!(Ok(usual), general, "{}", json.escape_ascii());
+        true
+    }
+
+    fn frame(protocol: Protocol, path: &str, headers: &[(&str, &[u8])], body: &[u8]) -> Vec<u8> {
+        let start = RequestStart {
+            request_id: "0-1f-3",
+            timestamp: "2026-01-01T00:00:00.000Z",
+            method: "POST",
+            path,
+            remote_addr: Some("127.0.0.1"),
+            timeout_ms: Some(30_000),
+        };
+        HttpRequestFrame::start(Framing::Lines, protocol, &start, headers.iter().copied())
+            .finish(body, 1 << 20)
+            .map(|mut frame| {
+                frame.pop();
+                frame
+            })
+            .expect("it fits")
+    }
+
+    #[test]
+    fn what_the_core_writes_is_read_by_position() {
+        let cookies: [(&str, &[u8]); 4] = [
+            ("cookie", b"a=1"),
+            ("forwarded", br#"host="h:1""#),
+            ("accept", b"*/*"),
+            ("cookie", "b=\u{fc}".as_bytes()),
+        ];
+        let bodies: [&[u8]; 6] =
+            [b"", b"plain", br#"{"k":"v\n"}"#, &[0xff, 0, 1], "\u{1f600} \u{7}".as_bytes(), b"\""];
+        for protocol in [Protocol::V1_0, Protocol::V1_1] {
+            for headers in [&cookies[..], &cookies[..1], &[]] {
+                for body in bodies {
+                    if std::str::from_utf8(body).is_ok() || protocol == Protocol::V1_1 {
+                        assert!(assert_same(&frame(protocol, "/a?b=%20c", headers, body)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_change_of_a_frame_is_seen_alike() {
+        let headers: [(&str, &[u8]); 2] = [("cookie", b"a=1"), ("cookie", b"b=2")];
+        let original = frame(Protocol::V1_1, "/x", &headers, br#"{"k":1}"#);
+        let mut read_by_position = 0;
+        for_random_bytes(3_000, |bytes| {
+            let [place, what, ..] = *bytes else { return };
+            let (place, mut changed) = (usize::from(place) * 7 % original.len(), original.clone());
+            match what % 4 {
+                0 => changed[place] = what,
+                1 => drop(changed.remove(place)),
+                2 => changed.insert(place, what),
+                _ => changed.truncate(place),
+            }
+            read_by_position += u32::from(assert_same(&changed));
+        });
+        assert!(read_by_position > 100, "most changes within a value leave the shape: {read_by_position}");
+    }
+
+    #[test]
+    fn what_only_resembles_a_request_is_left_alone() {
+        let usual = frame(Protocol::V1_1, "/x", &[], b"");
+        let usual = std::str::from_utf8(&usual).expect("JSON");
+        assert!(read(usual.as_bytes()).is_some());
+        for (from, to) in [
+            ("\"path\"", "\"PATH\""),
+            ("30000", "030000"),
+            ("30000", "-1"),
+            ("30000", "3e4"),
+            ("null", "\"\u{1}\""),
+            ("null", "\"a\" "),
+            ("null", "\"a\",\"body_encoding\":\"hex\""),
+            ("null", "[]"),
+            ("/x", "/\\u0078"),
+        ] {
+            let changed = usual.replace(from, to);
+            assert_ne!(changed, usual, "{from}");
+            assert!(read(changed.as_bytes()).is_none(), "{changed}");
+        }
+    }
+}
