@@ -66,6 +66,7 @@ bench-plugins *flags:
 bench-python *flags:
     cargo build --release --workspace --bins
     python3 benches/load/python.py {{flags}}
+
 # What the console sends to its terminal with 100 plugins, at rest and busy.
 bench-console *flags:
     cargo build --profile fast --workspace --bins
