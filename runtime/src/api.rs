@@ -32,12 +32,16 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// What the server takes as a whole, as the `Allow` field wants it; a plugin may take others.
 pub const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
+/// What all of this is for other programs: an OpenAPI 3.1 document.
+pub const OPENAPI: &str = include_str!("../openapi.json");
+
 /// A request to the core, free of its request's bytes.
 #[derive(Debug)]
 pub enum Call {
     Server,
     Health,
     Ready,
+    OpenApi,
     Plugins,
     Plugin(String),
     Order(String, Order),
@@ -99,6 +103,7 @@ impl Call {
             Endpoint::Server => Call::Server,
             Endpoint::Health => Call::Health,
             Endpoint::Ready => Call::Ready,
+            Endpoint::OpenApi => Call::OpenApi,
             Endpoint::Plugins => Call::Plugins,
             Endpoint::Plugin(id) => Call::Plugin(id.into_owned()),
             Endpoint::Order(id, order) => Call::Order(id.into_owned(), order),
@@ -237,6 +242,12 @@ impl Call {
                     .collect();
                 let (status, word) = if waiting.is_empty() { (200, "ready") } else { (503, "waiting") };
                 LocalAnswer::json(status, &json!({ "status": word, "not_running": waiting }))
+            }
+            Call::OpenApi => {
+                let mut fields = Vec::new();
+                add_field(&mut fields, "content-type", "application/json");
+                add_field(&mut fields, "cache-control", "no-cache");
+                LocalAnswer { status: 200, fields, body: OPENAPI.into() }
             }
             Call::Plugins => {
                 let plugins = status::snapshot(worker, &supervised(worker).await?).plugins;

@@ -27,6 +27,8 @@ pub enum Endpoint<'a> {
     Server,
     Health,
     Ready,
+    /// What there is to ask, as an OpenAPI document.
+    OpenApi,
     Plugins,
     Plugin(Cow<'a, str>),
     Order(Cow<'a, str>, Order),
@@ -52,6 +54,7 @@ impl Endpoint<'_> {
         match self {
             Endpoint::Health
             | Endpoint::Ready
+            | Endpoint::OpenApi
             | Endpoint::Plugins
             | Endpoint::Plugin(_)
             | Endpoint::Logs(_)
@@ -72,7 +75,7 @@ impl Endpoint<'_> {
 
     /// Whether only the holder of the management token may ask. Probes of a load balancer have none.
     pub fn needs_token(&self) -> bool {
-        !matches!(self, Endpoint::Server | Endpoint::Health | Endpoint::Ready)
+        !matches!(self, Endpoint::Server | Endpoint::Health | Endpoint::Ready | Endpoint::OpenApi)
     }
 }
 
@@ -89,6 +92,8 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         "/metrics" if trusted => return Ok(Destination::Core(Endpoint::Metrics)),
         // In no other form is a path without a slash.
         "*" => return Ok(Destination::Core(Endpoint::Server)),
+        "/v1/openapi.json" if trusted => return Ok(Destination::Core(Endpoint::OpenApi)),
+        "/api/openapi.json" => return Ok(Destination::Core(Endpoint::OpenApi)),
         "/healthz" => return Ok(Destination::Core(Endpoint::Health)),
         "/readyz" => return Ok(Destination::Core(Endpoint::Ready)),
         "/api/plugins" | "/api/plugins/" => return Ok(Destination::Core(Endpoint::Plugins)),
@@ -225,5 +230,96 @@ mod tests {
         ] {
             assert_eq!(route(path, true).ok(), Some(expect), "{path}");
         }
+    }
+
+    /// Every endpoint's name; one that is missing here does not compile.
+    fn name(endpoint: &Endpoint<'_>) -> &'static str {
+        match endpoint {
+            Endpoint::Server => "server",
+            Endpoint::Health => "health",
+            Endpoint::Ready => "ready",
+            Endpoint::OpenApi => "openapi",
+            Endpoint::Plugins => "plugins",
+            Endpoint::Plugin(_) => "plugin",
+            Endpoint::Order(_, order) => match order {
+                Order::Enable => "enable",
+                Order::Disable => "disable",
+                Order::Restart => "restart",
+                Order::Start => "start",
+                Order::Stop => "stop",
+                Order::ResetFailed => "reset-failed",
+            },
+            Endpoint::Kv(_) => "kv",
+            Endpoint::Values(_) => "values",
+            Endpoint::Logs(_) => "logs",
+            Endpoint::CoreLogs => "core logs",
+            Endpoint::History(_) => "history",
+            Endpoint::Stream => "stream",
+            Endpoint::Events => "events",
+            Endpoint::Metrics => "metrics",
+        }
+    }
+
+    #[test]
+    fn the_document_has_every_route_and_invents_none() {
+        let document: serde_json::Value =
+            serde_json::from_str(crate::api::OPENAPI).expect("the document is JSON");
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let mut found = std::collections::BTreeSet::new();
+        for (template, item) in document["paths"].as_object().expect("paths") {
+            let path = template.replace("{id}", "acme").replace("{route}", "ui").replace("{rest}", "x/y");
+            let control = !item["servers"].is_null();
+            let destination = route(&path, control).expect("a path");
+            if control {
+                let public = route(&path, false).expect("a path");
+                assert_eq!(public, Destination::Elsewhere, "{template} is for the control socket alone");
+            }
+            let methods: Vec<String> = item
+                .as_object()
+                .expect("operations")
+                .keys()
+                .filter(|key| !matches!(key.as_str(), "parameters" | "servers"))
+                .map(|method| method.to_uppercase())
+                .collect();
+            match destination {
+                Destination::Core(endpoint) => {
+                    // HEAD goes with GET, and the document says so once.
+                    let allow: Vec<&str> =
+                        endpoint.allow().split(", ").filter(|method| *method != "HEAD").collect();
+                    assert_eq!(methods, allow, "{template}");
+                    let public = item["get"]["security"] == serde_json::json!([]);
+                    assert!(control || public != endpoint.needs_token(), "{template} and its token");
+                    found.insert(name(&endpoint));
+                }
+                Destination::Bundle { .. } => assert_eq!(methods, ["GET"]),
+                Destination::ById { path, .. } | Destination::ByRoute { path, .. } => {
+                    assert_eq!(path, "/x/y", "{template}");
+                }
+                Destination::Elsewhere => panic!("{template} leads nowhere"),
+            }
+        }
+        let all = [
+            "health",
+            "ready",
+            "openapi",
+            "plugins",
+            "plugin",
+            "enable",
+            "disable",
+            "restart",
+            "start",
+            "stop",
+            "reset-failed",
+            "kv",
+            "values",
+            "logs",
+            "core logs",
+            "history",
+            "stream",
+            "events",
+            "metrics",
+        ];
+        // `OPTIONS *` has no path that a document could name.
+        assert_eq!(found, all.into_iter().collect());
     }
 }

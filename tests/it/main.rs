@@ -22,6 +22,7 @@ mod http;
 mod kv;
 mod management;
 mod metrics;
+mod openapi;
 mod programs;
 mod readme;
 mod reload;
