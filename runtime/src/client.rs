@@ -239,8 +239,8 @@ pub async fn serve<S: ClientStream>(
                         phase.0 = HttpPhase::Closing;
                         if let Some(target) = target {
                             let refused = failure.status();
-                            let (method, path) = (head.method, head.target.raw);
-                            note(&worker, &target, &request_id, method, path, refused, Duration::ZERO);
+                            let (method, path) = (head.method, plugin_path(&head, peer.trusted));
+                            note(&worker, &target, &request_id, method, &path, refused, Duration::ZERO);
                         }
                         respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
                     }
@@ -589,11 +589,7 @@ fn begin(
             _ => refuse(failure, Some(target)),
         };
     }
-    let mut path_and_query = rest.into_owned();
-    if let Some(query) = head.target.query() {
-        path_and_query.push('?');
-        path_and_query.push_str(query);
-    }
+    let path_and_query = with_query(rest.into_owned(), head);
     let frame = {
         let view = target.view.borrow();
         let id = exchange.id.text();
@@ -624,6 +620,24 @@ fn begin(
         },
         started: Instant::now(),
     })
+}
+
+/// What the plugin would have got as its path, for the log of a request that was refused.
+fn plugin_path(head: &RequestHead<'_>, trusted: bool) -> String {
+    let path = match route(head.target.path(), trusted) {
+        Ok(Destination::ById { path, .. } | Destination::ByRoute { path, .. }) => path.into_owned(),
+        Ok(Destination::Bundle { .. }) => "/bundle.js".to_owned(),
+        Ok(Destination::Core(_) | Destination::Elsewhere) | Err(_) => head.target.path().to_owned(),
+    };
+    with_query(path, head)
+}
+
+fn with_query(mut path: String, head: &RequestHead<'_>) -> String {
+    if let Some(query) = head.target.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    path
 }
 
 /// A request for a file that nobody answers if there is none.

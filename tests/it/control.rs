@@ -173,3 +173,82 @@ fn logs_are_followed() {
         }
     }
 }
+
+#[test]
+fn another_user_is_turned_away_even_where_the_mode_lets_him_in() {
+    if !rustix::process::geteuid().is_root() || !has_program("setpriv") || !has_program("curl") {
+        println!("skipped: it takes root, setpriv and curl to be somebody else");
+        return;
+    }
+    let daemon = daemon();
+    let socket = daemon.root().join("control.sock");
+    fs::set_permissions(daemon.root(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let ask = |user: &str| {
+        let mut command = Command::new("setpriv");
+        command.args([
+            &format!("--reuid={user}"),
+            &format!("--regid={user}"),
+            "--clear-groups",
+            "curl",
+            "-sS",
+        ]);
+        command.args(["--max-time", "20", "--unix-socket"]).arg(&socket).arg("http://toru/api/plugins");
+        output(&mut command)
+    };
+    let answered = ask("0");
+    assert!(answered.status.success() && answered.stdout.starts_with(b"["), "{answered:?}");
+    let refused = ask("65534");
+    assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
+    wait_for("the line about it", || {
+        let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.contains("user 65534"));
+        daemon.supervisor_log().iter().any(said).then_some(())
+    });
+    assert_eq!(daemon.control().get("/healthz").status, 200);
+}
+
+#[test]
+fn who_does_not_read_a_stream_costs_his_own_connection_alone() {
+    let mut stage = Stage::new().set("http.write_timeout_ms", 1000);
+    for number in 0..8 {
+        stage = stage.faulty(&format!("p{number}"), &json!({}));
+    }
+    let daemon = stage.start();
+    daemon.wait_ready("p7");
+    let mut good = follow(&daemon, "/v1/stream?interval_ms=50");
+    next_object(&mut good);
+    let (memory, descriptors) = (daemon.memory_kib("VmRSS"), daemon.descriptors());
+    let readers: Vec<_> =
+        ["/v1/stream?interval_ms=50&history=*", "/v1/events?follow=1", "/v1/plugins/p0/logs?follow=1"]
+            .iter()
+            .cycle()
+            .take(60)
+            .map(|target| {
+                let mut control = daemon.control();
+                control.send(format!("GET {target} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes()).unwrap();
+                control
+            })
+            .collect();
+    // The others get what they asked for, in the order of time, and orders are carried out.
+    let mut last = String::new();
+    let mut worst = 0;
+    for _ in 0..60 {
+        let snapshot = next_object(&mut good);
+        let timestamp = snapshot["timestamp"].as_str().unwrap().to_owned();
+        assert!(timestamp > last, "{timestamp} after {last}");
+        assert_eq!(snapshot["plugins"].as_array().unwrap().len(), 8);
+        last = timestamp;
+        worst = worst.max(daemon.memory_kib("VmRSS"));
+    }
+    let answer = daemon.control().request("POST", "/v1/plugins/p0/restart", &[], b"");
+    assert_eq!(answer.json(), json!({"success": true}));
+    let grown = worst.saturating_sub(memory);
+    assert!(grown < 60 * 256, "{grown} KiB for sixty readers that do not read");
+    // A stream of snapshots fills its socket, and is cut once it has taken nothing for the time of a write.
+    wait_for("streams without a reader to be cut", || {
+        (daemon.descriptors() <= descriptors + 40).then_some(())
+    });
+    next_object(&mut good);
+    drop(readers);
+    wait_for("the rest to go with their clients", || (daemon.descriptors() <= descriptors).then_some(()));
+}

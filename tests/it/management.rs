@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::json;
-use toru_tests::{Daemon, Response, Stage};
+use toru_tests::{Daemon, Response, Stage, wait_for};
 
 use crate::http::assert_problem;
 
@@ -189,4 +189,24 @@ fn the_names_and_pages_that_are_listed_may() {
     let fields = [("host", "panel.example.org"), ("origin", "https://third.example.org")];
     assert_eq!(ask(&daemon, "GET", "/api/plugins/p/x", &fields).status, 200);
     assert_eq!(ask(&daemon, "GET", "/healthz", &[("host", "evil.example")]).status, 200);
+}
+
+#[test]
+fn a_refused_request_is_logged_with_the_path_that_its_plugin_would_have_got() {
+    let stage = Stage::new().set("supervisor.backoff_ms", "[600000]").set("log.access", "\"all\"");
+    let daemon = started(stage);
+    assert_eq!(daemon.get("/api/plugins/p/x/../good?q=1").status, 200);
+    daemon.get("/api/plugins/p/exit/1");
+    daemon.wait_status("p", "in back-off", |status| status["running"] == false);
+    let targets =
+        ["/api/plugins/p/x/../a%2Fb?q=1&r", "/api/plugins/route/p/b", "/api/plugins/p/bundle.js?v=1"];
+    for target in targets {
+        wait_for("the worker to know", || (daemon.get(target).status == 503).then_some(()));
+    }
+    for (path, status) in [("/good?q=1", 200), ("/a%2Fb?q=1&r", 503), ("/b", 503)] {
+        wait_for(&format!("the line of {path}"), || {
+            let lines = daemon.plugin_log("p");
+            lines.iter().any(|line| line["path"] == path && line["status"] == status).then_some(())
+        });
+    }
 }
