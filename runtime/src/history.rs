@@ -55,6 +55,9 @@ struct Sample {
 
 const NOTHING: u32 = u32::MAX;
 
+/// What the bound of a plugin's memory is reckoned with.
+const _: () = assert!(size_of::<Sample>() == 36);
+
 /// One plugin.
 #[derive(Default)]
 struct Track {
@@ -234,14 +237,7 @@ impl Track {
         // A plugin that does nothing needs few points: its memory and that it is there.
         let since = self.samples.back().map_or(u32::MAX, |last| at.saturating_sub(last.at));
         if answered > 0 || in_flight > 0 || since >= (REST - PERIOD_MIN).as_millis() as u32 / 100 {
-            if self.samples.len() == SAMPLES_MAX {
-                self.samples.pop_front();
-            }
-            if self.samples.len() == self.samples.capacity() {
-                let more = self.samples.len().clamp(8, SAMPLES_MAX - self.samples.len());
-                self.samples.reserve_exact(more);
-            }
-            self.samples.push_back(Sample {
+            self.keep(Sample {
                 at,
                 requests_per_s: answered as f32 / seconds,
                 errors_per_s: failed as f32 / seconds,
@@ -254,11 +250,22 @@ impl Track {
                     .map_or(NOTHING, |(_, _, usage)| (usage.rss_bytes / 1024).min(NOTHING as u64 - 1) as u32),
             });
         }
-        let oldest = at.saturating_sub(KEPT.as_millis() as u32 / 100);
-        while self.samples.front().is_some_and(|sample| sample.at < oldest) {
+        answered > 0
+    }
+
+    /// Adds a sample, and forgets what is too old or too much.
+    fn keep(&mut self, sample: Sample) {
+        let oldest = sample.at.saturating_sub(KEPT.as_millis() as u32 / 100);
+        while self.samples.len() == SAMPLES_MAX
+            || self.samples.front().is_some_and(|sample| sample.at < oldest)
+        {
             self.samples.pop_front();
         }
-        answered > 0
+        // Not doubled past the bound, as it would be by itself.
+        if self.samples.len() == self.samples.capacity() {
+            self.samples.reserve_exact(self.samples.len().max(8).min(SAMPLES_MAX - self.samples.len()));
+        }
+        self.samples.push_back(sample);
     }
 
     /// Memory and CPU time of the process, from `/proc`.
@@ -305,4 +312,38 @@ fn told(worker: &Worker, sample: &Sample) -> ToldSample {
 /// To tenths, which is all that anybody reads.
 fn rounded(value: f32) -> f64 {
     (f64::from(value) * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(at: u32) -> Sample {
+        Sample {
+            at,
+            requests_per_s: 1.0,
+            errors_per_s: 0.0,
+            quantiles_us: [NOTHING; 3],
+            in_flight: 0,
+            cpu_percent: -1.0,
+            rss_kib: NOTHING,
+        }
+    }
+
+    #[test]
+    fn a_plugin_s_past_has_its_bounds_in_time_and_in_memory() {
+        let mut track = Track::default();
+        for second in 0..5000 {
+            track.keep(sample(second * 10));
+            assert!(track.samples.len() <= SAMPLES_MAX && track.samples.capacity() <= SAMPLES_MAX);
+        }
+        assert_eq!(track.samples.len(), SAMPLES_MAX);
+        // Faster than once a second, as several watchers may make it.
+        for tenth in 50_000..52_000 {
+            track.keep(sample(tenth));
+        }
+        assert_eq!((track.samples.len(), track.samples.capacity()), (SAMPLES_MAX, SAMPLES_MAX));
+        track.keep(sample(57_990));
+        assert_eq!(track.samples.len(), 11, "the others are older than ten minutes");
+    }
 }
