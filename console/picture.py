@@ -8,6 +8,7 @@ Run it as: console/picture.py [TARGET_FOLDER], by default target/debug. It takes
 
 import html
 import http.client
+import itertools
 import json
 import os
 import pathlib
@@ -43,12 +44,17 @@ exit 3
 """
 
 
-def cells(line):
-    """Characters of a line of capture-pane -e with their colours and attributes."""
+def rows_of_cells(screen):
+    """Rows of characters of capture-pane -e with their colours and attributes, which go on from row to row."""
     foreground, background, bold, reverse, underline = None, None, False, False, False
-    for escape, character in re.findall(r"\x1b\[([0-9;]*)m|(.)", line):
+    row = []
+    for escape, character in re.findall(r"\x1b\[([0-9;]*)m|([^\x1b])", screen):
+        if character == "\n":
+            yield row
+            row = []
+            continue
         if character:
-            yield character, foreground, background, bold, reverse, underline
+            row.append((character, foreground, background, bold, reverse, underline))
             continue
         codes = iter([int(code or 0) for code in escape.split(";")])
         for code in codes:
@@ -87,10 +93,10 @@ def svg(screen, rows):
         'font-family="ui-monospace, Menlo, Consolas, \'DejaVu Sans Mono\', monospace">',
         f'<rect width="100%" height="100%" rx="6" fill="{PALETTE[0]}"/>',
     ]
-    for row, line in enumerate(screen.split("\n")[:rows]):
+    for row, cells in enumerate(itertools.islice(rows_of_cells(screen), rows)):
         y = 10 + row * CELL_HEIGHT
         runs = []
-        for column, (character, *style) in enumerate(cells(line)):
+        for column, (character, *style) in enumerate(cells):
             block = character in BLOCKS
             if runs and runs[-1][2] == style and not block and runs[-1][1] not in BLOCKS:
                 runs[-1][1] += character

@@ -65,6 +65,8 @@ impl Look {
             Role::Busy => plain.fg(pick(Color::Cyan, Color::Blue)),
             Role::Warn => plain.fg(pick(Color::Yellow, Color::Magenta)),
             Role::Bad => plain.fg(pick(Color::LightRed, Color::Red)).add_modifier(Modifier::BOLD),
+            // Reversed, the letters have the colour of the paper: some light palettes make white a grey.
+            Role::Alarm if light => plain.fg(Color::Red).add_modifier(Modifier::BOLD | Modifier::REVERSED),
             Role::Alarm => plain.fg(Color::White).bg(Color::Red).add_modifier(Modifier::BOLD),
             Role::Selected => plain.add_modifier(Modifier::REVERSED),
             Role::Series(0) => plain.fg(pick(Color::Cyan, Color::Blue)),
@@ -86,7 +88,7 @@ impl Look {
 
     /// Laid over a picture that is no longer the present.
     pub fn stale(self) -> Style {
-        let flat = Style::new().remove_modifier(Modifier::BOLD | Modifier::UNDERLINED);
+        let flat = Style::new().remove_modifier(Modifier::BOLD | Modifier::UNDERLINED | Modifier::REVERSED);
         match self.theme {
             Theme::Mono => flat.add_modifier(Modifier::DIM),
             _ => flat.fg(Color::DarkGray).bg(Color::Reset),
