@@ -130,7 +130,7 @@ fn introduce(address: SocketAddr, supervisor: &Handle, folder: &Path) {
 }
 
 /// The workspace that this binary was built from.
-fn find_source() -> Option<PathBuf> {
+pub(crate) fn find_source() -> Option<PathBuf> {
     let is_source = |path: &Path| path.join("plugins/hello-rust/Cargo.toml").is_file();
     // `cargo run` names the package's folder; a binary started by hand lies in target/<profile>/ below the workspace.
     let from_cargo = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);

@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+pub mod authoring;
 pub mod cli;
 mod client;
 pub mod config;

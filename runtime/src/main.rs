@@ -1,19 +1,22 @@
 //! The command line of `toru`: arguments, configuration, exit codes.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use toru_runtime::authoring;
 use toru_runtime::cli::{CliError, Daemon, WantedEvents, kv_question, moment, values};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
 
-/// Exit codes, beside 2 for bad usage, which clap gives.
+/// Exit codes; clap gives 2 for bad usage, too.
 mod exit {
     pub const STOPPED: u8 = 0;
     pub const FAILURE: u8 = 1;
+    pub const USAGE: u8 = 2;
     /// `EX_UNAVAILABLE` of sysexits.h: the daemon cannot be reached.
     pub const UNAVAILABLE: u8 = 69;
     /// `EX_CONFIG` of sysexits.h.
@@ -146,6 +149,33 @@ enum PluginCommand {
     Disable(OrderArgs),
     /// Forget its crashes; one that was given up is started again.
     ResetFailed(OrderArgs),
+    /// Make a small project that is a plugin.
+    New {
+        /// The plugin's id, and the project's folder.
+        name: String,
+        #[arg(long, value_enum)]
+        lang: authoring::new::Language,
+        /// Where the folder is made.
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Ask any plugin, without a core, whether it keeps the protocol.
+    Test {
+        /// The plugin's executable.
+        path: PathBuf,
+        /// What the requests ask for.
+        #[arg(long, default_value = "/", value_name = "PATH")]
+        target: String,
+        /// Only this case; may be given several times.
+        #[arg(long = "case", value_name = "NAME")]
+        only: Vec<String>,
+        /// One report as JSON, for programs.
+        #[arg(long)]
+        json: bool,
+        /// Arguments for the plugin.
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
     /// Show its log.
     Logs {
         #[command(flatten)]
@@ -364,6 +394,20 @@ fn plugin(command: PluginCommand) -> u8 {
             return with_daemon(daemon, |daemon| {
                 daemon.logs(&id, lines.into(), level.as_deref(), follow, json)
             });
+        }
+        PluginCommand::New { name, lang, dir } => {
+            return match authoring::new::run(&name, lang, &dir) {
+                Ok(()) => exit::STOPPED,
+                Err(error @ authoring::new::NewError::Name { .. }) => complain(&error, exit::USAGE),
+                Err(error) => complain(&error, exit::FAILURE),
+            };
+        }
+        PluginCommand::Test { path, target, only, json, args } => {
+            return match authoring::kit::run(&path, args, target, &only, json) {
+                Ok(true) => exit::STOPPED,
+                Ok(false) => exit::FAILURE,
+                Err(error) => complain(&error, exit::FAILURE),
+            };
         }
         PluginCommand::Start(args) => (args, "start"),
         PluginCommand::Stop(args) => (args, "stop"),

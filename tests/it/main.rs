@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod authoring;
 mod boundaries;
 mod cli;
 mod clients;

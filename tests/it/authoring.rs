@@ -1,0 +1,244 @@
+//! `toru plugin new` and `toru plugin test`, as an author of plugins uses them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+use toru_tests::{Stage, binary, has_program, output, repository, stage_faulty, write_executable};
+
+fn toru(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("toru"));
+    command.arg("plugin").args(arguments);
+    command
+}
+
+/// The report of `toru plugin test --json`.
+fn report(plugin: &Path, more: &[&str]) -> (Output, Value) {
+    let printed = output(toru(&["test", "--json"]).arg(plugin).args(more));
+    let report =
+        serde_json::from_slice(&printed.stdout).unwrap_or_else(|error| panic!("{error}: {printed:?}"));
+    (printed, report)
+}
+
+#[track_caller]
+fn assert_sound(plugin: &Path, protocol: &str) {
+    let (printed, report) = report(plugin, &[]);
+    assert!(printed.status.success(), "{report:#}");
+    assert_eq!((&report["sound"], &report["protocol"]), (&json!(true), &json!(protocol)), "{report:#}");
+    let cases = report["cases"].as_array().unwrap();
+    assert!(cases.len() > 10 && cases.iter().all(|case| case["ok"] == true), "{report:#}");
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/tmp").unwrap()
+}
+
+#[test]
+fn the_examples_and_sdks_are_sound() {
+    assert_sound(&binary("toru-plugin-hello-rust"), "1.1");
+    assert_sound(&binary("toru-plugin-echo"), "1.1");
+    assert_sound(&repository().join("plugins/hello-python/hello-python.py"), "1.1");
+    if has_program("socat") {
+        assert_sound(&repository().join("plugins/hello-shell/hello-shell.sh"), "1.0");
+    } else {
+        println!("skipped: no socat here");
+    }
+    if has_program("node") {
+        let folder = folder();
+        let script = folder.path().join("node-sdk");
+        let fixture = repository().join("plugin-api/node/test/fixture.js");
+        write_executable(&script, &format!("#!/bin/sh\nexec node '{}' \"$@\"\n", fixture.display()));
+        assert_sound(&script, "1.1");
+    } else {
+        println!("skipped: no node here");
+    }
+}
+
+#[test]
+fn applications_behind_the_adapters_are_sound() {
+    let folder = folder();
+    for kind in ["asgi", "wsgi"] {
+        let script = folder.path().join(kind);
+        let python = repository().join("plugin-api/python");
+        let text = format!(
+            "#!/bin/sh\nPYTHONPATH='{python}/src' exec python3 -m toru_plugin.{kind} fixture_{kind}:app --app-dir '{python}/tests' --id {kind} \"$@\"\n",
+            python = python.display(),
+        );
+        write_executable(&script, &text);
+        assert_sound(&script, "1.1");
+    }
+}
+
+#[test]
+fn plugins_of_1_0_that_are_deployed_are_sound() {
+    let folder = folder();
+    let python = fs::read_to_string(repository().join("tests/fixtures/legacy_python.py")).unwrap();
+    let path = folder.path().join("legacy-python");
+    write_executable(&path, &format!("#!/usr/bin/env python3\n{python}"));
+    for plugin in [path, binary("legacy-rust")] {
+        assert_sound(&plugin, "1.0");
+    }
+}
+
+/// The faulty plugin with this misdeed fails this case, and is told so in these words.
+#[track_caller]
+fn assert_fault(command: &Value, target: &str, case: &str, words: &str) {
+    let folder = folder();
+    stage_faulty(folder.path(), "f", command);
+    let plugin = folder.path().join("f.binary");
+    let (printed, report) = report(&plugin, &["--case", case, "--target", target]);
+    assert_eq!(printed.status.code(), Some(1), "{command} {target}: {report:#}");
+    let failed = report["cases"].as_array().unwrap().iter().find(|one| one["ok"] == false).unwrap();
+    assert_eq!(failed["case"], case, "{command} {target}: {report:#}");
+    assert!(failed["seen"].as_str().unwrap().contains(words), "{command} {target}: {words}: {report:#}");
+    assert!(!failed["change"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_faulty_plugin_says_of_itself() {
+    for (misdeed, words) in [
+        ("metadata-hangs", "did not end within 5 s"),
+        ("metadata-huge", "more than 65536 bytes"),
+        ("metadata-invalid", "not one JSON object"),
+        ("metadata-exit", "ended with exit status: 4"),
+    ] {
+        assert_fault(&json!({ "do": misdeed }), "/", "metadata", words);
+    }
+    assert_fault(&json!({ "metadata": { "id": "a b" } }), "/", "metadata", "field `id`");
+    assert_fault(&json!({ "metadata": { "route": null } }), "/", "metadata", "field `route`");
+}
+
+#[test]
+fn a_faulty_start_and_end() {
+    for (misdeed, case, words) in [
+        ("never-binds", "init", "there is no socket"),
+        ("exit-before-ready", "init", "giving up before I began"),
+        ("never-ready", "init", "`ready` did not come"),
+        ("fail-init", "init", "the licence has run out"),
+        ("no-pong", "ping", "a `pong` did not come"),
+        ("ignore-term", "shutdown", "still there 5 s after `shutdown`"),
+        ("ignore-term", "sigterm", "still there 7 s after SIGTERM"),
+    ] {
+        assert_fault(&json!({ "do": misdeed }), "/", case, words);
+    }
+}
+
+#[test]
+fn faulty_answers() {
+    for (target, case, words) in [
+        ("/garbage", "http", "no message"),
+        ("/not-an-object", "http", "not an object"),
+        ("/zero-length", "http", "broke the framing"),
+        ("/oversize-length", "http", "broke the framing"),
+        ("/deep-json", "http", "no message"),
+        ("/half-frame", "http", "did not come within"),
+        ("/close-connection", "http", "closed instead of an answer"),
+        ("/exit/3", "http", "the process has ended"),
+        ("/wrong-id", "http", "the request was `1-2a7f-3`"),
+        ("/answer-twice", "http", "each request is answered once"),
+        ("/status/99", "http", "status is missing or not an integer"),
+        ("/no-status", "http", "status is missing"),
+        ("/bad-header", "http", "CR, LF, NUL"),
+        ("/bad-header-name", "http", "not a token"),
+        ("/exit/3", "lost-connection", "the process has ended"),
+        ("/", "broken-frame", "still open 5 s after"),
+        ("/", "announced-length", "still open 5 s after"),
+    ] {
+        assert_fault(&json!({}), target, case, words);
+    }
+}
+
+#[test]
+fn the_report_for_people_says_what_to_change() {
+    let printed = output(toru(&["test", "--case", "http"]).arg(binary("toru-plugin-echo")));
+    assert!(printed.status.success(), "{printed:?}");
+    let text = String::from_utf8(printed.stdout).unwrap();
+    assert!(text.ends_with("is a sound 1.1 plugin\n") && text.contains("ok   http: "), "{text}");
+    let printed = output(toru(&["test", "--", "nothing"]).arg("/nonexistent"));
+    assert_eq!(printed.status.code(), Some(2), "the path stands before `--`: {printed:?}");
+    let printed = output(&mut toru(&["test", "/nonexistent"]));
+    assert_eq!(printed.status.code(), Some(1), "{printed:?}");
+    let text = String::from_utf8(printed.stdout).unwrap();
+    assert!(text.contains("cannot be run") && text.contains("change: "), "{text}");
+}
+
+fn succeed(command: &mut Command) {
+    let printed = output(command);
+    let said = [printed.stdout, printed.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(printed.status.success(), "{command:?}: {}\n{}", said[0], said[1]);
+}
+
+/// A new project: its own tests pass, it builds, it is sound, and the core serves it.
+fn check_project(lang: &str, protocol: &str, test: &[&str]) {
+    let stage = Stage::new();
+    let name = format!("my-{lang}");
+    succeed(toru(&["new", &name, "--lang", lang, "--dir"]).arg(stage.root()));
+    let project: PathBuf = stage.root().join(&name);
+    let target = toru_tests::profile_folder().join("toru-test-projects");
+    let run = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).current_dir(&project).env("CARGO_TARGET_DIR", &target);
+        command
+    };
+    succeed(&mut run(test));
+    succeed(run(&["./build.sh"]).arg(stage.plugins()));
+    let built = stage.plugins().join(format!("{name}.binary"));
+    assert_sound(&built, protocol);
+    let daemon = stage.start();
+    daemon.wait_ready(&name);
+    let answer = daemon.get(&format!("/api/plugins/{name}/"));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.json()["hello"].is_string(), "{answer:?}");
+    if lang != "shell" {
+        let note = format!("/api/plugins/{name}/notes/a");
+        assert_eq!(daemon.get(&note).status, 404);
+        assert_eq!(daemon.request("PUT", &note, &[], b"remember").status, 204);
+        assert_eq!(daemon.get(&note).body, b"remember");
+    }
+}
+
+#[test]
+fn a_new_python_project() {
+    check_project("python", "1.1", &["python3", "-m", "unittest"]);
+}
+
+#[test]
+fn a_new_node_project() {
+    if !has_program("node") {
+        println!("skipped: no node here");
+        return;
+    }
+    check_project("node", "1.1", &["node", "--test"]);
+}
+
+#[test]
+fn a_new_rust_project() {
+    check_project("rust", "1.1", &["cargo", "test", "--quiet"]);
+}
+
+#[test]
+fn a_new_shell_project() {
+    if !has_program("socat") {
+        println!("skipped: no socat here");
+        return;
+    }
+    check_project("shell", "1.0", &["./test.sh"]);
+}
+
+#[test]
+fn names_that_are_none_and_folders_that_are_there() {
+    let folder = folder();
+    let printed = output(toru(&["new", "a b", "--lang", "python", "--dir"]).arg(folder.path()));
+    assert_eq!(printed.status.code(), Some(2), "{printed:?}");
+    assert!(
+        String::from_utf8_lossy(&printed.stderr).contains("`a b` cannot be a plugin's id"),
+        "{printed:?}"
+    );
+    fs::create_dir(folder.path().join("here")).unwrap();
+    let printed = output(toru(&["new", "here", "--lang", "shell", "--dir"]).arg(folder.path()));
+    assert_eq!(printed.status.code(), Some(1), "{printed:?}");
+    assert!(String::from_utf8_lossy(&printed.stderr).contains("is there already"), "{printed:?}");
+}
