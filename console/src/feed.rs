@@ -133,6 +133,19 @@ pub fn stream(
     Ok(())
 }
 
+/// The newest entries of the audit trail, a JSON object each, oldest first.
+pub fn recent_events(socket: &Path) -> io::Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Page {
+        events: Vec<serde_json::Value>,
+    }
+    let mut answer = ask(socket, "GET", "/v1/events?limit=1000", SILENCE_MAX)?.successful()?;
+    let mut body = Vec::new();
+    answer.body.by_ref().take(LINE_BYTES_MAX).read_to_end(&mut body)?;
+    let page: Page = serde_json::from_slice(&body)?;
+    Ok(page.events.iter().map(serde_json::Value::to_string).collect())
+}
+
 fn read_events(socket: &Path, tell: &Tell) {
     let mut attempt = 0;
     loop {

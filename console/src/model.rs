@@ -174,6 +174,8 @@ impl Event {
                 "exit" | "reason" | "error" => 0,
                 "stderr" => 2,
                 "core_dumped" if value == &Value::Bool(false) => continue,
+                // `exit` has it in words.
+                "exit_code" | "signal" if details.contains_key("exit") => continue,
                 _ => 1,
             };
             parts[place].insert(key.clone(), value.clone());
@@ -681,7 +683,7 @@ mod tests {
             assert_eq!((event.id, event.unix_ms, event.text().as_str()), (7, 1000, "exit=\"exit code 1\""));
         }
         let details = serde_json::json!({
-            "core_dumped": false, "stderr": ["x"], "failures": 1, "exit": "exit code 1", "in_flight": 2,
+            "core_dumped": false, "stderr": ["x"], "failures": 1, "exit": "exit code 1", "exit_code": 1, "in_flight": 2,
         });
         let event = Event { details, ..Event::default() };
         assert_eq!(event.text(), "exit=\"exit code 1\" failures=1 in_flight=2 stderr=[\"x\"]");

@@ -25,7 +25,15 @@ pub fn look(socket: &Path, model: &mut Model) -> io::Result<()> {
         let _ = update(model, now, Msg::News(news));
         wanted > 0
     })?;
-    if wanted == 0 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if wanted > 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // When plugins were last restarted; without a trail the table has a gap, and is worth printing nevertheless.
+    for event in feed::recent_events(socket).unwrap_or_default() {
+        let now = model.now;
+        let _ = update(model, now, Msg::News(News::Event(event)));
+    }
+    Ok(())
 }
 
 /// A line about the core, a line of titles, a line for each plugin.

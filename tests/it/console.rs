@@ -328,4 +328,11 @@ fn once_says_what_the_daemon_says() {
     assert!(row(&table, "echo").is_some(), "{table}");
     let pid = daemon.plugin_pid("echo").as_raw_nonzero().to_string();
     assert!(table.contains(&pid), "{table}");
+    kill_process(daemon.plugin_pid("echo"), Signal::KILL).expect("it runs");
+    daemon.wait_status("echo", "again", |status| status["restarts"] == 1 && status["state"] == "running");
+    let seen = once(&daemon.root().join("control.sock"));
+    let table = String::from_utf8(seen.stdout).expect("text");
+    let after = row(&table, "echo").expect("its row");
+    assert!(after[1] == "1" && after[2].len() == 8 && after[2].contains(':'), "restarts and when: {table}");
+    assert!(table.contains("killed by SIGKILL"), "{table}");
 }
