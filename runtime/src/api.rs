@@ -1,5 +1,6 @@
 //! What the core answers itself: whether it serves, what its plugins do, what an operator orders, values for 1.0 plugins.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_channel::oneshot;
 use serde::Serialize;
 use serde_json::{Value, json};
-use toru_http::RequestHead;
+use toru_http::{RequestHead, percent_decode};
 use toru_plugin_api::status::History;
 use toru_plugin_api::time::unix_ms_of;
 use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
@@ -117,26 +118,26 @@ impl Call {
                 },
                 page: query.number("page", 1, 1..=1_000_000)?,
                 page_size: query.number("page_size", 100, 1..=1000)?,
-                level: query.get("level").map(Level::from_word),
-                follow: matches!(query.get("follow"), Some("1" | "true")),
+                level: query.get("level").map(|word| Level::from_word(&word)),
+                follow: query.is_set("follow"),
             },
             Endpoint::History(id) => Call::History(id.into_owned()),
             Endpoint::Stream => {
                 let interval = query.number("interval_ms", 1000, 50..=3_600_000)?;
-                let history = query.get("history").map(str::to_owned);
+                let history = query.get("history").map(Cow::into_owned);
                 Call::Stream { interval: Duration::from_millis(interval as u64), history }
             }
             Endpoint::Metrics => Call::Metrics,
             Endpoint::Events => Call::Events {
                 query: EventQuery {
-                    plugin_id: query.get("plugin").map(str::to_owned),
-                    event_type: query.get("type").map(str::to_owned),
+                    plugin_id: query.get("plugin").map(Cow::into_owned),
+                    event_type: query.get("type").map(Cow::into_owned),
                     after_id: query.get("after").and_then(|id| id.parse().ok()),
                     since_unix_ms: query.moment("since")?,
                     until_unix_ms: query.moment("until")?,
                     limit: query.number("limit", 100, 1..=1000)?,
                 },
-                follow: matches!(query.get("follow"), Some("1" | "true")),
+                follow: query.is_set("follow"),
             },
         })
     }
@@ -146,18 +147,28 @@ impl Call {
 struct Query<'a>(&'a str);
 
 impl<'a> Query<'a> {
-    fn get(&self, name: &str) -> Option<&'a str> {
-        self.0
+    /// The value, decoded once; one with a bad encoding stays as it is.
+    fn get(&self, name: &str) -> Option<Cow<'a, str>> {
+        let value = self
+            .0
             .split('&')
             .filter_map(|pair| pair.split_once('='))
             .find(|(key, _)| *key == name)
-            .map(|(_, value)| value)
+            .map(|(_, value)| value)?;
+        Some(match percent_decode(value) {
+            Ok(Cow::Owned(decoded)) => String::from_utf8_lossy(&decoded).into_owned().into(),
+            Ok(Cow::Borrowed(_)) | Err(_) => value.into(),
+        })
     }
 
     /// A moment in milliseconds since 1970, or as [`unix_ms_of`] takes it.
+    fn is_set(&self, name: &str) -> bool {
+        matches!(self.get(name).as_deref(), Some("1" | "true"))
+    }
+
     fn moment(&self, name: &str) -> Result<Option<u64>, Failure> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        text.parse().ok().or_else(|| unix_ms_of(text)).map(Some).ok_or_else(|| Failure::Malformed {
+        text.parse().ok().or_else(|| unix_ms_of(&text)).map(Some).ok_or_else(|| Failure::Malformed {
             status: 400,
             detail: format!(
                 "`{name}` must be like 2026-01-31, 2026-01-31T12:00:00Z, or in milliseconds since 1970"

@@ -252,3 +252,18 @@ fn who_does_not_read_a_stream_costs_his_own_connection_alone() {
     drop(readers);
     wait_for("the rest to go with their clients", || (daemon.descriptors() <= descriptors).then_some(()));
 }
+
+#[test]
+fn a_query_may_be_encoded_as_libraries_do() {
+    let daemon = daemon();
+    let events = |query: &str| {
+        let answer = daemon.control().get(&format!("/v1/events?{query}"));
+        assert_eq!(answer.status, 200, "{query}: {answer:?}");
+        answer.json()["events"].as_array().unwrap().len()
+    };
+    let all = events("plugin=p");
+    assert!(all > 0);
+    assert_eq!(events("plugin=%70&since=2026-01-01T00%3A00%3A00Z&limit=1%300"), all.min(10));
+    assert_eq!(events("plugin=%2570"), 0, "decoded once");
+    assert_problem(&daemon.control().get("/v1/events?since=2026-01-01T00%3A00%3"), 400);
+}
