@@ -81,7 +81,7 @@ impl Supervisor {
         lost.dedup();
         if !lost.is_empty() {
             let fields = object(json!({ "ids": lost, "remedy": "correct the id, or remove the table" }));
-            let message = "The configuration has tables of plugins that there are not";
+            let message = "The configuration has tables for plugins that do not exist";
             self.outlet.log(Level::Warn, None, message, fields);
         }
     }

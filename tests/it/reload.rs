@@ -139,7 +139,7 @@ fn a_plugin_whose_table_changed_gets_it_and_the_others_run_on() {
 
 #[test]
 fn a_table_of_no_plugin_is_told_of_once_at_the_start_and_at_each_reload() {
-    const MESSAGE: &str = "tables of plugins that there are not";
+    const MESSAGE: &str = "tables for plugins that do not exist";
     let mut daemon = Stage::new()
         .set("plugins.qq.x", 1)
         .set("plugins.p.x", 1)
