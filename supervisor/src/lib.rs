@@ -628,6 +628,7 @@ impl Supervisor {
                 }
                 for index in 0..self.plugins.len() {
                     self.plugins[index].want = Want::Down;
+                    self.plugins[index].stop_cause = Some("the daemon stops".into());
                     if now && let Some(process) = &self.plugins[index].process {
                         process.kill();
                     }

@@ -42,6 +42,9 @@ impl Supervisor {
         };
         self.outlet.log(Level::Info, Some(&id), "Plugin order", object(json!({ "order": order.word() })));
         plugin.want = want;
+        if matches!(order, Order::Restart | Order::Stop | Order::Disable) {
+            plugin.stop_cause = Some(format!("{} was ordered", order.word()));
+        }
         if plugin.enabled != enabled {
             plugin.enabled = enabled;
             self.outlet.record(&id, if enabled { "enabled" } else { "disabled" }, json!({}));

@@ -45,6 +45,8 @@ pub(crate) struct Plugin {
     pub lost_before: u64,
     /// Why the last transition happened, where the state machine's event does not say it.
     pub reason: Option<String>,
+    /// Why somebody wants its process gone, until it is.
+    pub stop_cause: Option<String>,
     pub ping: PingTally,
     pub stderr_tail: VecDeque<String>,
     pub protocol_errors: VecDeque<Instant>,

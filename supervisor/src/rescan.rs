@@ -108,6 +108,7 @@ impl Supervisor {
             );
             // Whoever waits for its next start, or stops, gets the new settings then.
             if matches!(plugin.state, State::Starting { .. } | State::Running { .. }) {
+                self.plugins[index].stop_cause = Some("its configuration changed".into());
                 self.drive(index, Event::RestartAsked);
             }
         }
@@ -220,6 +221,7 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.removed = true;
         plugin.want = Want::Down;
+        plugin.stop_cause = Some(why.to_owned());
         let fields = object(json!({ "file": plugin.file.display().to_string(), "reason": why }));
         self.outlet.log(Level::Info, Some(&plugin.metadata.id), "Plugin removed", fields);
         self.publish(index);
@@ -248,6 +250,7 @@ impl Supervisor {
             return self.leave(index, "its file is another plugin now");
         }
         plugin.next_metadata = Some(metadata);
+        plugin.stop_cause = Some("its file changed".into());
         self.drive(index, Event::RestartAsked);
     }
 
@@ -385,6 +388,7 @@ impl Supervisor {
             self.admissible.push((file, metadata));
             for index in must_leave {
                 self.plugins[index].removed = true;
+                self.plugins[index].stop_cause = Some("another file has its id or route".into());
                 self.plugins[index].want = Want::Down;
                 self.drive(index, Event::Wanted);
             }
@@ -431,6 +435,7 @@ impl Supervisor {
             in_flight: None,
             lost_before: 0,
             reason: given_up.clone(),
+            stop_cause: None,
             ping: PingTally::default(),
             stderr_tail: VecDeque::new(),
             protocol_errors: VecDeque::new(),

@@ -102,6 +102,7 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.generation += 1;
         plugin.reason = None;
+        plugin.stop_cause = None;
         plugin.exit = None;
         plugin.in_flight = None;
         plugin.lost_before = self.outlet.lost(index);
@@ -227,9 +228,14 @@ impl Supervisor {
             Happening::Ready => {
                 ("ready", Level::Info, "Plugin ready", json!({ "pid": pid, "startup_ms": uptime_ms }))
             }
-            Happening::Stopped => {
-                ("stopped", Level::Info, "Plugin stopped", json!({ "exit": exit, "uptime_ms": uptime_ms }))
-            }
+            Happening::Stopped => (
+                "stopped",
+                Level::Info,
+                "Plugin stopped",
+                json!({
+                    "reason": plugin.stop_cause.take(), "exit": exit, "uptime_ms": uptime_ms,
+                }),
+            ),
             Happening::Crashed => (
                 "crashed",
                 Level::Error,

@@ -100,6 +100,31 @@ fn one_plugins_slow_stop_and_back_off_delay_no_other() {
 }
 
 #[test]
+fn a_stop_says_who_wanted_it() {
+    let mut daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    for word in ["restart", "disable", "enable"] {
+        assert_eq!(daemon.manage("POST", &format!("/api/plugins/p/{word}"), b"").status, 200);
+    }
+    daemon.set("plugins.p.x", 1);
+    daemon.hang_up();
+    daemon.wait_event("p", "ready", 4);
+    let daemon = daemon.restart();
+    let stops: Vec<Value> =
+        daemon.events("p").into_iter().filter(|(kind, _)| kind == "stopped").map(|(_, d)| d).collect();
+    let reasons: Vec<&str> = stops.iter().filter_map(|details| details["reason"].as_str()).collect();
+    assert_eq!(
+        reasons,
+        ["restart was ordered", "disable was ordered", "its configuration changed", "the daemon stops"],
+        "{stops:?}"
+    );
+    for details in stops {
+        assert_eq!(details["exit"], "exit code 0");
+        assert!(details["uptime_ms"].is_u64(), "{details}");
+    }
+}
+
+#[test]
 fn timeouts_are_told_of_even_when_the_plugin_goes() {
     let daemon = Stage::new()
         .set("http.request_timeout_ms", 200)
