@@ -1,0 +1,424 @@
+//! Messages in, and what is known and asked for afterwards.
+
+use super::*;
+use crate::model::Condition;
+use crate::testing::{Rig, crashed, plugin};
+
+fn requests(id: &str, requests: u64, errors: u64) -> PluginStatus {
+    PluginStatus { requests, errors, ..plugin(id) }
+}
+
+#[test]
+fn rates_are_differences_and_a_new_core_starts_at_nothing() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![requests("acme", 1000, 10)]);
+    assert_eq!(rig.model.plugins["acme"].latest().requests_per_s, 0.0, "one look tells no rate");
+    rig.snapshot(vec![requests("acme", 1040, 12)]);
+    let sample = rig.model.plugins["acme"].latest();
+    assert_eq!((sample.requests_per_s, sample.errors_per_s), (40.0, 2.0));
+    assert_eq!(rig.model.workers[0].requests_per_s, 40.0);
+    let again = Snapshot {
+        timestamp: "2026-01-01T03:12:09.000Z".into(),
+        pid: 778,
+        uptime_ms: 500,
+        plugins: vec![requests("acme", 5, 0)],
+        ..Snapshot::default()
+    };
+    rig.news(News::Snapshot(Box::new(again)));
+    assert_eq!(rig.model.plugins["acme"].latest().requests_per_s, 0.0);
+}
+
+#[test]
+fn history_has_its_limit() {
+    let mut rig = Rig::new(80, 24);
+    for second in 0..HISTORY_MAX as u64 + 50 {
+        rig.snapshot(vec![requests("acme", second, 0)]);
+    }
+    assert_eq!(rig.model.plugins["acme"].history.len(), HISTORY_MAX);
+    assert_eq!(rig.model.workers[0].history.len(), HISTORY_MAX);
+    for id in 0..EVENTS_MAX as u64 + 5 {
+        rig.event(id, "acme", "ready", "null");
+    }
+    assert_eq!(rig.model.events.len(), EVENTS_MAX);
+    rig.typed("l");
+    for _ in 0..LOG_LINES_MAX + 5 {
+        rig.log("acme", "info", "line");
+    }
+    assert_eq!((rig.model.logs.lines.len(), rig.model.logs.forgotten), (LOG_LINES_MAX, 5));
+}
+
+fn past(id: &str, samples: &[(u64, f64)]) -> News {
+    let mut history = History { plugin: id.into(), ..History::default() };
+    for &(unix_ms, requests_per_s) in samples {
+        history.push(&Sample { unix_ms, requests_per_s, ..Sample::default() });
+    }
+    News::History(Box::new(history))
+}
+
+fn sampled(id: &str, unix_ms: u64, requests_per_s: f64) -> PluginStatus {
+    let sample = Some(Sample { unix_ms, requests_per_s, ..Sample::default() });
+    PluginStatus { sample, ..plugin(id) }
+}
+
+#[test]
+fn the_core_s_past_is_there_with_the_first_snapshot() {
+    let mut rig = Rig::new(80, 24);
+    let now = rig.unix_ms();
+    let times = |rig: &Rig| {
+        let history = &rig.model.plugins["acme"].history;
+        history.iter().map(|sample| sample.unix_ms as i64 - now as i64).collect::<Vec<_>>()
+    };
+    rig.news(past("acme", &[(now - 9000, 3.0), (now, 5.0)])).news(past("gone", &[(now, 1.0)]));
+    assert!(rig.model.plugins.is_empty(), "a past alone is no plugin");
+    rig.snapshot(vec![sampled("acme", now, 5.0)]);
+    assert_eq!(times(&rig), [-9000, 0], "the same second is not told twice");
+    assert_eq!(rig.model.plugins.len(), 1);
+    rig.snapshot(vec![sampled("acme", now + 1000, 6.0)]);
+    assert_eq!(rig.model.plugins["acme"].latest().requests_per_s, 6.0, "the core's rate, not the difference");
+    // The line was lost, and the core has seen more meanwhile.
+    rig.news(past("acme", &[(now - 2000, 1.0), (now + 5000, 2.0)]));
+    rig.snapshot(vec![sampled("acme", now + 6000, 2.0)]);
+    assert_eq!(times(&rig), [-9000, -2000, 5000, 6000], "what was before the core's past stays");
+    let trend = crate::columns::trend(&rig.model.plugins["acme"], Spark::Requests, 8);
+    assert_eq!(trend, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0], "seconds that are left out are empty");
+}
+
+#[test]
+fn a_clock_that_is_set_back_stops_no_chart() {
+    let mut rig = Rig::new(80, 24);
+    let now = rig.unix_ms();
+    for at in [now, now + 1000, now + 990, now - 3_600_000, now - 3_599_000] {
+        rig.snapshot(vec![sampled("acme", at, 1.0)]);
+    }
+    let history = &rig.model.plugins["acme"].history;
+    assert_eq!(history.len(), 4);
+    assert!(history.iter().zip(history.iter().skip(1)).all(|(a, b)| b.unix_ms - a.unix_ms == 1000));
+}
+
+#[test]
+fn the_core_s_log_stands_alone_or_between_those_of_plugins() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    rig.typed("l").log("acme", "info", "mine").typed("c");
+    let follows = |rig: &Rig, expected: &[&str]| match &rig.command {
+        Some(Command::FollowLogs { plugins, .. }) => assert_eq!(plugins, expected),
+        other => panic!("{other:?}"),
+    };
+    follows(&rig, &["acme", CORE]);
+    let line = r#"{"timestamp":"2026-01-01T03:12:00.000Z","level":"info","component":"plugin_supervisor","message":"Plugin started","plugin_id":"acme","pid":7}"#;
+    let generation = rig.model.logs.generation;
+    rig.news(News::Log { generation, plugin: CORE.into(), line: line.into() });
+    assert_eq!(rig.model.logs.lines[0].text, "acme: Plugin started  pid=7");
+    rig.typed("c");
+    follows(&rig, &["acme"]);
+    rig.key(Key::Esc).typed("w").typed("l");
+    follows(&rig, &[CORE]);
+    rig.typed("c");
+    assert!(rig.command.is_none() && rig.model.toast.is_some(), "nothing would be left");
+    rig.typed(":logs acme @").key(Key::Tab).key(Key::Enter);
+    follows(&rig, &["acme", CORE]);
+}
+
+#[test]
+fn logs_of_several_are_merged_by_their_time() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    rig.typed(":logs acme bolt").key(Key::Enter);
+    let line = |rig: &mut Rig, plugin: &str, second: u32, text: &str| {
+        let line = format!(
+            r#"{{"timestamp":"2026-01-01T03:12:{second:02}.000Z","level":"info","message":"{text}"}}"#
+        );
+        let generation = rig.model.logs.generation;
+        rig.news(News::Log { generation, plugin: plugin.into(), line });
+    };
+    line(&mut rig, "acme", 1, "a1");
+    line(&mut rig, "acme", 5, "a5");
+    rig.typed("p");
+    line(&mut rig, "bolt", 3, "b3");
+    line(&mut rig, "bolt", 5, "b5");
+    let texts: Vec<&str> = rig.model.logs.lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(texts, ["a1", "b3", "a5", "b5"]);
+    let last = rig.model.logs.shown().last().map(|(_, line)| line.text.clone());
+    assert_eq!(last.as_deref(), Some("a5"), "what is read does not run away");
+}
+
+#[test]
+fn the_core_says_when_it_starts_a_plugin_again() {
+    let mut rig = Rig::new(80, 24);
+    let next_start = Some(rig.unix_ms() + 7000);
+    rig.snapshot(vec![PluginStatus { next_start, ..crashed("zebra", 3) }]);
+    assert_eq!(rig.model.plugins["zebra"].next_start_unix_ms, next_start);
+}
+
+#[test]
+fn two_deaths_make_a_loop_and_two_quiet_minutes_end_it() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), plugin("zebra")]);
+    rig.snapshot(vec![plugin("acme"), crashed("zebra", 1)]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Crashed);
+    assert_eq!(rig.model.selected.as_deref(), Some("acme"), "the cursor stays where it was");
+    assert_eq!(rig.model.rows()[0].status.id, "zebra", "the trouble is on top");
+    rig.snapshot(vec![plugin("acme"), crashed("zebra", 2)]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop);
+    let back = PluginStatus { restarts: 2, last_exit: Some("killed by SIGKILL".into()), ..plugin("zebra") };
+    rig.snapshot(vec![plugin("acme"), back.clone()]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop, "running for a second");
+    rig.seconds += LOOP_WINDOW_MS / 1000;
+    rig.snapshot(vec![plugin("acme"), back]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Running);
+    assert!(rig.model.worst().is_none());
+}
+
+#[test]
+fn an_ordered_restart_is_no_death() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    for restarts in 1..4 {
+        rig.typed("ry");
+        assert_eq!(rig.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
+        let last_exit = Some("killed by SIGTERM".into());
+        rig.snapshot(vec![PluginStatus { restarts, last_exit, ..plugin("acme") }]);
+        rig.news(News::Outcome { verb: "restart".into(), plugin: "acme".into(), after_ms: 40, error: None });
+    }
+    assert_eq!(rig.model.plugins["acme"].condition(), Condition::Running);
+    assert!(rig.model.pending.is_empty());
+}
+
+#[test]
+fn a_restart_shows_when_it_was() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    let again = |pid, uptime_ms| PluginStatus {
+        restarts: 1,
+        pid: Some(pid),
+        uptime_ms: Some(uptime_ms),
+        ..plugin("acme")
+    };
+    rig.snapshot(vec![again(9, 400)]);
+    let at = rig.unix_ms() - 400;
+    rig.snapshot(vec![again(9, 1401)]);
+    let last = |rig: &Rig| rig.model.plugins["acme"].last_restart_unix_ms;
+    assert_eq!(last(&rig), Some(at), "it does not wander");
+    rig.snapshot(vec![crashed("acme", 2)]);
+    assert_eq!(last(&rig), Some(rig.unix_ms()), "one that came and went between two looks");
+    rig.seconds += 10;
+    rig.event(1, "acme", "restarting", "null");
+    assert_eq!(last(&rig), Some(rig.unix_ms()), "the audit trail knows it better");
+}
+
+#[test]
+fn the_back_off_counts_down_until_the_plugin_starts() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![crashed("zebra", 3)]);
+    rig.event(5, "zebra", "crashed", r#"{"next_start_ms":4000}"#);
+    let next = rig.model.plugins["zebra"].next_start_unix_ms.expect("announced");
+    assert_eq!(next, rig.unix_ms() + 4000);
+    rig.snapshot(vec![plugin("zebra")]);
+    assert_eq!(rig.model.plugins["zebra"].next_start_unix_ms, None);
+}
+
+#[test]
+fn events_that_come_again_after_a_reconnect_are_not_doubled() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    for _ in 0..2 {
+        rig.event(1, "acme", "ready", "null").event(2, "acme", "crashed", "null");
+    }
+    assert_eq!(rig.model.events.len(), 2);
+    assert_eq!(rig.model.plugins["acme"].deaths_unix_ms.len(), 1);
+    rig.event(3, "late", "crashed", r#"{"stderr":["last words"]}"#).event(
+        4,
+        "late",
+        "crashed",
+        r#"{"stderr":["last words"]}"#,
+    );
+    assert!(!rig.model.plugins.contains_key("late"), "the trail makes no plugins");
+    rig.snapshot(vec![plugin("acme"), crashed("late", 2)]);
+    let late = &rig.model.plugins["late"];
+    assert_eq!((late.deaths_unix_ms.len(), late.stderr.len()), (2, 1), "what was told before it was seen");
+}
+
+#[test]
+fn a_lost_line_says_since_when_and_heals() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    let lost_at = rig.model.now;
+    rig.news(News::Lost { reason: "one".into() });
+    rig.seconds += 5;
+    rig.news(News::Lost { reason: "two\u{1b}".into() });
+    assert_eq!(rig.model.link, Link::Lost { since: lost_at, reason: "two^[".into() });
+    rig.typed("r");
+    assert!(rig.model.confirm.is_none(), "nobody would hear the order");
+    rig.snapshot(vec![plugin("acme")]);
+    assert_eq!(rig.model.link, Link::Live);
+}
+
+#[test]
+fn an_action_needs_its_answer() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    rig.key(Key::Down).typed("x");
+    let asked = rig.model.confirm.clone();
+    assert_eq!(asked, Some(Confirm { verb: Verb::Stop, plugin: "bolt".into() }));
+    rig.key(Key::Enter).key(Key::Down);
+    assert_eq!(rig.model.confirm, asked, "a stray key neither confirms nor hides the question");
+    assert_eq!(rig.command, None);
+    rig.key(Key::Esc);
+    assert_eq!((rig.model.confirm.clone(), rig.command.clone()), (None, None));
+    for verb in Verb::ALL {
+        rig.typed(&verb.key().to_string()).typed("y");
+        assert_eq!(rig.command, Some(Command::Order { verb, plugin: "bolt".into() }));
+    }
+    rig.typed(":restart acme").key(Key::Enter).typed("y");
+    assert_eq!(rig.command, Some(Command::Order { verb: Verb::Restart, plugin: "acme".into() }));
+}
+
+#[test]
+fn read_only_takes_no_action() {
+    let mut rig = Rig::new(80, 24);
+    rig.model.readonly = true;
+    rig.snapshot(vec![plugin("acme")]);
+    for verb in Verb::ALL {
+        rig.typed(&verb.key().to_string());
+        assert!(rig.model.confirm.is_none());
+        rig.typed(&format!(":{} acme", verb.word())).key(Key::Enter);
+        assert!(rig.model.confirm.is_none());
+    }
+    assert!(rig.model.toast.as_ref().is_some_and(|toast| !toast.good));
+}
+
+#[test]
+fn an_outcome_is_shown_for_a_while() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    let error = Some("conflict: it failed (409)".to_owned());
+    rig.news(News::Outcome { verb: "start".into(), plugin: "acme".into(), after_ms: 7, error });
+    let toast = rig.model.toast.clone().expect("shown");
+    assert_eq!((toast.text.as_str(), toast.good), ("start acme: conflict: it failed (409)", false));
+    rig.seconds += TOAST.as_secs() - 1;
+    rig.send(Msg::Tick);
+    assert!(rig.model.toast.is_some());
+    rig.seconds += 1;
+    rig.send(Msg::Tick);
+    assert_eq!(rig.model.toast, None);
+}
+
+#[test]
+fn filters_are_fuzzy_and_turn_around() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("hello-python"), plugin("hello-rust"), plugin("acme"), crashed("zebra", 0)]);
+    let shown =
+        |rig: &Rig| rig.model.rows().iter().map(|row| row.status.id.clone()).collect::<Vec<_>>().join(" ");
+    rig.typed("/hpy");
+    assert_eq!(shown(&rig), "hello-python", "while it is typed");
+    rig.key(Key::Enter).typed("!");
+    assert_eq!(rig.model.prompt.as_ref().map(|prompt| prompt.input().value()), Some("!hpy"));
+    rig.key(Key::Enter);
+    rig.typed("!").key(Key::Enter);
+    assert_eq!(rig.model.filter, "!hpy");
+    rig.key(Key::Esc);
+    assert_eq!(rig.model.filter, "", "Esc lets everything through again");
+    rig.typed("!hello").key(Key::Enter);
+    assert_eq!(shown(&rig), "zebra acme");
+    rig.typed("/").key(Key::Ctrl('u')).typed("crashed").key(Key::Enter);
+    assert_eq!(shown(&rig), "zebra", "states are words too");
+    assert_eq!(rig.model.selected.as_deref(), Some("zebra"), "the cursor is on something that is shown");
+}
+
+#[test]
+fn events_have_a_filter_of_their_own() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    rig.event(1, "acme", "ready", r#"{"pid":7}"#).event(2, "bolt", "crashed", r#"{"exit":"exit code 7"}"#);
+    rig.event(3, "acme", "stopped", "null");
+    rig.typed("/bolt").key(Key::Enter).typed("e");
+    let shown = |rig: &Rig| rig.model.events_shown().iter().map(|event| event.id).collect::<Vec<_>>();
+    assert_eq!(shown(&rig), [1, 2, 3], "that of the plugins is another");
+    rig.typed("/CODE");
+    assert_eq!(shown(&rig), [2]);
+    rig.key(Key::Enter).typed("!").key(Key::Enter);
+    assert_eq!(shown(&rig), [1, 3]);
+    rig.key(Key::Esc);
+    assert_eq!(shown(&rig), [1, 2, 3]);
+    rig.key(Key::Esc);
+    assert_eq!((rig.model.screen(), rig.model.filter.as_str()), (&Screen::Plugins, "bolt"));
+    rig.key(Key::Enter).typed("/").typed("e");
+    assert_eq!(rig.model.screen(), &Screen::Events(Some("bolt".into())), "no filter on a detail");
+    assert_eq!(shown(&rig), [2], "those of the plugin that was looked at");
+}
+
+#[test]
+fn the_cursor_stays_on_its_plugin_and_in_sight() {
+    let mut rig = Rig::new(80, 10);
+    let plugins = || (0..50).map(|number| plugin(&format!("p{number:02}"))).collect::<Vec<_>>();
+    rig.snapshot(plugins());
+    rig.typed("G");
+    assert_eq!(rig.model.selected.as_deref(), Some("p49"));
+    assert_eq!(rig.model.scroll, 50 - rig.model.list_height());
+    rig.snapshot(plugins().split_off(10));
+    assert_eq!(rig.model.selected.as_deref(), Some("p49"));
+    rig.send(Msg::Resize(80, 7)).typed("g");
+    assert_eq!((rig.model.selected.as_deref(), rig.model.scroll), (Some("p10"), 0));
+    rig.send(Msg::Click { row: rig.model.list_top() + 2 });
+    assert_eq!(rig.model.selected.as_deref(), Some("p12"));
+    rig.send(Msg::Wheel { down: true });
+    assert_eq!(rig.model.selected.as_deref(), Some("p15"));
+}
+
+#[test]
+fn logs_follow_pause_and_are_searched() {
+    let mut rig = Rig::new(80, 9);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    rig.typed(" ").typed(" ").typed("l");
+    let generation = rig.model.logs.generation;
+    let plugins = vec!["acme".to_owned(), "bolt".to_owned()];
+    assert_eq!(rig.command, Some(Command::FollowLogs { generation, plugins }));
+    for number in 0..30 {
+        let level = if number % 10 == 0 { "error" } else { "info" };
+        rig.log("acme", level, &format!("line {number}"));
+    }
+    let last = |rig: &Rig| rig.model.logs.shown().last().map(|(_, line)| line.text.clone());
+    assert_eq!(last(&rig).as_deref(), Some("line 29"));
+    rig.typed("kk").log("acme", "info", "line 30");
+    assert_eq!(last(&rig).as_deref(), Some("line 27"), "what is read does not run away");
+    rig.typed("/LINE 1").key(Key::Enter);
+    assert_eq!(last(&rig).as_deref(), Some("line 19"), "upwards from where one is");
+    rig.typed("NNn");
+    assert_eq!(last(&rig).as_deref(), Some("line 18"));
+    rig.typed("4");
+    assert_eq!(last(&rig).as_deref(), Some("line 10"));
+    rig.typed("1G");
+    assert_eq!((last(&rig).as_deref(), rig.model.logs.bottom), (Some("line 30"), None));
+    let old = News::Log { generation: generation - 1, plugin: "acme".into(), line: "old".into() };
+    rig.news(old);
+    assert_eq!(last(&rig).as_deref(), Some("line 30"), "news of a view that was left");
+    rig.key(Key::Esc).key(Key::Esc);
+    assert_eq!((rig.command.clone(), rig.model.screen()), (Some(Command::StopLogs), &Screen::Plugins));
+}
+
+#[test]
+fn the_command_line_completes() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("hello-python"), plugin("hello-rust")]);
+    rig.typed(":resta").key(Key::Tab).typed("h").key(Key::Tab);
+    let typed = |rig: &Rig| rig.model.prompt.as_ref().map(|prompt| prompt.input().value().to_owned());
+    assert_eq!(typed(&rig).as_deref(), Some("restart hello-"));
+    rig.typed("r").key(Key::Tab).key(Key::Enter);
+    let asked = rig.model.confirm.take();
+    assert_eq!(asked, Some(Confirm { verb: Verb::Restart, plugin: "hello-rust".into() }));
+    rig.typed(":sort last-exit").key(Key::Enter);
+    assert_eq!(rig.model.sort.column, Column::LastExit);
+    rig.typed(":nonsense").key(Key::Enter);
+    assert!(rig.model.toast.as_ref().is_some_and(|toast| toast.text.contains("nonsense")));
+    for (line, screen) in [
+        ("workers", Screen::Workers),
+        ("events hello-rust", Screen::Events(Some("hello-rust".into()))),
+        ("detail hello-rust", Screen::Detail("hello-rust".into())),
+        ("plugins", Screen::Plugins),
+    ] {
+        rig.typed(":").typed(line).key(Key::Enter);
+        assert_eq!(rig.model.screen(), &screen);
+    }
+    rig.typed(":q").key(Key::Enter);
+    assert_eq!(rig.command, Some(Command::Quit));
+}
