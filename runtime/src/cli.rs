@@ -304,7 +304,7 @@ fn printable(text: &str) -> String {
 }
 
 /// A log line for people: time, level, message, then the rest as it is.
-fn human_line(line: &Value) -> String {
+pub(crate) fn human_line(line: &Value) -> String {
     let Value::Object(fields) = line else { return printable(&line.to_string()) };
     let text = |key: &str| fields.get(key).and_then(Value::as_str).unwrap_or_default();
     let mut out = format!("{} {:5} {}", text("timestamp"), text("level"), text("message"));

@@ -159,6 +159,23 @@ enum PluginCommand {
         #[arg(long, default_value = ".", value_name = "DIR")]
         dir: PathBuf,
     },
+    /// Run one plugin in the foreground, under a core of its own.
+    Run {
+        /// The plugin's executable.
+        path: PathBuf,
+        /// Address to listen on; port 0 lets the kernel choose.
+        #[arg(long, default_value = "127.0.0.1:3000", value_name = "ADDR:PORT")]
+        listen: SocketAddr,
+        /// Configuration whose `[plugins.ID]` the plugin gets.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Build and restart when something below this changes; may be given several times.
+        #[arg(long, value_name = "DIR")]
+        watch: Vec<PathBuf>,
+        /// Shell command that builds the plugin, before the start and after each change.
+        #[arg(long, value_name = "CMD")]
+        build: Option<String>,
+    },
     /// Ask any plugin, without a core, whether it keeps the protocol.
     Test {
         /// The plugin's executable.
@@ -399,6 +416,13 @@ fn plugin(command: PluginCommand) -> u8 {
             return match authoring::new::run(&name, lang, &dir) {
                 Ok(()) => exit::STOPPED,
                 Err(error @ authoring::new::NewError::Name { .. }) => complain(&error, exit::USAGE),
+                Err(error) => complain(&error, exit::FAILURE),
+            };
+        }
+        PluginCommand::Run { path, listen, config, watch, build } => {
+            let wanted = authoring::run::Wanted { path, listen, config, watch, build };
+            return match authoring::run::run(wanted) {
+                Ok(()) => exit::STOPPED,
                 Err(error) => complain(&error, exit::FAILURE),
             };
         }

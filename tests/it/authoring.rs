@@ -1,13 +1,17 @@
-//! `toru plugin new` and `toru plugin test`, as an author of plugins uses them.
+//! `toru plugin new`, `test` and `run`, as an author of plugins uses them.
 
 use std::{
     fs,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::{Value, json};
-use toru_tests::{Stage, binary, has_program, output, repository, stage_faulty, write_executable};
+use toru_tests::{
+    Client, Lines, Signal, Stage, binary, has_program, output, repository, spawn, stage_faulty, wait_for,
+    write_executable,
+};
 
 fn toru(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary("toru"));
@@ -241,4 +245,51 @@ fn names_that_are_none_and_folders_that_are_there() {
     let printed = output(toru(&["new", "here", "--lang", "shell", "--dir"]).arg(folder.path()));
     assert_eq!(printed.status.code(), Some(1), "{printed:?}");
     assert!(String::from_utf8_lossy(&printed.stderr).contains("is there already"), "{printed:?}");
+}
+
+/// The first line of a stream with `part` in it.
+fn wait_line(lines: &Lines, part: &str) -> String {
+    wait_for(part, || lines.containing(part).into_iter().next())
+}
+
+#[test]
+fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
+    let folder = folder();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let word = source.join("word.txt");
+    fs::write(&word, "first").unwrap();
+    let built = folder.path().join("it's built");
+    let script = format!(
+        "#!/usr/bin/env python3\nimport sys\nsys.path.insert(0, '{}')\nfrom toru_plugin import Plugin\n\
+         plugin = Plugin(id='live', name='Live', version='1.0.0')\n\n@plugin.get('/')\nasync def index(request, ctx):\n    \
+         ctx.log.warn('asked')\n    return '@WORD@'\n\nplugin.run()\n",
+        repository().join("plugin-api/python/src").display()
+    );
+    fs::write(source.join("plugin.py"), script).unwrap();
+    let build = r#"grep -q broken source/word.txt && exit 1; sed "s/@WORD@/$(cat source/word.txt)/" source/plugin.py > .new && chmod +x .new && mv .new "it's built""#;
+    let mut command = toru(&["run", "--listen", "127.0.0.1:0", "--watch", "source", "--build", build]);
+    command.arg(&built).current_dir(folder.path()).env("XDG_CONFIG_HOME", folder.path());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(&mut command);
+    let stdout = Lines::gather(child.stdout.take().unwrap());
+    let stderr = Lines::gather(child.stderr.take().unwrap());
+    let line = wait_line(&stdout, "listening on http://");
+    let address: SocketAddr = line.rsplit('/').next().unwrap().parse().unwrap();
+    let answer = || {
+        let stream = TcpStream::connect(address).ok()?;
+        let answer = Client::new(stream).get("/api/plugins/live/");
+        (answer.status == 200).then(|| String::from_utf8(answer.body).unwrap())
+    };
+    wait_for("the first answer", || (answer()? == "first").then_some(()));
+    wait_line(&stdout, "warn  asked");
+    fs::write(&word, "broken").unwrap();
+    wait_line(&stderr, "the build failed");
+    assert_eq!(answer().as_deref(), Some("first"));
+    fs::write(&word, "second").unwrap();
+    wait_line(&stderr, "restarted");
+    wait_for("the second answer", || (answer()? == "second").then_some(()));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{:?}", stderr.all());
 }

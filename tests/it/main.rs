@@ -18,6 +18,7 @@ mod files;
 mod fixtures;
 mod forwarding;
 mod frameworks;
+mod guide;
 mod history;
 mod http;
 mod kv;
