@@ -44,6 +44,8 @@ use crate::summary;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The same while as many clients are told that there is no room as may be told at once.
 const CROWD_PAUSE: Duration = Duration::from_millis(10);
+/// Between lines about clients for whom there is no room.
+const CROWD_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// The sweep looks at deadlines this many times within the shortest of them.
 const SWEEPS_PER_TIMEOUT: u32 = 16;
 const SWEEP_MIN: Duration = Duration::from_millis(5);
@@ -213,6 +215,8 @@ pub struct Worker {
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     date: RefCell<(u64, String)>,
     pub draining: Cell<bool>,
+    /// When a client for whom there was no room was last told of, and how many there were since.
+    crowded: Cell<(Option<Instant>, u64)>,
     /// Taken when draining begins.
     accepting: RefCell<Option<Canceller>>,
     /// By plugin: the process whose CPU time was looked at last, when, and what it was.
@@ -259,6 +263,7 @@ pub async fn run(
         clients: RefCell::default(),
         date: RefCell::default(),
         draining: Cell::new(false),
+        crowded: Cell::default(),
         accepting: RefCell::new(Some(Canceller::new())),
         cpu_seen: RefCell::default(),
         history: History::default(),
@@ -472,6 +477,7 @@ impl Worker {
         if crowded {
             self.shared.connections.fetch_sub(1, Relaxed);
             self.shared.crowd.fetch_add(1, Relaxed);
+            self.tell_of_crowd();
         }
         self.count_clients(1);
         let slot = Rc::new(ClientSlot {
@@ -505,6 +511,28 @@ impl Worker {
                 );
             }
         });
+    }
+
+    /// One line for many clients: a crowd must not become a crowd of lines.
+    fn tell_of_crowd(&self) {
+        let (told, untold) = self.crowded.get();
+        let now = Instant::now();
+        if told.is_some_and(|told| now.saturating_duration_since(told) < CROWD_TOLD_EVERY) {
+            return self.crowded.set((told, untold + 1));
+        }
+        self.crowded.set((Some(now), 0));
+        let open = self.shared.connections.load(Relaxed);
+        let more = if untold > 0 {
+            format!(", and {untold} clients more since the last such line")
+        } else {
+            String::new()
+        };
+        self.log(
+            Level::Warn,
+            &format!(
+                "a client was refused: {open} connections are open{more}; raise http.connections_max or the limit of open files"
+            ),
+        );
     }
 
     /// Takes in news of a plugin.

@@ -202,6 +202,13 @@ fn past_the_limit_of_connections_each_is_told_at_once() {
         crate::http::assert_problem(&answer, 503);
         assert!(answer.field("retry-after").is_some(), "{answer:?}");
     }
+    let lines = wait_for("a line about it", || {
+        let log = daemon.supervisor_log();
+        let lines: Vec<_> =
+            log.into_iter().filter(|line| line.to_string().contains("a client was refused")).collect();
+        (!lines.is_empty()).then_some(lines)
+    });
+    assert!(lines.len() < 50, "one line for many: {lines:?}");
     for client in &mut within {
         assert_eq!(client.get("/api/plugins/p/x").status, 200);
     }

@@ -21,6 +21,30 @@ fn started() -> (Daemon, String) {
     (daemon, base)
 }
 
+#[test]
+fn curl_and_files() {
+    if !is_here("curl") {
+        return;
+    }
+    let stage = Stage::new();
+    let web = stage.root().join("web");
+    std::fs::create_dir(&web).unwrap();
+    std::fs::write(web.join("index.html"), "<p>0123456789</p>").unwrap();
+    let daemon = stage.argument("--web-root").argument(&web).start();
+    let url = format!("http://{}/", daemon.address());
+    let curl = |arguments: &[&str]| run("curl", &[&["-sS", "--max-time", "30"], arguments, &[&url]].concat());
+    assert_eq!(curl(&[]), "<p>0123456789</p>");
+    assert_eq!(curl(&["-r", "3-6"]), "0123");
+    assert_eq!(curl(&["-r", "-5"]), "9</p>");
+    let status = ["-o", "/dev/null", "-w", "%{http_code}"];
+    assert_eq!(curl(&[&status[..], &["-r", "100-"]].concat()), "416");
+    let etags = daemon.root().join("etags");
+    let etags = etags.to_str().unwrap();
+    assert_eq!(curl(&[&status[..], &["--etag-save", etags]].concat()), "200");
+    assert_eq!(curl(&[&status[..], &["--etag-compare", etags]].concat()), "304");
+    assert!(curl(&["-I"]).contains("content-length: 17\r\n"));
+}
+
 /// Runs a program that has to succeed; what it wrote to standard output.
 #[track_caller]
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -175,6 +199,13 @@ fn wrk() {
     assert!(!report.contains("Non-2xx") && !report.contains("Socket errors"), "{report}");
 }
 
+/// Text without the colours of a terminal.
+fn plain(text: &str) -> String {
+    let mut parts = text.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |plain, part| plain + part.split_once('m').map_or(part, |(_, rest)| rest))
+}
+
 #[test]
 fn slowhttptest() {
     if !is_here("slowhttptest") {
@@ -193,9 +224,12 @@ fn slowhttptest() {
         [&["-H", "-i", "1"][..], &["-B", "-i", "1"], &["-X", "-w", "10", "-y", "20", "-n", "5", "-z", "16"]]
     {
         let common = ["-c", "200", "-r", "200", "-l", "8", "-p", "3", "-u", &url];
-        let report = run("slowhttptest", &[mode, &common].concat());
-        // It probes with a plain request of its own meanwhile.
+        let report = plain(&run("slowhttptest", &[mode, &common].concat()));
+        // It probes with a plain request of its own meanwhile, and ends early when all of its connections are cut.
+        assert!(report.contains("service available:   YES"), "{mode:?}: {report}");
         assert!(!report.contains("service available:   NO"), "{mode:?}: {report}");
+        // Who hardly reads does not come to see that it was cut within that time.
+        assert!(mode[0] == "-X" || report.contains("No open connections left"), "{mode:?}: {report}");
         let answer = daemon.get("/api/plugins/p/x");
         assert_eq!(answer.status, 200, "{mode:?}: {answer:?}");
     }
