@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jsonschema::Validator;
 use serde_json::{Value, json};
-use toru_tests::{Client, Daemon, Response, Stage};
+use toru_tests::{Client, Daemon, Response, Stage, wait_for};
 
 struct Document {
     text: Value,
@@ -145,6 +145,10 @@ fn every_operation_answers_as_the_document_says() {
     let daemon = stage.faulty("p", &json!({})).faulty("q", &json!({})).start();
     daemon.wait_ready("p");
     daemon.wait_ready("q");
+    // Until the plugins folder is read, a worker says 503 of what it does not know.
+    wait_for("every worker to know all plugins", || {
+        (0..8).all(|_| daemon.get("/api/plugins/nobody/x").status == 404).then_some(())
+    });
     let mut document = Document::read(&daemon);
     document.judge("openapi", &daemon.get("/api/openapi.json"));
     assert_eq!(daemon.control().get("/v1/openapi.json").json(), document.text);
