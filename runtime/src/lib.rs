@@ -23,6 +23,7 @@ mod legacy;
 mod link;
 mod log;
 mod logs;
+mod memory;
 mod metrics;
 mod outlet;
 mod place;

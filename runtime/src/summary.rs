@@ -8,6 +8,7 @@ use toru_supervisor::Level;
 
 use crate::api::supervised;
 use crate::histogram::Counts;
+use crate::memory;
 use crate::status;
 use crate::worker::Worker;
 
@@ -21,6 +22,8 @@ struct Before {
 
 /// Logs for ever, on the control thread, which has the time.
 pub async fn run(worker: Rc<Worker>) {
+    monoio::time::sleep(memory::SETTLED).await;
+    memory::give_back();
     let mut before: HashMap<usize, Before> = HashMap::new();
     loop {
         worker.sleep_as_set(|config| config.log.summary_interval).await;
