@@ -14,8 +14,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -48,7 +48,9 @@ enum Entry {
 /// Logs from any thread; never blocks.
 #[derive(Clone)]
 pub struct Logger {
-    queue: SyncSender<Entry>,
+    queue: Sender<Entry>,
+    /// Lines in the queue.
+    waiting: Arc<AtomicUsize>,
     settings: Arc<Settings>,
     dropped: Arc<AtomicU64>,
 }
@@ -69,7 +71,7 @@ const FINISH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Joins the writer; dropping it without [`Writer::finish`] leaves the thread to the process's end.
 pub struct Writer {
-    queue: SyncSender<Entry>,
+    queue: Sender<Entry>,
     thread: JoinHandle<()>,
 }
 
@@ -77,9 +79,8 @@ impl Writer {
     /// Writes what is queued, and ends; a disk that does not take it within [`FINISH_PATIENCE`] does not get it.
     pub fn finish(self) {
         let until = Instant::now() + FINISH_PATIENCE;
-        let mut told = false;
+        let _ = self.queue.send(Entry::Stop);
         while !self.thread.is_finished() && Instant::now() < until {
-            told = told || self.queue.try_send(Entry::Stop).is_ok();
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -90,7 +91,9 @@ impl Writer {
 /// Files: `plugin-supervisor.log` and `plugins/<id>.log` in `folder`, each line one JSON object.
 /// A folder that cannot be made or written is told once on standard error, and the lines are counted as dropped.
 pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> {
-    let (queue, entries) = sync_channel(QUEUE_LINES_MAX);
+    // Bounded by a count of its own: a bounded channel would take half a megabyte for places that are empty.
+    let (queue, entries) = channel();
+    let waiting = Arc::new(AtomicUsize::new(0));
     let dropped = Arc::new(AtomicU64::new(0));
     let settings = Arc::new(Settings {
         written: AtomicU8::new(config.level as u8),
@@ -106,11 +109,11 @@ pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> 
         complained: false,
         dropped: dropped.clone(),
     };
-    let counter = dropped.clone();
+    let counters = (waiting.clone(), dropped.clone());
     let thread = std::thread::Builder::new()
         .name("toru-log".into())
-        .spawn(move || write_entries(&entries, files, &counter))?;
-    Ok((Logger { queue: queue.clone(), settings, dropped }, Writer { queue, thread }))
+        .spawn(move || write_entries(&entries, files, &counters.0, &counters.1))?;
+    Ok((Logger { queue: queue.clone(), waiting, settings, dropped }, Writer { queue, thread }))
 }
 
 /// Where the core's own log is.
@@ -214,8 +217,7 @@ impl Logger {
     /// Closes and opens every file, after somebody moved them away.
     pub fn reopen(&self) {
         self.settings.reopen.store(true, Ordering::Relaxed);
-        // A full queue wakes the writer anyway.
-        let _ = self.queue.try_send(Entry::Wake);
+        let _ = self.queue.send(Entry::Wake);
     }
 
     /// Goes by these settings from now on.
@@ -227,11 +229,10 @@ impl Logger {
     }
 
     fn hand_over(&self, entry: Entry) {
-        match self.queue.try_send(entry) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+        let is_full = self.waiting.fetch_add(1, Ordering::Relaxed) >= QUEUE_LINES_MAX;
+        if is_full || self.queue.send(entry).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -320,10 +321,13 @@ enum Slot {
     Broken { since: Instant },
 }
 
-fn write_entries(entries: &Receiver<Entry>, mut files: Files, dropped: &AtomicU64) {
+fn write_entries(entries: &Receiver<Entry>, mut files: Files, waiting: &AtomicUsize, dropped: &AtomicU64) {
     let core: Arc<str> = "".into();
     let mut told = 0;
     while let Ok(entry) = entries.recv() {
+        if matches!(entry, Entry::Core { .. } | Entry::Plugin { .. }) {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         if files.settings.reopen.swap(false, Ordering::Relaxed) {
             files.open.clear();
         }
