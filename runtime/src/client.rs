@@ -168,7 +168,14 @@ impl Working {
                         Progress::Pieces { flight, pieces }
                     }
                     (Ok(pieces), _) => Progress::Pieces { flight: None, pieces },
-                    (Err(failure), _) => Progress::Failed(failure),
+                    (Err(failure), ended) => {
+                        if let (Failure::PluginGone(_), Some(Working::Exchange { place, .. })) =
+                            (&failure, ended)
+                        {
+                            place.lost();
+                        }
+                        Progress::Failed(failure)
+                    }
                 })
             }
         }
