@@ -22,6 +22,8 @@ const STOP_GRACE: Duration = Duration::from_millis(5000);
 const TERM_GRACE: Duration = Duration::from_millis(2000);
 /// How long a connection that has to be closed may stay open.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// From a fault to the end of a process that had it because it ended.
+const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Requests at once, less where the plugin takes less.
 const MANY: u32 = 200;
 
@@ -274,9 +276,10 @@ pub fn run(
     for case in own.iter().take(1).chain(&BOTH).chain(&own[1..]).filter(wanted) {
         // Each case has a process of its own, so that one fault is told once.
         let outcome = Subject::start(&program, &found).and_then(|mut subject| {
-            (case.check)(&mut subject).map_err(|fault| match subject.is_alive() {
-                true => fault,
-                false => format!("{fault}; and the process has ended{}", subject.last_words()),
+            // A process that ends closes its connections a moment before anybody can know of it.
+            (case.check)(&mut subject).map_err(|fault| match subject.wait(END_PATIENCE) {
+                None => fault,
+                Some(_) => format!("{fault}; and the process has ended{}", subject.last_words()),
             })
         });
         let fault = outcome.err().map(|fault| (fault, case.remedy));
