@@ -118,7 +118,7 @@ impl Call {
                 },
                 page: query.number("page", 1, 1..=1_000_000)?,
                 page_size: query.number("page_size", 100, 1..=1000)?,
-                level: query.get("level").map(|word| Level::from_word(&word)),
+                level: query.level()?,
                 follow: query.is_set("follow"),
             },
             Endpoint::History(id) => Call::History(id.into_owned()),
@@ -161,11 +161,19 @@ impl<'a> Query<'a> {
         })
     }
 
-    /// A moment in milliseconds since 1970, or as [`unix_ms_of`] takes it.
     fn is_set(&self, name: &str) -> bool {
         matches!(self.get(name).as_deref(), Some("1" | "true"))
     }
 
+    fn level(&self) -> Result<Option<Level>, Failure> {
+        let Some(word) = self.get("level") else { return Ok(None) };
+        Level::known_word(&word).map(Some).ok_or_else(|| Failure::Malformed {
+            status: 400,
+            detail: "`level` must be debug, info, warn or error".into(),
+        })
+    }
+
+    /// A moment in milliseconds since 1970, or as [`unix_ms_of`] takes it.
     fn moment(&self, name: &str) -> Result<Option<u64>, Failure> {
         let Some(text) = self.get(name) else { return Ok(None) };
         text.parse().ok().or_else(|| unix_ms_of(&text)).map(Some).ok_or_else(|| Failure::Malformed {

@@ -38,10 +38,11 @@ use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker}
 const READ_BYTES: usize = 2 * 1024;
 /// What it reads into while a large content comes.
 const READ_BYTES_LARGE: usize = 64 * 1024;
-/// How long, and how many reads, a closing connection still takes what the client had sent: a close with unread bytes
-/// resets the connection, and the client may lose its last answer (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_READS_MAX: u32 = 64;
+/// How long, and how much, a closing connection still takes of what the client sends: a close with unread bytes resets
+/// the connection, and the client may lose its last answer (RFC 9112 section 9.6). Many read it only when all that they
+/// have to send is out, so this is as much as a fast one sends in that time.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A request on its way to whoever answers it.
 struct Request {
@@ -56,9 +57,19 @@ struct Request {
 }
 
 enum Recipient {
-    Plugin { target: Rc<Target>, frame: HttpRequestFrame },
-    Core(api::Call),
-    File { ask: Box<Ask>, otherwise: Otherwise },
+    Plugin {
+        target: Rc<Target>,
+        frame: HttpRequestFrame,
+    },
+    Core {
+        call: api::Call,
+        /// A stream is over with its head.
+        head_only: bool,
+    },
+    File {
+        ask: Box<Ask>,
+        otherwise: Otherwise,
+    },
 }
 
 /// Who answers when there is no file.
@@ -99,6 +110,13 @@ enum Flight {
     /// A stream of the core's own.
     Core(api::Stream),
     File(Transfer),
+}
+
+impl Flight {
+    /// Whether it goes on without pauses of its own, so that writing it tells when the client has gone.
+    fn is_steady(&self) -> bool {
+        matches!(self, Flight::File(_) | Flight::Core(api::Stream::Values(_)))
+    }
 }
 
 /// The next thing to do for an answer.
@@ -225,8 +243,8 @@ pub async fn serve<S: ClientStream>(
     // When a client that has closed its sending side is taken for gone. It may still read (RFC 9112 section 9.6), but most
     // have closed both sides, and only a write could tell.
     let mut gone_at: Option<Instant> = None;
-    // Part of an answer is out and more follows.
-    let mut streaming = false;
+    // More of an answer follows at once.
+    let mut steady = false;
     // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
     // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
@@ -244,8 +262,13 @@ pub async fn serve<S: ClientStream>(
                     }
                     Err((failure, request_id, target)) => {
                         phase.0 = HttpPhase::Closing;
+                        // Its content is dropped, and may take no longer for that.
+                        slot.body.set(head.has_content().then(|| (Instant::now(), 0)));
                         if let Some(target) = target {
                             let refused = failure.status();
+                            if refused >= 500 {
+                                count_answer(&worker, &target, refused);
+                            }
                             let (method, path) = (head.method, plugin_path(&head, peer.trusted));
                             note(&worker, &target, &request_id, method, &path, refused, Duration::ZERO);
                         }
@@ -268,7 +291,7 @@ pub async fn serve<S: ClientStream>(
                                 | Recipient::File { otherwise: Otherwise::Plugin { target, .. }, .. } => {
                                     Some(target.clone())
                                 }
-                                Recipient::Core(_)
+                                Recipient::Core { .. }
                                 | Recipient::File { otherwise: Otherwise::Nobody(_), .. } => None,
                             },
                             request_id: whole.request_id.clone(),
@@ -354,7 +377,7 @@ pub async fn serve<S: ClientStream>(
         });
         let happened = match gone_at {
             // Writing to it tells.
-            _ if streaming => happening.await,
+            _ if steady => happening.await,
             None => happening.await,
             Some(gone_at) => {
                 let left = gone_at.saturating_duration_since(Instant::now());
@@ -374,7 +397,10 @@ pub async fn serve<S: ClientStream>(
                 reading.set(None);
                 match outcome {
                     Ok(0) if slot.expired.get() => {
-                        if matches!(connection.phase(), HttpPhase::Head | HttpPhase::Body) {
+                        // One that was refused at its head has its answer.
+                        let unanswered = connection.phase() == HttpPhase::Head
+                            || connection.phase() == HttpPhase::Body && connection.can_respond();
+                        if unanswered {
                             let _ = writer.write_all(canned(&worker, &Failure::ClientTooSlow)).await;
                         }
                         return;
@@ -395,7 +421,7 @@ pub async fn serve<S: ClientStream>(
                     connection.close_after_response();
                 }
                 let flight = take_progress(&worker, &mut connection, progress, &mut account);
-                streaming = flight.is_some();
+                steady = flight.as_ref().is_some_and(Flight::is_steady);
                 if let Some(flight) = flight {
                     working = Some(Working::begin(&worker, Work::Continue(flight)));
                 }
@@ -468,11 +494,15 @@ where
         },
         (None, None) => return,
     };
-    for _ in 0..LINGER_READS_MAX {
+    let mut dropped = 0;
+    // What comes after the end of time is still read by the kernel's rules, so that end has to be looked at.
+    while dropped < LINGER_BYTES_MAX && !slot.expired.get() {
         let outcome;
         (half, buffer, outcome) = read(half, buffer).await;
-        if !matches!(outcome, Ok(1..)) {
-            return;
+        let Ok(count @ 1..) = outcome else { return };
+        dropped += count;
+        if count == buffer.capacity() && count < READ_BYTES_LARGE {
+            buffer = Vec::with_capacity(READ_BYTES_LARGE);
         }
     }
 }
@@ -556,7 +586,7 @@ fn begin(
                 Ok(call) => Ok(Request {
                     exchange,
                     request_id,
-                    to: Recipient::Core(call),
+                    to: Recipient::Core { call, head_only: head.method == "HEAD" },
                     body: Vec::new(),
                     method: String::new(),
                     path: String::new(),
@@ -670,12 +700,12 @@ fn is_known(method: &str) -> bool {
 /// A connection at rest keeps room for this future, so all but the usual way to a 1.1 plugin is boxed.
 async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     let outcome = match work {
-        Work::Launch(Request { to: Recipient::Core(call), body, .. }) => {
+        Work::Launch(Request { to: Recipient::Core { call, head_only }, body, .. }) => {
             return match Box::pin(call.answer(&worker, &body)).await {
                 Ok(api::Answer::Whole(answer)) => Progress::Local(answer),
                 Ok(api::Answer::Stream(head, stream)) => Progress::Pieces {
-                    flight: Some(Flight::Core(stream)),
-                    pieces: Pieces { head: Some(head), ..Pieces::default() },
+                    flight: (!head_only).then_some(Flight::Core(stream)),
+                    pieces: Pieces { head: Some(head), content: Vec::new(), complete: head_only },
                 },
                 Err(failure) => Progress::Failed(failure),
             };
@@ -911,17 +941,23 @@ impl Account {
     fn settle(self, worker: &Worker) {
         let Some(target) = self.target else { return };
         let took = self.started.elapsed();
-        let stats = &target.shared.stats[worker.number as usize];
-        let count = |counter: &AtomicU64| counter.store(counter.load(Relaxed) + 1, Relaxed);
-        count(&worker.stats().requests);
-        count(&stats.requests);
-        stats.latency.record(took);
-        if self.status >= 500 {
-            count(&stats.errors);
-        }
-        history::note_traffic(&worker.shared);
+        target.shared.stats[worker.number as usize].latency.record(took);
+        count_answer(worker, &target, self.status);
         note(worker, &target, &self.request_id, &self.method, &self.path, self.status, took);
     }
+}
+
+/// Counts a request that was meant for a plugin. One that is refused because the plugin does not run is counted too, but
+/// has no latency: the plugin never had it.
+fn count_answer(worker: &Worker, target: &Target, status: u16) {
+    let stats = &target.shared.stats[worker.number as usize];
+    let count = |counter: &AtomicU64| counter.store(counter.load(Relaxed) + 1, Relaxed);
+    count(&worker.stats().requests);
+    count(&stats.requests);
+    if status >= 500 {
+        count(&stats.errors);
+    }
+    history::note_traffic(&worker.shared);
 }
 
 fn note(

@@ -80,7 +80,12 @@ pub fn text(snapshot: &Snapshot, latencies: &HashMap<String, Latencies>) -> Stri
         ("toru_plugin_uptime_seconds", Kind::Gauge, "Time since the process was spawned.", |p| {
             p.uptime_ms.map(|ms| ms as f64 / 1000.0)
         }),
-        ("toru_plugin_requests_total", Kind::Counter, "Answered requests.", |p| Some(p.requests as f64)),
+        (
+            "toru_plugin_requests_total",
+            Kind::Counter,
+            "Answered requests, also with 503 because it does not run.",
+            |p| Some(p.requests as f64),
+        ),
         ("toru_plugin_errors_total", Kind::Counter, "Answers with status 500 and above.", |p| {
             Some(p.errors as f64)
         }),

@@ -61,9 +61,9 @@ impl Endpoint<'_> {
             | Endpoint::CoreLogs
             | Endpoint::History(_)
             | Endpoint::Events
+            | Endpoint::Stream
             | Endpoint::Metrics => "GET, HEAD",
             Endpoint::Server => "OPTIONS",
-            Endpoint::Stream => "GET",
             Endpoint::Values(_) => "GET, POST",
             Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
         }

@@ -152,12 +152,18 @@ impl Level {
 
     /// A plugin's own word for a level; an unknown one counts as `info`.
     pub fn from_word(word: &str) -> Self {
-        match word.to_ascii_lowercase().as_str() {
+        Self::known_word(word).unwrap_or(Level::Info)
+    }
+
+    /// As [`Self::from_word`]; none for a word that means no level.
+    pub fn known_word(word: &str) -> Option<Self> {
+        Some(match word.to_ascii_lowercase().as_str() {
             "trace" | "debug" => Level::Debug,
+            "info" => Level::Info,
             "warn" | "warning" => Level::Warn,
             "error" | "critical" | "fatal" => Level::Error,
-            _ => Level::Info,
-        }
+            _ => return None,
+        })
     }
 }
 

@@ -260,3 +260,94 @@ fn the_server_as_a_whole_has_options_and_knows_its_methods() {
         assert_eq!(answer.field("allow").is_some(), status == 405, "{method}: {answer:?}");
     }
 }
+
+/// Begins to follow what the core says, and reads its head alone.
+fn follow_over_tcp(daemon: &Daemon, method: &str, target: &str) -> Client<TcpStream> {
+    let mut client = daemon.client();
+    let authorization = format!("Bearer {}", daemon.token());
+    client.send(&request_bytes(method, target, &[("authorization", &authorization)], b"")).unwrap();
+    assert!(client.line().unwrap().contains(" 200 "), "{target}");
+    while !client.line().unwrap().is_empty() {}
+    client
+}
+
+#[test]
+fn a_follower_that_leaves_frees_its_descriptor_also_while_there_is_nothing_to_tell() {
+    let daemon = started(Stage::new().set("http.half_close_timeout_ms", 300));
+    // The log of a plugin that says nothing, events that nobody causes, a snapshot an hour.
+    let quiet = [
+        "/v1/events?follow=1&type=unresponsive",
+        "/v1/plugins/p/logs?follow=1&level=error",
+        "/v1/logs?follow=1&level=error",
+        "/v1/stream?interval_ms=3600000",
+    ];
+    // The first of each opens what stays open.
+    for target in quiet {
+        drop(crate::control::follow(&daemon, target));
+    }
+    drop(follow_over_tcp(&daemon, "GET", "/api/plugins/p/logs?follow=1&level=error"));
+    wait_for("the first to be let go", || (connections(&daemon) <= 1).then_some(()));
+    let before = daemon.descriptors();
+    let mut followers = Vec::new();
+    let mut remote = Vec::new();
+    for _ in 0..8 {
+        followers.extend(quiet.map(|target| crate::control::follow(&daemon, target)));
+        remote.push(follow_over_tcp(&daemon, "GET", "/api/plugins/p/logs?follow=1&level=error"));
+    }
+    assert!(daemon.descriptors() >= before + 40);
+    drop((followers, remote));
+    wait_for("all to be let go", || (connections(&daemon) <= 1).then_some(()));
+    wait_for("their descriptors", || (daemon.descriptors() <= before + 4).then_some(()));
+}
+
+/// Of all workers and the control socket, the asking one included.
+fn connections(daemon: &Daemon) -> u64 {
+    let metrics = daemon.control().get("/metrics");
+    let of_workers = metrics
+        .text()
+        .lines()
+        .filter(|line| line.starts_with("toru_worker_connections{") || line.starts_with("toru_connections"));
+    of_workers.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn the_head_of_a_stream_is_an_answer_by_itself() {
+    let daemon = started(Stage::new());
+    for target in ["/v1/events?follow=1", "/v1/plugins/p/logs?follow=1", "/v1/logs?follow=1", "/v1/stream"] {
+        let mut control = daemon.control();
+        let both =
+            [request_bytes("HEAD", target, &[], b""), request_bytes("GET", "/healthz", &[], b"")].concat();
+        control.send(&both).unwrap();
+        let head = control.response("HEAD").unwrap();
+        assert_eq!(
+            (head.status, head.field("content-type")),
+            (200, Some("application/x-ndjson")),
+            "{target}"
+        );
+        assert_eq!(control.response("GET").unwrap().json(), json!({"status": "ok"}), "{target}");
+    }
+    let mut client = follow_over_tcp(&daemon, "HEAD", "/api/plugins/p/logs?follow=1");
+    assert_eq!(client.get("/healthz").status, 200);
+}
+
+#[test]
+fn the_content_of_a_refused_request_may_not_drip_either_and_it_has_one_answer() {
+    let daemon = started(Stage::new().set("http.body_rate_after_ms", 500));
+    let mut client = daemon.client();
+    client.send(b"POST /api/plugins/nobody/x HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n").unwrap();
+    assert_eq!(client.response("POST").unwrap().status, 404);
+    let (_, text) = drip(client, b"x", Duration::from_millis(40));
+    assert_eq!(text, "", "after an answer that is complete");
+}
+
+#[test]
+fn a_client_that_sends_all_before_it_reads_is_told_that_it_was_too_much() {
+    let daemon = started(Stage::new().set("http.body_bytes_max", 1_000_000));
+    let content = vec![b'x'; 20_000_000];
+    for round in 0..5 {
+        let mut client = daemon.client();
+        client.send(&request_bytes("POST", "/api/plugins/p/mirror", &[], &content)).unwrap();
+        let answer = client.response("POST").unwrap_or_else(|error| panic!("round {round}: {error}"));
+        crate::http::assert_problem(&answer, 413);
+    }
+}

@@ -137,6 +137,11 @@ fn logs_are_served_in_pages_and_by_level() {
     for line in warnings {
         assert!(line["level"] == "warn" || line["level"] == "error", "{line}");
     }
+    for query in ["level=eror", "level=", "follow=1&level=eror"] {
+        let refused = daemon.manage("GET", &format!("/api/plugins/p/logs?{query}"), b"");
+        let problem = assert_problem(&refused, 400).to_string();
+        assert!(problem.contains("debug, info, warn or error"), "{problem}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::json;
-use toru_tests::{Daemon, Stage, has_program, output_with};
+use toru_tests::{Daemon, Stage, has_program, output_with, wait_for};
 
 /// One exposition, checked: samples by family, each with its whole name, labels and value.
 struct Exposition {
@@ -117,6 +117,23 @@ fn scrape(daemon: &Daemon) -> (Exposition, String) {
     assert_eq!(answer.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let text = answer.text().to_owned();
     (Exposition::read(&text), text)
+}
+
+#[test]
+fn what_is_refused_because_the_plugin_does_not_run_is_counted_and_has_no_latency() {
+    let daemon = Stage::new().faulty("p", &json!({"do": "never-ready"})).start();
+    wait_for("p to be known", || (daemon.get("/api/plugins/p/x").status == 503).then_some(()));
+    wait_for("all plugins to be read", || (daemon.get("/api/plugins/nobody/x").status == 404).then_some(()));
+    let (before, _) = scrape(&daemon);
+    for _ in 0..5 {
+        assert_eq!(daemon.get("/api/plugins/p/x").status, 503);
+    }
+    let (after, _) = scrape(&daemon);
+    for name in ["toru_plugin_requests_total", "toru_plugin_errors_total"] {
+        let counted = |of: &Exposition| of.value(name, &[("plugin", "p")]);
+        assert_eq!(counted(&after), counted(&before) + 5.0, "{name}");
+    }
+    assert_eq!(after.value("toru_plugin_request_duration_seconds_count", &[("plugin", "p")]), 0.0);
 }
 
 #[test]
