@@ -234,6 +234,7 @@ pub async fn serve<S: ClientStream>(
     let mut working: Option<Working> = None;
     if entry.crowded {
         if writer.write_all(canned(&worker, &Failure::Crowded)).await.0.is_ok() {
+            slot.lingers_since.set(Some(Instant::now()));
             linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
         }
         return;

@@ -159,6 +159,7 @@ pub fn run(
         connections_budget: descriptors.clients,
         crowd: AtomicUsize::new(0),
         crowd_max: descriptors.crowd,
+        control_max: descriptors.control,
         workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),
         control: mailboxes[config.workers].clone(),
         resting: Default::default(),
@@ -564,19 +565,28 @@ struct Descriptors {
     clients: usize,
     /// Clients that are told that there is no room.
     crowd: usize,
+    /// Clients of the control socket.
+    control: usize,
 }
 
 impl Descriptors {
     fn of_this_process() -> Self {
         const CROWD_MAX: usize = 1024;
+        // Far more than operators, consoles and scrapers of one machine, and few enough that a script which leaks its
+        // connections takes nothing from anybody else.
+        const CONTROL_MAX: usize = 128;
         let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
-            return Self { clients: usize::MAX, crowd: CROWD_MAX };
+            return Self { clients: usize::MAX, crowd: CROWD_MAX, control: CONTROL_MAX };
         };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let open = fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
         // A plugin takes three for its process, one for the supervisor and one for each worker.
         let reserve = (limit / 4).clamp(16, 4096);
-        Self { clients: limit.saturating_sub(open + reserve).max(1), crowd: (reserve / 4).min(CROWD_MAX) }
+        Self {
+            clients: limit.saturating_sub(open + reserve).max(1),
+            crowd: (reserve / 4).min(CROWD_MAX),
+            control: (reserve / 4).min(CONTROL_MAX),
+        }
     }
 }
 

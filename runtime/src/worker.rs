@@ -44,6 +44,8 @@ use crate::summary;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The same while as many clients are told that there is no room as may be told at once.
 const CROWD_PAUSE: Duration = Duration::from_millis(10);
+/// What a client that was told so has for reading it while others wait to be told.
+const CROWD_LINGER: Duration = Duration::from_millis(50);
 /// Between lines about clients for whom there is no room.
 const CROWD_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// The sweep looks at deadlines this many times within the shortest of them.
@@ -70,6 +72,8 @@ pub struct Shared {
     pub crowd: AtomicUsize,
     /// Clients beyond this wait in the kernel meanwhile.
     pub crowd_max: usize,
+    /// Clients of the control socket beyond this are told that there is no room.
+    pub control_max: usize,
     /// By worker; the last is the control thread's.
     pub workers: Box<[WorkerStats]>,
     /// To the control thread.
@@ -194,6 +198,10 @@ pub struct ClientSlot {
     pub watcher: RefCell<Option<Waker>>,
     /// The watcher was woken for that.
     pub gone: Cell<bool>,
+    /// There is no room for it.
+    refused: bool,
+    /// Since when it has had its answer, if it was refused.
+    pub lingers_since: Cell<Option<Instant>>,
 }
 
 pub struct Worker {
@@ -301,6 +309,7 @@ async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
     let mut trouble = AcceptTrouble::default();
     while let Some(handle) = worker.accept_handle() {
         if worker.shared.crowd.load(Relaxed) >= worker.shared.crowd_max {
+            worker.end_lingering();
             monoio::time::sleep(CROWD_PAUSE).await;
             continue;
         }
@@ -319,7 +328,14 @@ async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
 
 async fn accept_control(worker: &Rc<Worker>, listener: UnixListener) {
     let mut trouble = AcceptTrouble::default();
+    // Its refused clients have places of their own: a crowd at the public address must not keep operators waiting.
+    let clients_max = worker.shared.control_max + (worker.shared.control_max / 4).max(1);
     while let Some(handle) = worker.accept_handle() {
+        if worker.clients.borrow().len() >= clients_max {
+            worker.end_lingering();
+            monoio::time::sleep(CROWD_PAUSE).await;
+            continue;
+        }
         match listener.cancelable_accept(handle).await {
             // The socket's mode keeps others out; this holds even where somebody has changed it.
             Ok((stream, _)) => match stream.peer_cred() {
@@ -469,15 +485,18 @@ impl Worker {
     }
 
     fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
-        let crowded = {
-            let others = self.shared.connections.fetch_add(1, Relaxed);
-            let max = self.config().http.connections_max.min(self.shared.connections_budget);
-            !peer.trusted && others >= max
+        let others = self.shared.connections.fetch_add(1, Relaxed);
+        let crowded = if peer.trusted {
+            self.served_clients() >= self.shared.control_max
+        } else {
+            others >= self.config().http.connections_max.min(self.shared.connections_budget)
         };
         if crowded {
             self.shared.connections.fetch_sub(1, Relaxed);
-            self.shared.crowd.fetch_add(1, Relaxed);
-            self.tell_of_crowd();
+            if !peer.trusted {
+                self.shared.crowd.fetch_add(1, Relaxed);
+            }
+            self.tell_of_crowd(peer.trusted);
         }
         self.count_clients(1);
         let slot = Rc::new(ClientSlot {
@@ -489,9 +508,11 @@ impl Worker {
             expired: Cell::new(false),
             watcher: RefCell::new(None),
             gone: Cell::new(false),
+            refused: crowded,
+            lingers_since: Cell::new(None),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
-        let entry = ClientEntry { worker: self.clone(), key, crowded };
+        let entry = ClientEntry { worker: self.clone(), key, crowded, trusted: peer.trusted };
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }
@@ -513,8 +534,27 @@ impl Worker {
         });
     }
 
+    /// How many clients of this worker there is room for.
+    fn served_clients(&self) -> usize {
+        self.clients.borrow().iter().filter(|(_, slot)| !slot.refused).count()
+    }
+
+    /// Closes refused clients that have had a moment to read why: others wait for their places. Without that, four that
+    /// keep their connections open could silence the port of a process with few descriptors.
+    fn end_lingering(&self) {
+        let now = Instant::now();
+        for (_, slot) in self.clients.borrow().iter().filter(|(_, slot)| slot.refused) {
+            let since = slot.lingers_since.get();
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= CROWD_LINGER)
+                && !slot.expired.replace(true)
+            {
+                let _ = shutdown(slot.fd, Shutdown::Read);
+            }
+        }
+    }
+
     /// One line for many clients: a crowd must not become a crowd of lines.
-    fn tell_of_crowd(&self) {
+    fn tell_of_crowd(&self, at_control: bool) {
         let (told, untold) = self.crowded.get();
         let now = Instant::now();
         if told.is_some_and(|told| now.saturating_duration_since(told) < CROWD_TOLD_EVERY) {
@@ -527,12 +567,17 @@ impl Worker {
         } else {
             String::new()
         };
-        self.log(
-            Level::Warn,
-            &format!(
+        let told = if at_control {
+            let open = self.served_clients();
+            format!(
+                "a client of the control socket was refused: {open} are connected{more}; close some of them"
+            )
+        } else {
+            format!(
                 "a client was refused: {open} connections are open{more}; raise http.connections_max or the limit of open files"
-            ),
-        );
+            )
+        };
+        self.log(Level::Warn, &told);
     }
 
     /// Takes in news of a plugin.
@@ -751,6 +796,7 @@ pub struct ClientEntry {
     key: usize,
     /// There is no room for it.
     pub crowded: bool,
+    trusted: bool,
 }
 
 impl Drop for ClientEntry {
@@ -758,7 +804,11 @@ impl Drop for ClientEntry {
         let mut clients = self.worker.clients.borrow_mut();
         clients.remove(self.key);
         let shared = &self.worker.shared;
-        if self.crowded { &shared.crowd } else { &shared.connections }.fetch_sub(1, Relaxed);
+        match (self.crowded, self.trusted) {
+            (false, _) => shared.connections.fetch_sub(1, Relaxed),
+            (true, false) => shared.crowd.fetch_sub(1, Relaxed),
+            (true, true) => 0,
+        };
         self.worker.count_clients(-1);
         if clients.is_empty()
             && let Some(emptied) = self.worker.emptied.take()

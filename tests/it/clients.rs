@@ -240,6 +240,63 @@ fn without_descriptors_for_more_clients_each_is_told_at_once() {
 }
 
 #[test]
+fn refused_clients_that_keep_their_connections_do_not_silence_the_port() {
+    if !toru_tests::has_program("prlimit") {
+        println!("skipped: no prlimit here");
+        return;
+    }
+    let daemon = started(Stage::new().under(["prlimit", "--nofile=64"]));
+    let start = Instant::now();
+    let mut crowd = Vec::new();
+    let mut refused = 0;
+    // Each holds one of four places while it lingers: at two seconds each, all of them would take minutes.
+    while refused < 200 {
+        let mut client = daemon.client();
+        // It may be told before its request is out.
+        let _ = client.send(&request_bytes("GET", "/api/plugins/p/x", &[], b""));
+        if client.response("GET").unwrap().status == 503 {
+            refused += 1;
+        }
+        crowd.push(client);
+        assert!(start.elapsed() < DEADLINE / 2, "only {refused} were told");
+    }
+    assert_eq!(daemon.control().get("/healthz").status, 200, "an operator still comes in");
+    drop(crowd);
+    wait_for("room again", || (daemon.get("/api/plugins/p/x").status == 200).then_some(()));
+}
+
+#[test]
+fn the_control_socket_takes_so_many_clients_and_tells_the_others() {
+    let daemon = started(Stage::new());
+    let mut within: Vec<_> = (0..128).map(|_| daemon.control()).collect();
+    for client in &mut within {
+        assert_eq!(client.get("/healthz").status, 200);
+    }
+    let before = daemon.descriptors();
+    let mut refused: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = daemon.control();
+            // It may be told and closed before its request is out.
+            let _ = client.send(&request_bytes("GET", "/healthz", &[], b""));
+            crate::http::assert_problem(&client.response("GET").unwrap(), 503);
+            client
+        })
+        .collect();
+    assert!(daemon.descriptors() <= before + 50, "those who were refused keep few descriptors");
+    for client in &mut within {
+        assert_eq!(client.get("/healthz").status, 200, "those who were let in are served");
+    }
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    refused.clear();
+    drop(within);
+    wait_for("room again", || {
+        let mut client = daemon.control();
+        let _ = client.send(&request_bytes("GET", "/healthz", &[], b""));
+        client.response("GET").is_ok_and(|answer| answer.status == 200).then_some(())
+    });
+}
+
+#[test]
 fn the_server_as_a_whole_has_options_and_knows_its_methods() {
     let daemon = started(Stage::new());
     let answer = daemon.request("OPTIONS", "*", &[], b"");
