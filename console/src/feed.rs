@@ -14,11 +14,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use toru_plugin_api::status::History;
 
-use crate::model::{CORE, Verb};
+use crate::model::{CORE, EVENTS_BACKLOG, SNAPSHOT_INTERVAL, Verb};
 use crate::update::News;
 
-/// Between snapshots.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// A stream without a snapshot for so long is a lost one.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How often a quiet log is looked at for whether anybody still wants it.
@@ -30,6 +28,9 @@ const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const HEAD_BYTES_MAX: u64 = 64 * 1024;
 /// Lines of the past that a log view begins with.
 const LOG_BACKLOG: u32 = 500;
+
+/// Events of one plugin that are asked for when none of it is known.
+const PLUGIN_EVENTS: usize = 100;
 
 /// Takes news; `false` when nobody listens any more.
 pub type Tell = Arc<dyn Fn(News) -> bool + Send + Sync>;
@@ -74,6 +75,20 @@ impl Feed {
         self.generation.store(0, Relaxed);
     }
 
+    /// A plugin's own events, which the common trail of the beginning may not reach back to.
+    pub fn ask_events(&self, plugin: String) {
+        let (socket, tell) = (self.socket.clone(), self.tell.clone());
+        thread::spawn(move || {
+            let of = format!("&plugin={}", encoded(&plugin));
+            // Without an answer the screen says how far back it knows.
+            for event in events(&socket, &of, PLUGIN_EVENTS).unwrap_or_default() {
+                if !tell(News::Event(event)) {
+                    return;
+                }
+            }
+        });
+    }
+
     pub fn order(&self, verb: Verb, plugin: String) {
         let (socket, tell) = (self.socket.clone(), self.tell.clone());
         thread::spawn(move || {
@@ -88,7 +103,7 @@ impl Feed {
 fn read_snapshots(socket: &Path, tell: &Tell) {
     let mut attempt = 0;
     loop {
-        let reason = match stream(socket, INTERVAL, true, |news| {
+        let reason = match stream(socket, SNAPSHOT_INTERVAL, true, |news| {
             attempt = 0;
             tell(news)
         }) {
@@ -135,11 +150,16 @@ pub fn stream(
 
 /// The newest entries of the audit trail, a JSON object each, oldest first.
 pub fn recent_events(socket: &Path) -> io::Result<Vec<String>> {
+    events(socket, "", EVENTS_BACKLOG)
+}
+
+fn events(socket: &Path, of: &str, limit: usize) -> io::Result<Vec<String>> {
     #[derive(Deserialize)]
     struct Page {
         events: Vec<serde_json::Value>,
     }
-    let mut answer = ask(socket, "GET", "/v1/events?limit=1000", SILENCE_MAX)?.successful()?;
+    let mut answer =
+        ask(socket, "GET", &format!("/v1/events?limit={limit}{of}"), SILENCE_MAX)?.successful()?;
     let mut body = Vec::new();
     answer.body.by_ref().take(LINE_BYTES_MAX).read_to_end(&mut body)?;
     let page: Page = serde_json::from_slice(&body)?;
@@ -149,7 +169,9 @@ pub fn recent_events(socket: &Path) -> io::Result<Vec<String>> {
 fn read_events(socket: &Path, tell: &Tell) {
     let mut attempt = 0;
     loop {
-        let outcome = ask(socket, "GET", "/v1/events?follow=1", POLL).and_then(Answer::successful);
+        // The core gives a hundred unless it is asked for more; a busy plugin's would crowd out the others'.
+        let target = format!("/v1/events?follow=1&limit={EVENTS_BACKLOG}");
+        let outcome = ask(socket, "GET", &target, POLL).and_then(Answer::successful);
         let outcome = outcome.and_then(|mut answer| {
             attempt = 0;
             answer.follow(|line| tell(News::Event(line)), || true)

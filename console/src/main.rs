@@ -275,8 +275,17 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                     feed.follow_logs(generation, plugins);
                 }
                 (Some(Command::StopLogs), Some(feed)) => feed.stop_logs(),
+                (Some(Command::AskEvents { plugin }), Some(feed)) => feed.ask_events(plugin),
                 // A recording has nobody to tell.
-                (Some(Command::Order { .. } | Command::FollowLogs { .. } | Command::StopLogs), None) => {}
+                (
+                    Some(
+                        Command::Order { .. }
+                        | Command::FollowLogs { .. }
+                        | Command::StopLogs
+                        | Command::AskEvents { .. },
+                    ),
+                    None,
+                ) => {}
             }
             input = if dirty && drawn.is_some_and(|at| at.elapsed() >= FRAME) {
                 None

@@ -20,6 +20,12 @@ pub const HISTORY_MAX: usize = 600;
 pub const LOG_LINES_MAX: usize = 10_000;
 /// Characters of a log line that are held: a plugin may print a megabyte without a line end.
 pub const LOG_LINE_CHARS_MAX: usize = 4096;
+/// Between snapshots, as the console asks for them.
+pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+/// A picture that nobody has renewed for so long is no present one: two snapshots and a half.
+pub const STALE_AFTER: Duration = Duration::from_millis(SNAPSHOT_INTERVAL.as_millis() as u64 * 5 / 2);
+/// Entries of the audit trail that the console begins with; the most that the core gives at once.
+pub const EVENTS_BACKLOG: usize = 1000;
 /// Entries of the audit trail that are held; older ones go.
 pub const EVENTS_MAX: usize = 2000;
 /// Deaths further apart than this are accidents, closer together a loop.
@@ -99,6 +105,8 @@ pub struct Plugin {
     pub last_restart_unix_ms: Option<u64>,
     /// Deaths within [`LOOP_WINDOW_MS`].
     pub deaths_unix_ms: VecDeque<u64>,
+    /// Crashes in a row as the core counted them at the last one.
+    pub failures: u64,
     /// When the core means to start it again.
     pub next_start_unix_ms: Option<u64>,
     /// The end of its stderr at its last death.
@@ -112,7 +120,7 @@ impl Plugin {
             "failed" => Condition::Failed,
             "running" if self.status.health == "unresponsive" => Condition::Hung,
             "crashed" | "starting" | "running" if looping => Condition::CrashLoop,
-            "crashed" if self.status.restarts >= 2 => Condition::CrashLoop,
+            "crashed" if self.failures >= 2 => Condition::CrashLoop,
             "crashed" => Condition::Crashed,
             "running" => Condition::Running,
             "starting" => Condition::Starting,
@@ -120,6 +128,12 @@ impl Plugin {
             _ if !self.status.enabled => Condition::Disabled,
             _ => Condition::Stopped,
         }
+    }
+
+    /// Somebody mended it or started it by hand: what was before is no part of a loop.
+    pub fn forget_deaths(&mut self) {
+        self.deaths_unix_ms.clear();
+        self.failures = 0;
     }
 
     pub fn latest(&self) -> Sample {
@@ -467,6 +481,8 @@ pub struct Model {
     pub link: Link,
     pub replay: bool,
     pub readonly: bool,
+    /// When the last snapshot came.
+    pub snapshot_at: Now,
     /// Columns and rows of the terminal.
     pub size: (u16, u16),
 
@@ -480,6 +496,8 @@ pub struct Model {
     pub events: VecDeque<Event>,
     /// Why there are no events, when there are none to be had.
     pub events_complaint: Option<String>,
+    /// The plugin on the screen whose own events were asked for.
+    pub events_asked: Option<String>,
 
     /// Never empty; the last one is shown.
     pub screens: Vec<Screen>,
@@ -513,6 +531,7 @@ impl Model {
             link: Link::Connecting { since: now, reason: None },
             replay,
             readonly: readonly || replay,
+            snapshot_at: now,
             size,
             core: None,
             plugins: BTreeMap::new(),
@@ -520,6 +539,7 @@ impl Model {
             workers: Vec::new(),
             events: VecDeque::new(),
             events_complaint: None,
+            events_asked: None,
             screens: vec![Screen::Plugins],
             prompt: None,
             confirm: None,
@@ -540,6 +560,24 @@ impl Model {
 
     pub fn screen(&self) -> &Screen {
         self.screens.last().unwrap_or(&Screen::Plugins)
+    }
+
+    /// Whether the line is open but nothing has come for longer than it should take.
+    pub fn is_stale(&self) -> bool {
+        let silence = self.now.elapsed.saturating_sub(self.snapshot_at.elapsed);
+        self.link == Link::Live && !self.replay && silence > STALE_AFTER
+    }
+
+    /// Why the screen shows no event of a plugin or of all.
+    pub fn why_no_events(&self) -> String {
+        match &self.events_complaint {
+            Some(complaint) => complaint.clone(),
+            // Older ones may be in the trail, only not here.
+            None if self.events.len() >= EVENTS_BACKLOG => {
+                format!("None among the newest {}.", self.events.len())
+            }
+            None => "No events yet.".into(),
+        }
     }
 
     /// The plugin that keys act on.

@@ -111,6 +111,10 @@ pub enum Command {
         plugins: Vec<String>,
     },
     StopLogs,
+    /// The newest events of one plugin.
+    AskEvents {
+        plugin: String,
+    },
 }
 
 pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
@@ -118,6 +122,8 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
     if model.toast.as_ref().is_some_and(|toast| toast.until <= now.elapsed) {
         model.toast = None;
     }
+    // A second asks for nothing.
+    let may_ask = !matches!(msg, Msg::Tick);
     let command = match msg {
         Msg::Tick => None,
         Msg::Key(key) => on_key(model, key),
@@ -145,7 +151,25 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
     };
     forget_old_deaths(model);
     keep_selection_in_sight(model);
-    command
+    match command {
+        None if may_ask => missing_events(model),
+        command => command,
+    }
+}
+
+/// Asks, once for each time that a plugin is looked at, for its events when the trail so far has none.
+fn missing_events(model: &mut Model) -> Option<Command> {
+    let (Screen::Detail(id) | Screen::Events(Some(id))) = model.screen() else {
+        model.events_asked = None;
+        return None;
+    };
+    let id = id.clone();
+    let known = model.events.iter().any(|event| event.plugin == id);
+    if known || model.replay || model.link != Link::Live || model.events_asked.as_ref() == Some(&id) {
+        return None;
+    }
+    model.events_asked = Some(id.clone());
+    Some(Command::AskEvents { plugin: id })
 }
 
 fn on_news(model: &mut Model, news: News) {
@@ -154,7 +178,8 @@ fn on_news(model: &mut Model, news: News) {
             let reason = clean(&reason);
             model.link = match std::mem::replace(&mut model.link, Link::Live) {
                 Link::Connecting { since, .. } => Link::Connecting { since, reason: Some(reason) },
-                Link::Live => Link::Lost { since: model.now, reason },
+                // What is shown is as old as the last snapshot, whenever the loss was noticed.
+                Link::Live => Link::Lost { since: model.snapshot_at, reason },
                 Link::Lost { since, .. } => Link::Lost { since, reason },
             };
         }
@@ -188,7 +213,15 @@ fn on_news(model: &mut Model, news: News) {
         News::Outcome { verb, plugin, after_ms, error } => {
             model.pending.retain(|(pending, id)| pending.word() != verb || *id != plugin);
             let (good, end) = match error {
-                None => (true, format!("done in {}", text::span(after_ms))),
+                None => {
+                    let mended = [Verb::Start, Verb::Restart, Verb::Enable, Verb::ResetFailed];
+                    if mended.iter().any(|order| order.word() == verb)
+                        && let Some(plugin) = model.plugins.get_mut(&plugin)
+                    {
+                        plugin.forget_deaths();
+                    }
+                    (true, format!("done in {}", text::span(after_ms)))
+                }
                 Some(error) => (false, clean(&error)),
             };
             say(model, good, format!("{verb} {plugin}: {end}"));
@@ -286,6 +319,12 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
                 plugin.deaths_unix_ms.push_back(unix_ms);
             }
         }
+        // Only an order leads out of these, whoever gave it.
+        let was_down = old.state == "failed" || old.state == "stopped";
+        if was_down && status.state != old.state && status.state != "crashed" {
+            plugin.deaths_unix_ms.clear();
+            plugin.failures = 0;
+        }
         if status.state != "crashed" {
             plugin.next_start_unix_ms = None;
         } else if status.next_start.is_some() {
@@ -306,6 +345,7 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
     snapshot.version = clean(&snapshot.version);
     model.core = Some(snapshot);
     model.past.clear();
+    model.snapshot_at = model.now;
     model.link = Link::Live;
 }
 
@@ -356,16 +396,19 @@ fn on_event(model: &mut Model, event: Event) {
     if model.events.iter().rev().any(|known| known.id == event.id && known.unix_ms == event.unix_ms) {
         return;
     }
-    if let Some(plugin) = model.plugins.get_mut(&event.plugin) {
+    // What was asked for later may be older than what is known.
+    let newer = model.events.iter().rev().take_while(|known| known.unix_ms > event.unix_ms).count();
+    let is_latest = !model.events.iter().rev().take(newer).any(|known| known.plugin == event.plugin);
+    if is_latest && let Some(plugin) = model.plugins.get_mut(&event.plugin) {
         learn(plugin, &event, model.now);
     }
-    if model.events_up > 0 {
+    if model.events_up > 0 && newer == 0 {
         model.events_up += 1;
     }
-    if model.events.len() == EVENTS_MAX {
+    model.events.insert(model.events.len() - newer, event);
+    if model.events.len() > EVENTS_MAX {
         model.events.pop_front();
     }
-    model.events.push_back(event);
 }
 
 /// What the audit trail tells of a plugin beyond its status.
@@ -375,6 +418,7 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
             if event.unix_ms + LOOP_WINDOW_MS > now.unix_ms {
                 plugin.deaths_unix_ms.push_back(event.unix_ms);
             }
+            plugin.failures = event.details.get("failures").and_then(|count| count.as_u64()).unwrap_or(0);
             plugin.next_start_unix_ms =
                 event.details.get("next_start_ms").and_then(|ms| ms.as_u64()).map(|ms| event.unix_ms + ms);
             plugin.stderr = match event.details.get("stderr") {
@@ -388,7 +432,12 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
         "restarting" => {
             plugin.last_restart_unix_ms = plugin.last_restart_unix_ms.max(Some(event.unix_ms));
         }
-        "ready" | "enabled" => plugin.next_start_unix_ms = None,
+        "ready" => plugin.next_start_unix_ms = None,
+        // Given up, or ordered: whatever comes next begins a new row.
+        "disabled_after_crashes" | "enabled" | "disabled" => {
+            plugin.next_start_unix_ms = None;
+            plugin.forget_deaths();
+        }
         _ => {}
     }
 }

@@ -31,6 +31,9 @@ const NARROW: u16 = 60;
 
 pub fn draw(model: &Model, look: Look, frame: &mut Frame<'_>) {
     let area = frame.area();
+    if area.is_empty() {
+        return;
+    }
     let buffer = frame.buffer_mut();
     if area.width < SIZE_MIN.0 || area.height < SIZE_MIN.1 {
         buffer.set_stringn(0, 0, "too small", area.width.into(), look.style(Role::Bad));
@@ -150,6 +153,11 @@ fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
             look.style(Role::Warn),
         ),
         Link::Connecting { .. } => Span::styled("○ connecting", look.style(Role::Busy)),
+        Link::Live if model.is_stale() => {
+            let since = text::clock(model.snapshot_at.unix_ms);
+            let words = if area.width < NARROW { "stale" } else { "○ stale since" };
+            Span::styled(format!("{words} {since}"), look.style(Role::Warn))
+        }
         Link::Live if area.width < NARROW => Span::styled("● live", look.style(Role::Good)),
         Link::Live => {
             Span::styled(format!("● live {} UTC", text::clock(model.now.unix_ms)), look.style(Role::Good))

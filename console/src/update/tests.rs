@@ -422,3 +422,77 @@ fn the_command_line_completes() {
     rig.typed(":q").key(Key::Enter);
     assert_eq!(rig.command, Some(Command::Quit));
 }
+
+#[test]
+fn a_plugin_without_known_events_is_asked_about_once() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    rig.seconds += 60;
+    rig.event(900, "bolt", "ready", "null");
+    rig.key(Key::Enter);
+    assert_eq!(rig.command, Some(Command::AskEvents { plugin: "acme".into() }));
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    assert_eq!(rig.command, None, "the answer may be empty");
+    rig.seconds -= 30;
+    rig.event(7, "acme", "ready", "null");
+    let order: Vec<u64> = rig.model.events.iter().map(|event| event.id).collect();
+    assert_eq!(order, [7, 900], "an older one that comes later stands where it belongs");
+    rig.key(Key::Esc).key(Key::Enter);
+    assert_eq!(rig.command, None, "now its events are known");
+    rig.key(Key::Esc).key(Key::Down).key(Key::Enter);
+    assert_eq!(rig.command, None, "this one's were known anyway");
+}
+
+#[test]
+fn a_mended_plugin_is_in_no_loop() {
+    let looping = |rig: &mut Rig| {
+        rig.event(rig.seconds * 10 + 1, "zebra", "crashed", r#"{"failures":1}"#);
+        rig.event(rig.seconds * 10 + 2, "zebra", "crashed", r#"{"failures":2}"#);
+        rig.snapshot(vec![crashed("zebra", 2)]);
+        assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop);
+    };
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![crashed("zebra", 1)]);
+    for verb in ["reset-failed", "start", "restart", "enable"] {
+        looping(&mut rig);
+        rig.news(News::Outcome { verb: verb.into(), plugin: "zebra".into(), after_ms: 4, error: None });
+        rig.snapshot(vec![plugin("zebra")]);
+        assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Running, "{verb}");
+    }
+    // Somebody else mended it.
+    looping(&mut rig);
+    rig.snapshot(vec![PluginStatus { state: "failed".into(), ..crashed("zebra", 3) }]);
+    rig.snapshot(vec![plugin("zebra")]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Running);
+}
+
+#[test]
+fn one_crash_after_a_long_life_is_no_loop() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![PluginStatus { restarts: 7, ..plugin("zebra") }]);
+    rig.event(1, "zebra", "crashed", r#"{"failures":1}"#);
+    rig.snapshot(vec![crashed("zebra", 7)]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Crashed);
+    rig.seconds += LOOP_WINDOW_MS / 1000;
+    rig.event(2, "zebra", "crashed", r#"{"failures":2}"#);
+    rig.snapshot(vec![crashed("zebra", 8)]);
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop, "the core counts a row of them");
+}
+
+#[test]
+fn a_silent_core_is_lost_since_its_last_word() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme")]);
+    let last = rig.model.now;
+    rig.seconds += 2;
+    rig.send(Msg::Tick);
+    assert!(!rig.model.is_stale());
+    rig.seconds += 1;
+    rig.send(Msg::Tick);
+    assert!(rig.model.is_stale());
+    rig.seconds += 7;
+    rig.news(News::Lost { reason: "the core is silent".into() });
+    assert_eq!(rig.model.link, Link::Lost { since: last, reason: "the core is silent".into() });
+    rig.snapshot(vec![plugin("acme")]);
+    assert!(!rig.model.is_stale());
+}

@@ -73,9 +73,9 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     let (above, below) = cut_top(rest, rest.height - stderr_rows);
     put(buffer, above, &Line::styled("Events (e: more)", look.style(Role::Title)));
     if events.is_empty() {
-        let why = model.events_complaint.as_deref().unwrap_or("none yet");
+        let why = model.why_no_events();
         let (_, row) = cut_top(above, 1);
-        put(buffer, row, &Line::styled(why.to_owned(), look.style(Role::Dim)));
+        put(buffer, row, &Line::styled(why, look.style(Role::Dim)));
     }
     for (row, event) in (1..above.height).zip(events) {
         put(buffer, Rect { y: above.y + row, height: 1, ..above }, &event_line(look, event, None));

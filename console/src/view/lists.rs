@@ -108,8 +108,8 @@ fn wrapped<'a>(line: Line<'a>, width: usize, indent: &'static str) -> Vec<Line<'
 pub fn draw_events(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let events = model.events_shown();
     if events.is_empty() {
-        let why = model.events_complaint.as_deref().unwrap_or("No events yet.");
-        put(buffer, area, &Line::styled(why.to_owned(), look.style(Role::Dim)));
+        let why = model.why_no_events();
+        put(buffer, area, &Line::styled(why, look.style(Role::Dim)));
         return;
     }
     let width = events.iter().map(|event| event.plugin.chars().count()).max().unwrap_or(0).min(24);

@@ -68,7 +68,7 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
     match worst.condition() {
         Condition::Hung => words.push_str(": no answer to pings"),
         Condition::CrashLoop if deaths >= 2 => words.push_str(&format!(": {deaths} crashes in 2 min")),
-        Condition::CrashLoop => words.push_str(&format!(": {} restarts", worst.status.restarts)),
+        Condition::CrashLoop => words.push_str(&format!(": {} crashes in a row", worst.failures)),
         Condition::Failed => words.push_str(": given up, restart it when mended"),
         _ => {}
     }

@@ -369,3 +369,32 @@ fn no_order_of_messages_panics() {
         rig.buffer();
     }
 }
+
+#[test]
+fn a_silent_core_does_not_look_live() {
+    for (columns, words) in [(80, "○ stale since 03:12:04"), (40, "stale 03:12:04")] {
+        let mut rig = busy(columns, 10);
+        rig.seconds += 3;
+        rig.send(Msg::Tick);
+        let first = rig.picture().lines().next().unwrap_or_default().to_owned();
+        assert!(first.ends_with(words) && !first.contains("live"), "{first:?}");
+    }
+}
+
+#[test]
+fn no_room_at_all_is_no_panic() {
+    for size in [(0, 0), (0, 5), (5, 0), (1, 1), (19, 6), (20, 5)] {
+        busy(size.0, size.1).picture();
+    }
+}
+
+#[test]
+fn a_trail_that_was_cut_does_not_say_that_there_is_none() {
+    let mut rig = busy(80, 24);
+    rig.key(Key::Enter);
+    assert!(rig.picture().contains("No events yet."));
+    for id in 0..crate::model::EVENTS_BACKLOG as u64 {
+        rig.event(id, "bolt", "ready", "null");
+    }
+    assert!(rig.picture().contains("None among the newest 1000."));
+}
