@@ -3,6 +3,8 @@
 //! HTTP/1.1 over a Unix socket, one connection a question; the few lines of it that a client needs are here.
 //! Nothing in here touches the model or the terminal.
 
+use std::collections::{HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -193,20 +195,74 @@ fn read_events(socket: &Path, tell: &Tell) {
     }
 }
 
+/// Follows a log for as long as it is wanted, also over the end of the core: what it had told is not told again.
 fn read_log(socket: &Path, tell: &Tell, wanted: &AtomicU64, generation: u64, plugin: &str) {
     let of = if plugin == CORE { "/v1".into() } else { format!("/v1/plugins/{}", encoded(plugin)) };
     let target = format!("{of}/logs?follow=1&page_size={LOG_BACKLOG}");
     let is_wanted = || wanted.load(Relaxed) == generation;
-    let outcome = ask(socket, "GET", &target, POLL).and_then(Answer::successful).and_then(|mut answer| {
-        let each = |line| tell(News::Log { generation, plugin: plugin.to_owned(), line });
-        answer.follow(each, is_wanted)
-    });
-    if is_wanted() {
+    let mut told = Told::default();
+    let mut attempt = 0;
+    while is_wanted() {
+        let outcome =
+            ask(socket, "GET", &target, POLL).and_then(Answer::successful).and_then(|mut answer| {
+                if attempt > 0 && !tell(News::LogResumed { generation, plugin: plugin.to_owned() }) {
+                    return Ok(());
+                }
+                told.begin();
+                let each = |line: String| {
+                    attempt = 0;
+                    !told.is_new(&line) || tell(News::Log { generation, plugin: plugin.to_owned(), line })
+                };
+                answer.follow(each, is_wanted)
+            });
+        if !is_wanted() {
+            return;
+        }
         let reason = match outcome {
-            Ok(()) => "the core closed the log; leave and open it again".to_owned(),
-            Err(error) => in_words(socket, &error),
+            Ok(()) => "the core closed the log; trying again".to_owned(),
+            Err(error) => format!("{}; trying again", in_words(socket, &error)),
         };
-        tell(News::LogUnavailable { generation, plugin: plugin.to_owned(), reason });
+        if !tell(News::LogUnavailable { generation, plugin: plugin.to_owned(), reason }) {
+            return;
+        }
+        thread::sleep(backoff(attempt));
+        attempt += 1;
+    }
+}
+
+/// The last lines of a log that were handed on, by their hashes: a new answer begins with a past that may hold them.
+#[derive(Default)]
+struct Told {
+    hashes: VecDeque<u64>,
+    /// Lines of the answer that may still be of the past.
+    past: u32,
+    /// What had been told before this answer.
+    before: HashSet<u64>,
+}
+
+impl Told {
+    /// A new answer begins.
+    fn begin(&mut self) {
+        self.before = self.hashes.iter().copied().collect();
+        self.past = LOG_BACKLOG;
+    }
+
+    /// Whether the line was not told in an earlier answer; from now on it was.
+    fn is_new(&mut self, line: &str) -> bool {
+        let mut hasher = DefaultHasher::new();
+        line.hash(&mut hasher);
+        let hash = hasher.finish();
+        if self.past > 0 {
+            self.past -= 1;
+            if self.before.contains(&hash) {
+                return false;
+            }
+        }
+        if self.hashes.len() == LOG_BACKLOG as usize {
+            self.hashes.pop_front();
+        }
+        self.hashes.push_back(hash);
+        true
     }
 }
 
@@ -316,7 +372,7 @@ impl Answer {
     }
 
     /// Hands on lines until the end, or until `each` or `wanted` says no; silence is no error.
-    fn follow(&mut self, each: impl Fn(String) -> bool, wanted: impl Fn() -> bool) -> io::Result<()> {
+    fn follow(&mut self, mut each: impl FnMut(String) -> bool, wanted: impl Fn() -> bool) -> io::Result<()> {
         let mut line = Vec::new();
         while wanted() {
             match self.read_line(&mut line) {
@@ -505,5 +561,61 @@ mod tests {
     fn an_id_cannot_shape_the_request() {
         assert_eq!(encoded("hello-rust"), "hello-rust");
         assert_eq!(encoded("a b\r\nc/../d"), "a%20b%0D%0Ac%2F..%2Fd");
+    }
+
+    /// Takes one request and gives this answer to it; the connection ends with it.
+    fn serve_once(socket: &Path, lines: &[&str]) -> std::thread::JoinHandle<String> {
+        let _ = std::fs::remove_file(socket);
+        let listener = std::os::unix::net::UnixListener::bind(socket).expect("a socket");
+        let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a client");
+            let mut reader = BufReader::new(&stream);
+            let mut first = String::new();
+            reader.read_line(&mut first).expect("a request");
+            let mut line = String::new();
+            while reader.read_line(&mut line).expect("a head") > 2 {
+                line.clear();
+            }
+            write!(&stream, "HTTP/1.1 200 OK\r\n\r\n{body}").expect("a reader");
+            first
+        })
+    }
+
+    #[test]
+    fn a_log_is_followed_over_the_end_of_the_core() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let (sender, news) = std::sync::mpsc::channel();
+        let tell: Tell = Arc::new(move |news| sender.send(news).is_ok());
+        let feed = Feed { socket: socket.clone(), tell, generation: Arc::default() };
+        let next = || match news.recv_timeout(Duration::from_secs(30)).expect("news") {
+            News::Log { line, .. } => line,
+            News::LogResumed { .. } => "resumed".into(),
+            News::LogUnavailable { .. } => "unavailable".into(),
+            other => panic!("{other:?}"),
+        };
+        let core = serve_once(&socket, &["a", "b"]);
+        feed.follow_logs(1, vec!["acme".into()]);
+        assert_eq!([next(), next(), next()], ["a", "b", "unavailable"]);
+        assert!(core.join().expect("served").starts_with("GET /v1/plugins/acme/logs?follow=1"));
+        let core = serve_once(&socket, &["a", "b", "c"]);
+        let after: Vec<String> =
+            std::iter::repeat_with(next).skip_while(|word| word == "unavailable").take(2).collect();
+        assert_eq!(after, ["resumed", "c"], "and nothing twice");
+        core.join().expect("served");
+        feed.stop_logs();
+    }
+
+    #[test]
+    fn the_trail_begins_with_as_much_as_the_core_gives() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let core = serve_once(&socket, &[]);
+        let tell: Tell = Arc::new(|_| false);
+        let read = socket.clone();
+        thread::spawn(move || read_events(&read, &tell));
+        let request = core.join().expect("served");
+        assert!(request.starts_with("GET /v1/events?follow=1&limit=1000 "), "{request}");
     }
 }

@@ -236,6 +236,8 @@ pub struct LogLine {
     pub level: Level,
     /// The message and the fields after it, one line.
     pub text: String,
+    /// Lines that this one stands for, because they were too many to hold; 0 for a line of a log.
+    pub gone: u64,
 }
 
 impl LogLine {
@@ -247,6 +249,7 @@ impl LogLine {
                 unix_ms: 0,
                 level: Level::Info,
                 text: clean(shortened(line)),
+                gone: 0,
             };
         };
         let mut take = |key: &str| match object.remove(key) {
@@ -273,7 +276,25 @@ impl LogLine {
         let message = shortened(&message);
         let rest = fields(&object);
         let (rest, gap) = (shortened(&rest), if rest.is_empty() { "" } else { "  " });
-        Self { plugin: clean(plugin), unix_ms, level, text: format!("{}{gap}{rest}", clean(message)) }
+        Self {
+            plugin: clean(plugin),
+            unix_ms,
+            level,
+            text: format!("{}{gap}{rest}", clean(message)),
+            gone: 0,
+        }
+    }
+}
+
+impl LogLine {
+    fn gone(count: u64, unix_ms: u64) -> Self {
+        let text = format!("{count} lines that came while this was paused are not held");
+        Self { gone: count, ..Self::mark("", unix_ms, &text) }
+    }
+
+    /// A remark of the console between the lines; no level hides it.
+    pub fn mark(plugin: &str, unix_ms: u64, text: &str) -> Self {
+        Self { plugin: clean(plugin), unix_ms, level: Level::Error, text: text.to_owned(), gone: 0 }
     }
 }
 
@@ -454,6 +475,32 @@ impl Logs {
         self.lines.insert(at, line);
     }
 
+    /// Keeps to [`LOG_LINES_MAX`]. Of a paused view the last `window` lines stay, which somebody reads: what goes
+    /// then is what comes right below, and a line says how much that was.
+    pub fn trim(&mut self, window: usize) {
+        while self.lines.len() > LOG_LINES_MAX {
+            let below = match self.bottom {
+                Some(bottom) => (bottom + 1).saturating_sub(self.forgotten) as usize,
+                None => usize::MAX,
+            };
+            let read = self.lines.iter().take(below).filter(|line| line.level >= self.level);
+            if below.saturating_add(1) >= self.lines.len() || read.take(window + 1).count() > window {
+                self.lines.pop_front();
+                self.forgotten += 1;
+                continue;
+            }
+            let Some(next) = self.lines.remove(below) else { return };
+            if next.gone > 0 {
+                // It stood there already: one more goes.
+                self.lines.remove(below);
+                self.lines.insert(below, LogLine::gone(next.gone + 1, next.unix_ms));
+            } else {
+                self.lines.remove(below);
+                self.lines.insert(below, LogLine::gone(2, next.unix_ms));
+            }
+        }
+    }
+
     pub fn matches(&self, line: &LogLine) -> bool {
         !self.search.is_empty() && line.text.to_lowercase().contains(&self.search.to_lowercase())
     }
@@ -520,6 +567,8 @@ pub struct Model {
     pub scroll: usize,
     pub spark: Spark,
     pub logs: Logs,
+    /// Workers scrolled off the top.
+    pub workers_down: usize,
     /// Entries scrolled up from the newest event.
     pub events_up: usize,
 }
@@ -554,6 +603,7 @@ impl Model {
             scroll: 0,
             spark: Spark::default(),
             logs: Logs { level: Level::Info, ..Logs::default() },
+            workers_down: 0,
             events_up: 0,
         }
     }

@@ -139,6 +139,17 @@ pub fn parse_time(text: &str) -> Option<u64> {
     Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + ms)
 }
 
+/// An id in so many characters: cut in the middle, because ids of a family differ at their ends.
+pub fn shortened_id(id: &str, width: usize) -> String {
+    let count = id.chars().count();
+    if count <= width || width == 0 {
+        return id.to_owned();
+    }
+    let end = (width - 1).div_ceil(2);
+    let begin: String = id.chars().take(width - 1 - end).collect();
+    begin + "…" + &id.chars().skip(count - end).collect::<String>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +228,16 @@ mod tests {
             "2024-01-01T00:00:00.xZ",
         ] {
             assert_eq!(parse_time(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_of_a_family_stay_apart() {
+        assert_eq!(shortened_id("tenant-database-eu-1", 20), "tenant-database-eu-1");
+        assert_eq!(shortened_id("tenant-database-eu-1", 10), "tena…-eu-1");
+        assert_eq!(shortened_id("tenant-database-eu-2", 10), "tena…-eu-2");
+        for width in 1..12 {
+            assert_eq!(shortened_id("tenant-database-eu-1", width).chars().count(), width);
         }
     }
 }

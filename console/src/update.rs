@@ -13,8 +13,8 @@ use tui_input::{Input, InputRequest};
 
 use crate::columns::Column;
 use crate::model::{
-    CORE, Confirm, EVENTS_MAX, Event, HISTORY_MAX, LOG_LINES_MAX, LOOP_WINDOW_MS, Level, Link, LogLine,
-    Model, Now, Plugin, Prompt, Screen, Spark, TOAST, Toast, Verb,
+    CORE, Confirm, EVENTS_MAX, Event, HISTORY_MAX, LOOP_WINDOW_MS, Level, Link, LogLine, Model, Now, Plugin,
+    Prompt, Screen, Spark, TOAST, Toast, Verb,
 };
 use crate::text::{self, clean, parse_time};
 
@@ -79,6 +79,11 @@ pub enum News {
         generation: u64,
         plugin: String,
         line: String,
+    },
+    /// A log that had broken off is followed again.
+    LogResumed {
+        generation: u64,
+        plugin: String,
     },
     LogUnavailable {
         generation: u64,
@@ -173,6 +178,7 @@ fn missing_events(model: &mut Model) -> Option<Command> {
 }
 
 fn on_news(model: &mut Model, news: News) {
+    let window = log_window(model);
     match news {
         News::Lost { reason } => {
             let reason = clean(&reason);
@@ -199,9 +205,16 @@ fn on_news(model: &mut Model, news: News) {
             if generation == logs.generation {
                 logs.complaints.remove(&plugin);
                 logs.add(LogLine::parse(&plugin, &line));
-                if logs.lines.len() > LOG_LINES_MAX {
-                    logs.lines.pop_front();
-                    logs.forgotten += 1;
+                logs.trim(window);
+            }
+        }
+        News::LogResumed { generation, plugin } => {
+            let logs = &mut model.logs;
+            if generation == logs.generation {
+                logs.complaints.remove(&plugin);
+                if logs.lines.iter().any(|line| line.plugin == plugin) {
+                    logs.add(LogLine::mark(&plugin, model.now.unix_ms, "the core was away"));
+                    logs.trim(window);
                 }
             }
         }
@@ -623,6 +636,7 @@ fn open(model: &mut Model, screen: Screen) {
         model.screens.retain(|open| *open != screen);
         model.screens.push(screen);
         model.events_up = 0;
+        model.workers_down = 0;
     }
 }
 
@@ -694,6 +708,11 @@ fn follow(model: &mut Model, plugins: Vec<String>) -> Option<Command> {
     Some(Command::FollowLogs { generation, plugins })
 }
 
+/// Rows of the screen that log lines have: two are the header's, one is the footer's.
+fn log_window(model: &Model) -> usize {
+    usize::from(model.size.1.saturating_sub(3))
+}
+
 /// Moves the cursor or the window by so many rows; far more than there are is the end.
 fn scroll(model: &mut Model, by: isize) {
     match model.screen().clone() {
@@ -710,7 +729,7 @@ fn scroll(model: &mut Model, by: isize) {
                 Some(bottom) => numbers.partition_point(|number| *number <= bottom).saturating_sub(1),
                 None => last,
             };
-            let full = usize::from(model.size.1.saturating_sub(3)).saturating_sub(1).min(last);
+            let full = log_window(model).saturating_sub(1).min(last);
             let to = at.saturating_add_signed(by).clamp(full, last);
             // The end, reached by going down, follows again; the key for the end does so by name.
             model.logs.bottom = if to == last && by > 0 { None } else { Some(numbers[to]) };
@@ -719,7 +738,11 @@ fn scroll(model: &mut Model, by: isize) {
             let most = model.events_shown().len().saturating_sub(1);
             model.events_up = model.events_up.saturating_add_signed(by.saturating_neg()).min(most);
         }
-        Screen::Detail(_) | Screen::Workers => {}
+        Screen::Workers => {
+            let most = model.workers.len().saturating_sub(1);
+            model.workers_down = model.workers_down.saturating_add_signed(by).min(most);
+        }
+        Screen::Detail(_) => {}
     }
 }
 

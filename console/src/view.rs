@@ -222,6 +222,10 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
             let Logs { sources, bottom, level, wrap, search, .. } = &model.logs;
             parts.push(title(format!("Logs of {}", sources.join(", "))));
             parts.push(match bottom {
+                // Nothing comes at the moment, from some of them at least.
+                None if !model.logs.complaints.is_empty() || model.link != Link::Live || model.is_stale() => {
+                    Span::styled("waiting", look.style(Role::Warn))
+                }
                 None => Span::styled("following", look.style(Role::Good)),
                 Some(bottom) => {
                     let newer = model.logs.forgotten + model.logs.lines.len() as u64;
@@ -356,7 +360,7 @@ fn hints<'a>(model: &Model, look: Look, width: usize) -> Line<'a> {
             ("c", "core"),
         ]),
         Screen::Events(_) => keys.extend([("esc", "back"), ("j k", "scroll"), ("/", "filter")]),
-        Screen::Workers => keys.extend([("esc", "back"), ("l", "the core's log")]),
+        Screen::Workers => keys.extend([("esc", "back"), ("j k", "scroll"), ("l", "the core's log")]),
     }
     keys.push((":", "command"));
     let mut spans = Vec::new();

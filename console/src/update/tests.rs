@@ -1,7 +1,7 @@
 //! Messages in, and what is known and asked for afterwards.
 
 use super::*;
-use crate::model::Condition;
+use crate::model::{Condition, LOG_LINES_MAX};
 use crate::testing::{Rig, crashed, plugin};
 
 fn requests(id: &str, requests: u64, errors: u64) -> PluginStatus {
@@ -495,4 +495,49 @@ fn a_silent_core_is_lost_since_its_last_word() {
     assert_eq!(rig.model.link, Link::Lost { since: last, reason: "the core is silent".into() });
     rig.snapshot(vec![plugin("acme")]);
     assert!(!rig.model.is_stale());
+}
+
+#[test]
+fn a_paused_log_keeps_what_is_read() {
+    let mut rig = Rig::new(80, 9);
+    rig.snapshot(vec![plugin("acme")]);
+    rig.typed("l");
+    for number in 0..20 {
+        rig.log("acme", "info", &format!("line {number}"));
+    }
+    rig.typed("p");
+    let before = rig.picture();
+    for number in 0..LOG_LINES_MAX + 100 {
+        rig.log("acme", "info", &format!("later {number}"));
+    }
+    let window = |picture: &str| picture.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(window(&rig.picture()), window(&before));
+    assert!(before.contains("line 19"), "{before}");
+    assert_eq!(rig.model.logs.lines.len(), LOG_LINES_MAX);
+    rig.typed("j");
+    let gone = rig.model.logs.shown().last().map(|(_, line)| line.text.clone()).unwrap_or_default();
+    // Of 10 120 lines 14 went off the top while the screen was full of others, and the mark takes a place itself.
+    assert_eq!(gone, "107 lines that came while this was paused are not held");
+    rig.typed("G");
+    let last = rig.model.logs.shown().last().map(|(_, line)| line.text.clone());
+    assert_eq!(last, Some(format!("later {}", LOG_LINES_MAX + 99)), "the newest are there");
+}
+
+#[test]
+fn a_log_that_broke_off_says_so_and_goes_on() {
+    let mut rig = Rig::new(80, 9);
+    rig.snapshot(vec![plugin("acme")]);
+    rig.typed("l").log("acme", "info", "before");
+    assert!(rig.picture().contains("following"));
+    let generation = rig.model.logs.generation;
+    let (plugin, reason) = ("acme".to_owned(), "the core closed the log".to_owned());
+    rig.news(News::LogUnavailable { generation, plugin: plugin.clone(), reason });
+    let picture = rig.picture();
+    assert!(!picture.contains("following") && picture.contains("acme: the core closed the log"), "{picture}");
+    rig.news(News::LogResumed { generation, plugin }).log("acme", "info", "after");
+    let texts: Vec<&str> = rig.model.logs.lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(texts, ["before", "the core was away", "after"]);
+    assert!(rig.picture().contains("following"));
+    rig.news(News::LogResumed { generation: generation - 1, plugin: "acme".into() });
+    assert_eq!(rig.model.logs.lines.len(), 3, "news of a view that was left");
 }

@@ -10,7 +10,7 @@ use super::plugins::countdown;
 use super::theme::{Look, Role};
 use super::{badge, counted, cut_top, flowed, put};
 use crate::columns::moment;
-use toru_plugin_api::status::Sample;
+use toru_plugin_api::status::{PluginOnWorker, Sample};
 
 use crate::model::{Model, Plugin};
 use crate::text;
@@ -20,6 +20,8 @@ const SIDE_BY_SIDE_MIN: u16 = 75;
 /// From this size on everything that is known of a plugin has room.
 const FACTS_WIDE: u16 = 60;
 const FACTS_HIGH: u16 = 20;
+/// Of many workers the rest is in their own view; charts and events need the room.
+const WORKER_ROWS_MAX: usize = 2;
 /// Rows of a chart where they stand over each other: title, three of plot, axis.
 const NARROW_CHART: u16 = 5;
 
@@ -147,7 +149,8 @@ fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin, area: Rect) -> Ve
         ));
     }
 
-    let mut groups = vec![name, state, load, limits(look, plugin), workers(look, plugin)];
+    let workers = workers(look, plugin, area.width.into());
+    let mut groups = vec![name, state, load, limits(look, plugin), workers];
     if area.width < FACTS_WIDE || area.height < FACTS_HIGH {
         // The header names the plugin; what it may and who carries it waits for a larger screen.
         groups = groups.drain(1..3).collect();
@@ -182,30 +185,44 @@ fn limits<'a>(look: Look, plugin: &Plugin) -> Vec<Span<'a>> {
     parts
 }
 
-/// Connections and load by worker, those that do nothing left out.
-fn workers<'a>(look: Look, plugin: &Plugin) -> Vec<Span<'a>> {
+/// Connections and load by worker, the busiest first, those that do nothing left out; on [`WORKER_ROWS_MAX`] rows at most.
+fn workers<'a>(look: Look, plugin: &Plugin, width: usize) -> Vec<Span<'a>> {
     if plugin.status.by_worker.is_empty() {
         return vec![];
     }
     let mut parts = vec![Span::styled("workers", look.style(Role::Dim))];
-    for (number, share) in plugin.status.by_worker.iter().enumerate() {
-        if share.connections == 0 && share.in_flight == 0 && share.queued == 0 {
-            continue;
-        }
-        let rate = plugin.worker_rates.get(number).copied().unwrap_or(0.0);
+    let rate = |number: usize| plugin.worker_rates.get(number).copied().unwrap_or(0.0);
+    let mut shares: Vec<_> = plugin.status.by_worker.iter().enumerate().collect();
+    shares.retain(|(_, share)| share.connections > 0 || share.in_flight > 0 || share.queued > 0);
+    // Stable: equal ones keep to their numbers.
+    shares.sort_by(|(a, left), (b, right)| {
+        let load = |share: &PluginOnWorker| share.in_flight + share.queued;
+        rate(*b).total_cmp(&rate(*a)).then(load(right).cmp(&load(left)))
+    });
+    for (number, share) in shares {
         let queued =
             if share.queued > 0 { format!(" {} queued", text::count(share.queued)) } else { String::new() };
         parts.push(Span::raw(format!(
             "{number}: {}, {}/s, {} in flight{queued}",
             counted(share.connections as usize, "connection"),
-            text::rate(rate),
+            text::rate(rate(number)),
             text::count(share.in_flight),
         )));
     }
     if parts.len() == 1 {
         parts.push(Span::raw("none is connected"));
     }
-    parts
+    let (all, mut kept) = (parts.len(), parts.len());
+    loop {
+        let mut shown = parts[..kept].to_vec();
+        if kept < all {
+            shown.push(Span::styled(format!("+{} more (w)", all - kept), look.style(Role::Dim)));
+        }
+        if kept <= 2 || flowed(look, shown.clone(), width).len() <= WORKER_ROWS_MAX {
+            return shown;
+        }
+        kept -= 1;
+    }
 }
 
 fn micros(us: Option<u64>) -> f64 {

@@ -130,7 +130,10 @@ pub fn event_line<'a>(look: Look, event: &'a Event, id_width: Option<usize>) -> 
     };
     let mut spans = vec![Span::styled(format!("{} ", text::clock(event.unix_ms)), look.style(Role::Dim))];
     if let Some(width) = id_width {
-        spans.push(Span::styled(format!("{:<width$} ", event.plugin), look.style(Role::Key)));
+        spans.push(Span::styled(
+            format!("{:<width$} ", text::shortened_id(&event.plugin, width)),
+            look.style(Role::Key),
+        ));
     }
     spans.push(Span::styled(format!("{:<12} ", event.kind), look.style(role)));
     spans.push(Span::raw(event.text()));
@@ -169,12 +172,15 @@ pub fn draw_workers(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) 
     titles.push_str("TREND REQ/S");
     let (title_row, mut rest) = cut_top(area, 1);
     put(buffer, title_row, &Line::styled(titles, look.style(Role::Dim)));
-    for worker in &model.workers {
-        let (row, below) = cut_top(rest, 1);
-        if row.height == 0 {
-            return;
-        }
-        rest = below;
+    // Of more workers than there is room for some rows show, and what stands below them stays.
+    let below = about_the_core(model, look, rest.width);
+    let room = usize::from(rest.height).saturating_sub(below.len()).max(2);
+    let from = if model.workers.len() > room { model.workers_down } else { 0 };
+    let left = model.workers.len().saturating_sub(from);
+    let shown = if from + room < model.workers.len() { room - 1 } else { left };
+    for worker in model.workers.iter().skip(from).take(shown) {
+        let (row, others) = cut_top(rest, 1);
+        rest = others;
         let mut spans = vec![Span::raw("  ")];
         for (title, width, _, value) in &columns {
             let status = &worker.status;
@@ -197,7 +203,21 @@ pub fn draw_workers(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) 
         spans.push(Span::styled(spark(&trend), look.style(Role::Series(0))));
         put(buffer, row, &Line::from(spans));
     }
-    let Some(core) = &model.core else { return };
+    if left > shown {
+        let (row, others) = cut_top(rest, 1);
+        put(buffer, row, &Line::styled(format!("  +{} more (j k)", left - shown), look.style(Role::Dim)));
+        rest = others;
+    }
+    for line in below {
+        let (row, others) = cut_top(rest, 1);
+        put(buffer, Rect { x: row.x + 2, width: row.width.saturating_sub(2), ..row }, &line);
+        rest = others;
+    }
+}
+
+/// What the workers share: the store and the log, an empty row in front of each.
+fn about_the_core<'a>(model: &Model, look: Look, width: u16) -> Vec<Line<'a>> {
+    let Some(core) = &model.core else { return vec![] };
     let mut groups = Vec::new();
     // A core of before does not tell of its store.
     if core.window_ms.is_some() {
@@ -211,15 +231,9 @@ pub fn draw_workers(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) 
             look.style(if dropped > 0 { Role::Warn } else { Role::Plain }),
         ),
     ]);
-    for group in groups {
-        let lines = flowed(look, group, usize::from(rest.width).saturating_sub(2));
-        (_, rest) = cut_top(rest, 1);
-        for line in lines {
-            let (row, below) = cut_top(rest, 1);
-            put(buffer, Rect { x: row.x + 2, width: row.width.saturating_sub(2), ..row }, &line);
-            rest = below;
-        }
-    }
+    let width = usize::from(width).saturating_sub(2);
+    let rows = groups.into_iter().flat_map(|group| [vec![Line::default()], flowed(look, group, width)]);
+    rows.flatten().collect()
 }
 
 /// The database: what waits for it, and how long its disk takes.

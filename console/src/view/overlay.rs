@@ -137,6 +137,7 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, fro
         Screen::Workers => (
             "Workers",
             vec![
+                row("j k g G", "down, up, first, last"),
                 row("l", "the core's own log"),
                 row("CLIENTS", "connections now"),
                 row("INFL QUEUE", "requests that plugins have; that wait for a place with one"),

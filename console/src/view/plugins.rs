@@ -145,6 +145,7 @@ fn draw_row(
             Column::Trend => {
                 Line::styled(spark(&trend(plugin, model.spark, width.into())), look.style(Role::Series(0)))
             }
+            Column::Id => Line::styled(text::shortened_id(id, width.into()), base),
             _ => {
                 let hot = column == Column::Errors && plugin.latest().errors_per_s > 0.0;
                 let style = if hot { look.style(Role::Bad) } else { base };

@@ -398,3 +398,37 @@ fn a_trail_that_was_cut_does_not_say_that_there_is_none() {
     }
     assert!(rig.picture().contains("None among the newest 1000."));
 }
+
+#[test]
+fn many_workers_leave_room_for_the_rest() {
+    use toru_plugin_api::status::{PluginOnWorker, WorkerStatus};
+    let mut rig = Rig::new(80, 24);
+    let mut acme = plugin("acme");
+    acme.by_worker = vec![PluginOnWorker { connections: 1, ..PluginOnWorker::default() }; 64];
+    rig.snapshot(vec![acme.clone()]);
+    acme.by_worker[40].requests = 500;
+    rig.snapshot(vec![acme]).key(Key::Enter);
+    let picture = rig.picture();
+    assert!(picture.contains("workers · 40: 1 connection, 500/s"), "the busiest first: {picture}");
+    assert!(picture.contains("more (w)") && picture.contains("Events (e: more)"), "{picture}");
+    assert!(picture.contains("memory"), "{picture}");
+
+    rig.key(Key::Esc).typed("w");
+    let worker = crate::model::Worker::default();
+    rig.model.workers = (0..64)
+        .map(|number| crate::model::Worker {
+            status: WorkerStatus { number, driver: "epoll".into(), ..WorkerStatus::default() },
+            ..worker.clone()
+        })
+        .collect();
+    let picture = rig.picture();
+    assert!(picture.contains("SQLite") && picture.contains("lines dropped"), "{picture}");
+    assert!(picture.contains("more (j k)"), "{picture}");
+    rig.typed("G");
+    let picture = rig.picture();
+    assert!(picture.contains("\n      63  epoll") && !picture.contains("more (j k)"), "{picture}");
+    assert!(picture.contains("SQLite"), "{picture}");
+    rig.typed("gj");
+    let picture = rig.picture();
+    assert!(picture.contains("\n       1  epoll") && !picture.contains("\n       0  epoll"), "{picture}");
+}
