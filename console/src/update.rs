@@ -212,8 +212,10 @@ fn on_news(model: &mut Model, news: News) {
             let logs = &mut model.logs;
             if generation == logs.generation {
                 logs.complaints.remove(&plugin);
-                if logs.lines.iter().any(|line| line.plugin == plugin) {
-                    logs.add(LogLine::mark(&plugin, model.now.unix_ms, "the core was away"));
+                // With the time of what came last: a merged log would put it behind what the core said since.
+                if let Some(last) = logs.lines.iter().rev().find(|line| line.plugin == plugin) {
+                    let mark = LogLine::mark(&plugin, last.unix_ms, "the core was away");
+                    logs.add(mark);
                     logs.trim(window);
                 }
             }

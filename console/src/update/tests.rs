@@ -541,3 +541,23 @@ fn a_log_that_broke_off_says_so_and_goes_on() {
     rig.news(News::LogResumed { generation: generation - 1, plugin: "acme".into() });
     assert_eq!(rig.model.logs.lines.len(), 3, "news of a view that was left");
 }
+
+#[test]
+fn in_a_merged_log_the_mark_stands_where_the_log_broke_off() {
+    let mut rig = Rig::new(80, 9);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    rig.typed(":logs acme bolt").key(Key::Enter);
+    let generation = rig.model.logs.generation;
+    let line = |rig: &mut Rig, second: u32, text: &str| {
+        let line = format!(
+            r#"{{"timestamp":"2026-01-01T03:12:{second:02}.000Z","level":"info","message":"{text}"}}"#
+        );
+        rig.news(News::Log { generation, plugin: "acme".into(), line });
+    };
+    line(&mut rig, 1, "before");
+    rig.seconds += 30;
+    rig.news(News::LogResumed { generation, plugin: "acme".into() });
+    line(&mut rig, 20, "after");
+    let texts: Vec<&str> = rig.model.logs.lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(texts, ["before", "the core was away", "after"]);
+}
