@@ -272,13 +272,20 @@ struct Core<'a> {
 impl Core<'_> {
     /// Sleeps until a signal asks for an end, then stops clients, and plugins after them.
     fn wait_and_stop(&self, news: &Receiver<News>, mut config: Config, overrides: Option<&Overrides>) {
+        let next_beat = || self.service.interval().map(|interval| Instant::now() + interval);
+        let mut beat_at = next_beat();
         loop {
-            let event = match self.service.interval() {
-                Some(interval) => news.recv_timeout(interval),
+            // However many signals come, the service manager does not wait longer for them.
+            if beat_at.is_some_and(|at| at <= Instant::now()) {
+                self.service.beat(self.supervisor);
+                beat_at = next_beat();
+            }
+            let event = match beat_at {
+                Some(at) => news.recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match event {
-                Err(RecvTimeoutError::Timeout) => self.service.beat(self.supervisor),
+                Err(RecvTimeoutError::Timeout) => {}
                 Ok(News::Signal(Signal::SIGHUP)) => self.reload(&mut config, overrides),
                 Ok(News::Signal(signal)) => {
                     self.log(Level::Info, "Stopping", json!({ "signal": signal.as_str() }));

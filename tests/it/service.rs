@@ -55,6 +55,30 @@ fn the_service_manager_hears_ready_status_watchdog_reload_and_stop() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+#[test]
+fn reloads_without_end_keep_no_beat_back() {
+    let stage = Stage::new();
+    let socket = manager(&stage);
+    let path = stage.root().join("notify");
+    let daemon = stage.environment("NOTIFY_SOCKET", path).environment("WATCHDOG_USEC", "600000").start();
+    hear(&socket, "READY=1");
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 4096]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    let (began, mut beats) = (Instant::now(), 0);
+    while beats < 3 {
+        assert!(began.elapsed() < DEADLINE, "{beats} beats");
+        daemon.signal(Signal::HUP);
+        let mut text = String::new();
+        while !text.contains("READY=1") {
+            let mut bytes = [0; 4096];
+            let count = socket.recv(&mut bytes).expect("the end of the reload");
+            text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            beats += u32::from(text.contains("WATCHDOG=1"));
+        }
+    }
+}
+
 /// What `toru COMMAND` shows on a terminal.
 fn on_a_terminal(daemon: &Daemon, command: &str, environment: &[(&str, &str)]) -> String {
     let mut line = Command::new("script");
