@@ -60,6 +60,8 @@ pub struct Link {
     outbox: RefCell<Vec<u8>>,
     writer: Cell<Option<Waker>>,
     closed: Cell<bool>,
+    /// Ended by this side, which has said why: what comes after is no news.
+    given_up: Cell<bool>,
     /// Was once; requests on a link that never was have not been sent.
     pub connected: Cell<bool>,
     /// While connected. For shutdown(2) alone: it ends pending reads and writes under either driver.
@@ -127,6 +129,7 @@ impl Link {
             outbox: RefCell::default(),
             writer: Cell::new(None),
             closed: Cell::new(false),
+            given_up: Cell::new(false),
             connected: Cell::new(false),
             fd: Cell::new(None),
             write_since: Cell::new(None),
@@ -180,6 +183,7 @@ impl Link {
         let waiting = self.outbox.borrow().len();
         if waiting > 2 * OUTBOX_BYTES_MAX {
             worker.report_broken(self.index, self.generation, "does not read its kv answers".into(), true);
+            self.given_up.set(true);
             return self.close();
         }
         let busy = KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() };
@@ -203,6 +207,7 @@ impl Link {
     /// Ends the connection, and at once every request that waits for it.
     pub fn fail(self: &Rc<Self>, worker: &Worker, failure: &Failure) {
         worker.exchanges.borrow_mut().fail_link(self, failure);
+        self.given_up.set(true);
         self.close();
     }
 
@@ -269,7 +274,8 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             link.close();
             writing.await;
             link.fd.set(None);
-            end
+            link.log_budget.account(&worker.shared.logger, &target.shared.id, true);
+            if link.given_up.get() { End::Closed } else { end }
         }
     };
     if target.link.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, &link)) {

@@ -255,11 +255,7 @@ impl LineBudget {
         if self.since.get().is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             self.since.set(Some(now));
             self.lines.set(0);
-            let dropped = self.dropped.take();
-            if dropped > 0 {
-                let fields = json!({ "dropped": dropped });
-                logger.plugin(id, Level::Warn, "Output lines dropped", fields.as_object());
-            }
+            self.account(logger, id, true);
         }
         if self.lines.get() == PLUGIN_LINES_PER_SECOND {
             self.dropped.set(self.dropped.get() + 1);
@@ -267,6 +263,15 @@ impl LineBudget {
         }
         self.lines.set(self.lines.get() + 1);
         true
+    }
+
+    /// Says how many lines were not logged, if any, once their second is over or there will be no more: `ended`.
+    pub fn account(&self, logger: &Logger, id: &Arc<str>, ended: bool) {
+        let is_over = || self.since.get().is_none_or(|since| since.elapsed() >= Duration::from_secs(1));
+        if self.dropped.get() > 0 && (ended || is_over()) {
+            let fields = json!({ "dropped": self.dropped.take() });
+            logger.plugin(id, Level::Warn, "Output lines dropped", fields.as_object());
+        }
     }
 }
 
@@ -476,6 +481,23 @@ mod tests {
         assert_eq!(line["duration_ms"], 15.3);
         assert_eq!(line["path"], "/certificates?x=\"1\"");
         assert_eq!(line["request_id"], "r-1");
+    }
+
+    #[test]
+    fn lines_that_were_dropped_are_told_of_at_the_end_too() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (log, writer) = start(dir.path(), &config(1 << 20)).expect("thread");
+        let (id, budget): (Arc<str>, _) = ("a".into(), LineBudget::default());
+        let mut refused = 0;
+        while refused < 3 {
+            refused += u32::from(!budget.take(&log, &id));
+        }
+        budget.account(&log, &id, true);
+        budget.account(&log, &id, true);
+        writer.finish();
+        let lines = fs::read_to_string(dir.path().join("plugins/a.log")).expect("plugin log");
+        assert_eq!(lines.matches("Output lines dropped").count(), 1, "{lines}");
+        assert!(lines.contains("\"dropped\":3"), "{lines}");
     }
 
     #[test]

@@ -81,6 +81,12 @@ impl toru_supervisor::Outlet for Outlet {
         self.logger.plugin(&id, level, message, fields.as_ref());
     }
 
+    fn account_output(&self, plugin_id: &str, ended: bool) {
+        if let Some((id, budget)) = self.output.borrow().get(plugin_id) {
+            budget.account(&self.logger, id, ended);
+        }
+    }
+
     fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>) {
         self.store.ask(plugin_id, question, reply);
     }

@@ -28,8 +28,8 @@ impl Supervisor {
             return;
         }
         let stream = match connect(&plugin.socket) {
-            Ok(Some(stream)) => stream,
-            Ok(None) => {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(_)) => {
                 let wait = (wait * 2).min(CONNECT_RETRY_MAX);
                 plugin.connect_at = Some((now + wait, wait));
                 return;
@@ -189,7 +189,7 @@ impl Supervisor {
         plugin.connect_at = None;
         let metadata = plugin.metadata.clone();
         if plugin.lifeline.is_none()
-            && let Ok(Some(stream)) = connect(&plugin.socket)
+            && let Ok(Ok(stream)) = connect(&plugin.socket)
         {
             plugin.lifeline = Some(Lifeline::new(stream, &metadata, self.settings.frame_bytes_max));
         }

@@ -40,6 +40,7 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.process = None;
         plugin.lifeline = None;
+        plugin.ping.connection = None;
         plugin.connect_at = None;
         plugin.ending = Some(Ending {
             exit,
@@ -75,6 +76,7 @@ impl Supervisor {
             self.drain(index, pipe);
         }
         self.record_timeouts(index, Instant::now());
+        self.outlet.account_output(&self.plugins[index].metadata.id, true);
         let plugin = &mut self.plugins[index];
         plugin.last_exit = Some(exit.to_string());
         plugin.exit = Some(exit);

@@ -1,19 +1,29 @@
 //! Whether a plugin is well: pings, its socket, broken frames, answers that did not come.
 
 use std::fs;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::json;
 use toru_plugin_api::metadata::Protocol;
 
 use crate::lifeline::{self, Lifeline};
-use crate::socket::{check_socket, connect};
+use crate::socket::{check_socket, connect, may_listen};
 use crate::state::{Event, State};
 use crate::{Level, Supervisor, object, unix_ms};
 
 /// So many protocol errors within [`PROTOCOL_ERROR_WINDOW`] count as a crash.
 const PROTOCOL_ERRORS_MAX: usize = 3;
 const PROTOCOL_ERROR_WINDOW: Duration = Duration::from_secs(60);
+
+/// Whether the other side has neither closed the connection nor gone away.
+fn is_open(stream: &UnixStream) -> bool {
+    let mut poll = [PollFd::new(stream, PollFlags::RDHUP)];
+    let _ = rustix::event::poll(&mut poll, Some(&Timespec::default()));
+    !poll[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP)
+}
 
 impl Supervisor {
     pub(crate) fn check_health(&mut self, index: usize, now: Instant) {
@@ -23,6 +33,7 @@ impl Supervisor {
         }
         self.record_timeouts(index, now);
         let plugin = &mut self.plugins[index];
+        self.outlet.account_output(&plugin.metadata.id, false);
         plugin.lost_before = self.outlet.lost(index);
         if plugin.ping.unanswered >= self.settings.adjustable.unanswered_pings {
             plugin.reason = Some(format!("{} pings in a row were not answered", plugin.ping.unanswered));
@@ -34,11 +45,7 @@ impl Supervisor {
                 .is_ok_and(|found| check_socket(&plugin.socket, &found).is_ok())
                 && match lifeline::connect(&plugin.socket) {
                     Ok(_) => true,
-                    // A full backlog has a listener behind it, and our own want of descriptors says nothing of it.
-                    Err(error) => matches!(
-                        error.raw_os_error(),
-                        Some(nix::libc::EAGAIN | nix::libc::EMFILE | nix::libc::ENFILE)
-                    ),
+                    Err(error) => may_listen(&error),
                 };
             plugin.ping.unreachable = if listening { 0 } else { plugin.ping.unreachable + 1 };
             if plugin.ping.unreachable >= self.settings.adjustable.unanswered_pings {
@@ -47,6 +54,12 @@ impl Supervisor {
                 return self.drive(index, Event::Misbehaved);
             }
         }
+        // A 1.0 plugin takes one connection after the other: a ping that waits behind requests says nothing yet, and more
+        // of them would fill its backlog. If its listener goes, so does the connection.
+        if plugin.ping.connection.as_ref().is_some_and(is_open) {
+            return;
+        }
+        plugin.ping.connection = None;
         plugin.ping.seq += 1;
         plugin.ping.unanswered += 1;
         plugin.ping.sent_at = Some(now);
@@ -60,14 +73,21 @@ impl Supervisor {
             // No answer comes: a connection and a written ping are all that health can mean.
             Protocol::V1_0 => {
                 let metadata = plugin.metadata.clone();
-                let sent = connect(&plugin.socket).ok().flatten().is_some_and(|stream| {
-                    let mut lifeline = Lifeline::new(stream, &metadata, self.settings.frame_bytes_max);
-                    lifeline.send_ping(plugin.ping.seq, unix_ms());
-                    lifeline.flush().is_ok()
-                });
-                if sent {
-                    plugin.ping.unanswered = 0;
-                    plugin.ping.round_trip = Some(now.elapsed());
+                match connect(&plugin.socket) {
+                    Ok(Ok(stream)) => {
+                        let kept = stream.try_clone().ok();
+                        let mut lifeline = Lifeline::new(stream, &metadata, self.settings.frame_bytes_max);
+                        lifeline.send_ping(plugin.ping.seq, unix_ms());
+                        if lifeline.flush().is_ok() {
+                            plugin.ping.unanswered = 0;
+                            plugin.ping.round_trip = Some(now.elapsed());
+                            // One that reads to the end finds it, and the other direction tells when it has closed.
+                            plugin.ping.connection =
+                                kept.filter(|stream| stream.shutdown(Shutdown::Write).is_ok());
+                        }
+                    }
+                    Ok(Err(error)) if may_listen(&error) => plugin.ping.unanswered = 0,
+                    Ok(Err(_)) | Err(_) => {}
                 }
             }
         }

@@ -211,6 +211,9 @@ pub trait Outlet: Send {
     fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]);
     /// A `log` message of a plugin; `fields` is JSON text of an object.
     fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>);
+    /// Say what of the plugin's lines was not logged, if there were too many: at each look at its health, and when its
+    /// process has `ended`.
+    fn account_output(&self, plugin_id: &str, ended: bool);
     /// Ask the store; `reply` may be called on any thread.
     fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>);
     /// Keep this for the next run of the daemon, in place of what was kept of the plugin.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub(crate) struct Plugin {
     pub lost_before: u64,
     /// Why the last transition happened, where the state machine's event does not say it.
     pub reason: Option<String>,
+    /// Why it was given up, until it starts again or is forgiven: an operator's stop does neither.
+    pub fault: Option<String>,
     /// Why somebody wants its process gone, until it is.
     pub stop_cause: Option<String>,
     pub ping: PingTally,
@@ -78,6 +81,8 @@ pub(crate) struct PingTally {
     /// Checks in a row in which nothing listened at the socket.
     pub unreachable: u32,
     pub round_trip: Option<Duration>,
+    /// To a 1.0 plugin, until it closes it.
+    pub connection: Option<UnixStream>,
 }
 
 pub(crate) struct Pipe {

@@ -3,7 +3,7 @@
 //! Nothing in here waits: files are read by a thread that answers with [`Command::Looked`], and a metadata call is a
 //! [`Probe`] among the loop's other sources.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,8 +25,8 @@ const BUSY_RETRY: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(crate) struct Rescan {
     pub report: Rescanned,
-    /// Files whose metadata call has not ended.
-    pub pending: HashSet<PathBuf>,
+    /// Files whose metadata call has not ended, and what each is now.
+    pub pending: HashMap<PathBuf, Option<Fingerprint>>,
     pub done: Vec<Box<dyn FnOnce(Rescanned) + Send>>,
 }
 
@@ -106,11 +106,11 @@ impl Supervisor {
                 "Plugin configuration changed",
                 Map::new(),
             );
-            // Whoever waits for its next start, or stops, gets the new settings then.
             if matches!(plugin.state, State::Starting { .. } | State::Running { .. }) {
                 self.plugins[index].stop_cause = Some("its configuration changed".into());
-                self.drive(index, Event::RestartAsked);
             }
+            // One that crashed or was given up may have done so for what was in its table.
+            self.drive(index, Event::RestartAsked);
         }
     }
 
@@ -141,18 +141,16 @@ impl Supervisor {
     pub(crate) fn on_looked(&mut self, found: io::Result<Vec<Looked>>) {
         match found {
             Ok(found) => {
+                // A change is known once the file has said what it is now: until then the next rescan finds it again.
+                let known = std::mem::take(&mut self.fingerprints);
+                let prints = found.iter().filter_map(|one| {
+                    let print = if one.changed { known.get(&one.file).copied() } else { one.fingerprint };
+                    Some((one.file.clone(), print?))
+                });
+                self.fingerprints = prints.collect();
                 if self.rescan.is_some() && !self.stopping {
                     self.apply(&found);
                 }
-                // Without a rescan, what changed since the start is left for the next one to find.
-                let first = self.rescan.is_none();
-                let known = std::mem::take(&mut self.fingerprints);
-                let prints = found.into_iter().filter_map(|one| {
-                    let print =
-                        if first && one.changed { known.get(&one.file).copied() } else { one.fingerprint };
-                    Some((one.file, print?))
-                });
-                self.fingerprints = prints.collect();
             }
             Err(error) => {
                 let folder = self.settings.plugins_dir.clone();
@@ -185,7 +183,7 @@ impl Supervisor {
                 continue;
             }
             if let Some(rescan) = &mut self.rescan {
-                rescan.pending.insert(one.file.clone());
+                rescan.pending.insert(one.file.clone(), one.fingerprint);
             }
             self.probe(one.file.clone(), now, now + self.settings.metadata_timeout);
         }
@@ -298,6 +296,10 @@ impl Supervisor {
         match probe.finish() {
             _ if self.stopping => {}
             Ok(metadata) => {
+                let asked = self.rescan.as_ref().and_then(|rescan| *rescan.pending.get(&file)?);
+                if let Some(print) = asked {
+                    self.fingerprints.insert(file.clone(), print);
+                }
                 match self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file) {
                     Some(index) => self.change(index, file.clone(), metadata),
                     None => {
@@ -405,6 +407,7 @@ impl Supervisor {
         let kept = self.settings.kept.get(&metadata.id).cloned().unwrap_or_else(Kept::fresh);
         let enabled = kept.enabled;
         let given_up = kept.failed.clone().filter(|_| enabled);
+        let fault = kept.failed;
         let index = self.plugins.len();
         let details = json!({
             "file": file.display().to_string(), "version": metadata.version, "route": metadata.route,
@@ -435,6 +438,7 @@ impl Supervisor {
             in_flight: None,
             lost_before: 0,
             reason: given_up.clone(),
+            fault,
             stop_cause: None,
             ping: PingTally::default(),
             stderr_tail: VecDeque::new(),

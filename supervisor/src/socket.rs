@@ -34,15 +34,24 @@ pub(crate) fn check_socket(path: &Path, found: &fs::Metadata) -> Result<(), Stri
     Ok(())
 }
 
-/// A non-blocking connection to a plugin, or `None` while nobody listens there yet.
+/// A non-blocking connection to a plugin, or why there is none: often that nobody listens there yet.
 ///
 /// Errors: the path is not a socket of ours; in words.
-pub(crate) fn connect(path: &Path) -> Result<Option<UnixStream>, String> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(None) };
+pub(crate) fn connect(path: &Path) -> Result<io::Result<UnixStream>, String> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) => return Ok(Err(error)),
+    };
     check_socket(path, &found)?;
     if found.mode() & 0o777 != 0o600 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .map_err(|error| format!("cannot make {} private: {error}", path.display()))?;
     }
-    Ok(lifeline::connect(path).ok())
+    Ok(lifeline::connect(path))
+}
+
+/// Whether a connection that was not made says nothing against the listener: one lives behind a full backlog, and our own
+/// want of descriptors is not its fault.
+pub(crate) fn may_listen(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EAGAIN | nix::libc::EMFILE | nix::libc::ENFILE))
 }

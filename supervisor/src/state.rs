@@ -329,11 +329,11 @@ fn transition(
 
         (State::Failed, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
-            Want::Down => (State::Stopped, vec![Record(Happening::Stopped)]),
+            Want::Down => (State::Stopped, vec![Withdraw, Record(Happening::Stopped)]),
         },
         (State::Failed, Event::RestartAsked | Event::ResetFailed) => match want {
             Want::Up => start(now, policy, 0, vec![]),
-            Want::Down => (State::Stopped, vec![]),
+            Want::Down => (State::Stopped, vec![Withdraw]),
         },
         (
             State::Failed,

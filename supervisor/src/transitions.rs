@@ -27,6 +27,12 @@ impl Supervisor {
         let (state, actions) =
             step(Instant::now(), &self.settings.adjustable.policy, plugin.want, plugin.state, event);
         let before = std::mem::replace(&mut plugin.state, state);
+        if event == Event::ResetFailed {
+            plugin.fault = None;
+        } else if state == State::Failed && before != State::Failed {
+            let why = plugin.reason.as_ref().or(plugin.last_exit.as_ref());
+            plugin.fault = Some(why.cloned().unwrap_or_else(|| "it failed".into()));
+        }
         for action in actions {
             self.act(index, action, before);
         }
@@ -61,11 +67,7 @@ impl Supervisor {
         if plugin.removed || self.stopping {
             return;
         }
-        let failed = (plugin.state == State::Failed).then(|| {
-            let why = plugin.reason.as_ref().or(plugin.last_exit.as_ref());
-            why.cloned().unwrap_or_else(|| "it failed".into())
-        });
-        let kept = Kept { enabled: plugin.enabled, restarts: plugin.restarts, failed };
+        let kept = Kept { enabled: plugin.enabled, restarts: plugin.restarts, failed: plugin.fault.clone() };
         let id = &plugin.metadata.id;
         if *self.settings.kept.get(id).unwrap_or(&Kept::fresh()) != kept {
             self.outlet.keep(id, &kept);
@@ -102,6 +104,7 @@ impl Supervisor {
         let plugin = &mut self.plugins[index];
         plugin.generation += 1;
         plugin.reason = None;
+        plugin.fault = None;
         plugin.stop_cause = None;
         plugin.exit = None;
         plugin.in_flight = None;
@@ -227,6 +230,10 @@ impl Supervisor {
         let (kind, level, message, details) = match happening {
             Happening::Ready => {
                 ("ready", Level::Info, "Plugin ready", json!({ "pid": pid, "startup_ms": uptime_ms }))
+            }
+            // One that waited for its next start, or for none, ends no run.
+            Happening::Stopped if !before.has_process() => {
+                ("stopped", Level::Info, "Plugin stopped", json!({ "reason": plugin.stop_cause.take() }))
             }
             Happening::Stopped => (
                 "stopped",

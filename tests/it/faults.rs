@@ -173,8 +173,14 @@ fn half_a_frame_and_then_silence_has_a_deadline() {
         let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
         assert!(matches!(answer.status, 502 | 504), "{deed}: {answer:?}");
         works_again(&daemon);
-        let details = daemon.wait_event("p", "protocol_error", 1);
-        assert!(details.is_object(), "{deed}: {details}");
+        let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
+        assert!(matches!(answer.status, 502 | 504), "{deed}: {answer:?}");
+        // One for each: that the core closes the connection then is no second one.
+        for number in [1, 2] {
+            let details = daemon.wait_event("p", "protocol_error", number);
+            let reason = details["reason"].as_str().unwrap();
+            assert!(reason.contains("did not finish a frame"), "{deed}, {number}: {details}");
+        }
     }
 }
 
@@ -585,6 +591,22 @@ fn stderr_without_end_never_blocks_the_plugin_and_never_fills_the_disk() {
             .any(|line| line.to_string().contains("dropped"))
             .then_some(())
     });
+}
+
+#[test]
+fn lines_that_a_dead_plugin_wrote_too_many_are_counted() {
+    let metadata = json!({
+        "id": "p", "name": "P", "version": "1", "icon": "x", "route": "/p", "protocol": "1.1",
+    });
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\nseq 5000 >&2\nexit 3\n"
+    );
+    let daemon = Stage::new().set("supervisor.backoff_ms", "[3600000]").script("p", &script).start();
+    daemon.wait_event("p", "crashed", 1);
+    let told = wait_for("the count of dropped lines", || {
+        daemon.plugin_log("p").into_iter().find(|line| line["message"] == "Output lines dropped")
+    });
+    assert!(told["dropped"].as_u64() > Some(0), "{told}");
 }
 
 #[test]

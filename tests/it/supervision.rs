@@ -134,6 +134,13 @@ fn a_plugin_that_can_be_described_and_not_run_is_disabled_at_once() {
     wait_for("p to be given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
     let runs = fs::read_to_string(daemon.plugins().join("p.binary.runs")).unwrap();
     assert_eq!(runs.lines().count(), 2, "--metadata, and one start");
+    // Stopped, it is as any other that is; and the next run knows why it does not start.
+    assert!(daemon.toru("plugin", &["stop", "p"]).status.success());
+    wait_for("p to be stopped", || (daemon.get("/api/plugins/p/x").status == 503).then_some(()));
+    let daemon = daemon.restart();
+    wait_for("p to be known as given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
+    let shown = String::from_utf8(daemon.toru("status", &[]).stdout).unwrap();
+    assert!(shown.contains("failed"), "{shown}");
 }
 
 #[test]

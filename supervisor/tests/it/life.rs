@@ -1,7 +1,10 @@
 //! What the supervisor says to a running plugin, and of one that ends.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 
 use crate::stage::{PATIENCE, Said, Stage, Watched, folder, put, receive, send};
@@ -133,4 +136,61 @@ fn a_command_that_takes_too_long_is_killed_and_told_of() {
     let command = Watched::new(pid);
     assert_eq!(failure(&stage), "it did not end within 0.3 s");
     assert!(command.ends_within(PATIENCE));
+}
+
+/// Fills the backlog of the socket at `path`; the connections wait there as long as they are held.
+fn fill_backlog(path: &Path) -> Vec<OwnedFd> {
+    let address = SocketAddrUnix::new(path).expect("a path");
+    let connect = || {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("descriptors");
+        rustix::net::connect(&socket, &address).map(|()| socket)
+    };
+    let mut waiting = vec![];
+    loop {
+        match connect() {
+            Ok(socket) => waiting.push(socket),
+            Err(error) => {
+                assert_eq!(error, rustix::io::Errno::AGAIN);
+                return waiting;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_busy_1_0_plugin_has_one_ping_waiting_and_a_full_backlog_is_no_fault() {
+    let (dir, mut settings) = folder(&[("busy", WAIT), ("idle", WAIT)]);
+    settings.adjustable.health_interval = Duration::from_millis(20);
+    settings.adjustable.unanswered_pings = 3;
+    let stage = Stage::start(dir, settings);
+    let mut init = stage.accept("busy");
+    assert_eq!(action(&receive(&mut init)), "init");
+    assert_eq!(action(&receive(&mut stage.accept("idle"))), "init");
+    stage.event("busy", "ready");
+    stage.event("idle", "ready");
+    let pid = stage.status("busy").pid;
+    // Both are looked at in the same turns: each ping of the one is a look at the other.
+    let looks = |count: u32| {
+        for _ in 0..count {
+            assert_eq!(action(&receive(&mut stage.accept_again("idle"))), "ping");
+        }
+    };
+    let mut ping = stage.accept_again("busy");
+    assert_eq!(action(&receive(&mut ping)), "ping");
+    looks(10);
+    assert_eq!(stage.waiting_connections("busy"), 0, "it still has the first");
+    let waiting = fill_backlog(&stage.dir.path().join("sockets/busy.sock"));
+    drop(ping);
+    looks(10);
+    let status = stage.status("busy");
+    assert_eq!((status.state, status.pid, status.unanswered_pings), ("running", pid, 0));
+    drop(waiting);
+    assert!(stage.waiting_connections("busy") > 0);
+    let mut ping = stage.accept_again("busy");
+    assert_eq!(action(&receive(&mut ping)), "ping", "and on as before");
+    drop(ping);
+    // Without a listener it is another matter.
+    stage.stop_listening("busy");
+    stage.event("busy", "unresponsive");
 }

@@ -3,7 +3,7 @@
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use toru_supervisor::{Command, Kept, Order, Rescanned};
+use toru_supervisor::{Command, Kept, Order, ProcessSettings, Rescanned};
 
 use crate::stage::{PATIENCE, Said, Stage, folder, put, put_file};
 
@@ -48,6 +48,14 @@ fn an_order_that_cannot_be_done_says_what_it_waits_for() {
     assert!(why.contains("exit code 3") && why.contains("the next start is in"), "{why}");
     stage.order("p", Order::Stop).expect("there is nothing to stop");
     assert_eq!(stage.status("p").state, "stopped");
+    stage.event("p", "stopped");
+    // Started again, so there is a crash to be stopped after; what is told then is about no run.
+    let _ = stage.order("p", Order::Start);
+    stage.event("p", "crashed");
+    stage.order("p", Order::Stop).expect("there is nothing to stop");
+    let told = stage.event("p", "stopped");
+    assert!(told["uptime_ms"].is_null() && told["exit"].is_null(), "{told}");
+    assert!(told["reason"].as_str().is_some_and(|why| why.contains("stop was ordered")), "{told}");
 }
 
 #[test]
@@ -206,6 +214,69 @@ fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
     let found = rescan(&stage);
     assert!(found.skipped[0].contains("nothing changes"), "{found:?}");
     assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
+}
+
+#[test]
+fn a_changed_file_that_did_not_answer_once_is_asked_again() {
+    let stage = Stage::of(&[("p", &format!("echo up\n{WAIT}"))]);
+    stage.event("p", "ready");
+    stage.line("p", "up");
+    let broken = stage.dir.path().join("broken");
+    std::fs::write(&broken, "").expect("write");
+    let metadata = r#"{"id":"p","name":"p","version":"2","icon":"-","route":"/p","protocol":"1.0"}"#;
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then\n[ -e {} ] && exit 1\necho '{metadata}'\nexit\nfi\n{WAIT}",
+        broken.display()
+    );
+    put_file(stage.dir.path(), "p", &text);
+    for _ in 0..2 {
+        let found = rescan(&stage);
+        assert_eq!((found.skipped.len(), found.changed.len()), (1, 0), "{found:?}");
+    }
+    std::fs::remove_file(&broken).expect("remove");
+    assert_eq!(rescan(&stage).changed, ["p"]);
+    stage.event("p", "ready");
+    assert_eq!(stage.status("p").metadata.version, "2");
+    assert_eq!(rescan(&stage), Rescanned::default());
+}
+
+#[test]
+fn a_table_that_changed_restarts_what_crashed_or_was_given_up() {
+    let (dir, mut settings) = folder(&[("failed", "[ $GO ] || exit 127\nsleep 1000 & wait")]);
+    settings.adjustable.policy.backoff = vec![Duration::from_secs(3600)];
+    put(dir.path(), "waiting", "1.1", "[ $GO ] || exit 3\nsleep 1000 & wait");
+    let mut new = settings.adjustable.clone();
+    let stage = Stage::start(dir, settings);
+    for (id, end) in [("failed", "disabled_after_crashes"), ("waiting", "crashed")] {
+        stage.event(id, "started");
+        stage.event(id, end);
+        let env = vec![("GO".to_owned(), "1".to_owned())];
+        new.process.insert(id.to_owned(), ProcessSettings { env, ..ProcessSettings::default() });
+    }
+    stage.handle.send(Command::Configure(Box::new(new)));
+    for id in ["failed", "waiting"] {
+        stage.event(id, "started");
+        assert!(stage.status(id).pid.is_some(), "{id}");
+    }
+}
+
+#[test]
+fn a_stop_forgives_nothing() {
+    let stage = Stage::of(&[("p", "exit 127")]);
+    let kept = || {
+        stage.find("what is kept", |said| match said {
+            Said::Kept { kept, .. } => Some(kept.failed.clone()),
+            _ => None,
+        })
+    };
+    stage.event("p", "disabled_after_crashes");
+    assert!(kept().is_some_and(|why| why.contains("127")));
+    stage.order("p", Order::Stop).expect("there is nothing to stop");
+    assert_eq!(stage.status("p").state, "stopped");
+    let told = stage.unheard();
+    assert!(!told.iter().any(|said| matches!(said, Said::Kept { .. })), "{told:#?}");
+    stage.order("p", Order::ResetFailed).expect("it is not wanted");
+    assert_eq!(kept(), None);
 }
 
 #[test]

@@ -82,6 +82,8 @@ impl Outlet for Ear {
 
     fn plugin_log(&self, _: &str, _: Level, _: &str, _: Option<&str>) {}
 
+    fn account_output(&self, _: &str, _: bool) {}
+
     fn kv(&self, _: &str, _: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>) {
         reply(KvAnswer::Value(None));
     }
@@ -253,6 +255,21 @@ impl Stage {
         let (stream, _) = listener.accept().expect("the supervisor connects");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream
+    }
+
+    /// Takes every connection that waits, and closes it; how many there were.
+    pub fn waiting_connections(&self, id: &str) -> usize {
+        let listeners = self.listeners.lock().expect("no test panicked here");
+        let listener = listeners.get(id).expect("it was started");
+        listener.set_nonblocking(true).expect("a socket can be told not to wait");
+        let count = std::iter::from_fn(|| listener.accept().ok()).count();
+        listener.set_nonblocking(false).expect("a socket can be told to wait");
+        count
+    }
+
+    /// Closes the plugin's listener; its process runs on.
+    pub fn stop_listening(&self, id: &str) {
+        self.listeners.lock().expect("no test panicked here").remove(id);
     }
 
     pub fn order(&self, id: &str, order: Order) -> Result<(), OrderError> {
