@@ -128,7 +128,7 @@ enum Work {
 /// Work that is being done.
 enum Working {
     /// The plugin has the request. Nearly all requests are this and nothing else, so it costs no future of its own:
-    /// those are large, and moving them was a twelfth of the core's own time.
+    /// those are large, and each was moved twice.
     Exchange { exchange: ExchangeGuard, place: Place },
     /// Whatever has to wait for more than that.
     Task(Pin<Box<dyn Future<Output = Progress>>>),

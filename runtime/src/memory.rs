@@ -2,7 +2,7 @@
 //!
 //! Reading the configuration, opening the database and building command lines touch most of the binary's code and leave
 //! holes in the heap; a core that then waits for requests needs a small part of either.
-//! On a machine with a gigabyte or less that is worth one look a few seconds after the start.
+//! On a small machine that is worth one look a few seconds after the start.
 
 use std::ffi::c_void;
 use std::fs;
@@ -14,7 +14,7 @@ use rustix::mm::{Advice, madvise};
 pub const SETTLED: Duration = Duration::from_secs(5);
 
 /// Unmaps the pages of the program's code, which come back from the page cache one by one as they are run, and gives
-/// free heap back to the system. Costs a millisecond once; does nothing where `/proc` cannot be read.
+/// free heap back to the system. Does nothing where `/proc` cannot be read.
 pub fn give_back() {
     for (start, bytes) in code_of(&fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
         // SAFETY: the range is a private, file-backed mapping without write permission, as the kernel has just listed
