@@ -35,10 +35,7 @@ fn drip(mut client: Client<TcpStream>, bytes: &[u8], pause: Duration) -> (Durati
         if client.send(&[*byte]).is_err() {
             break;
         }
-        client.stream().set_nonblocking(true).unwrap();
-        let peeked = client.stream().peek(&mut [0; 1]);
-        client.stream().set_nonblocking(false).unwrap();
-        if peeked.is_ok() {
+        if client.has_answer() {
             break;
         }
     }
