@@ -406,6 +406,7 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         metadata_timeout: METADATA_TIMEOUT,
         notify_timeout: NOTIFY_TIMEOUT,
         frame_bytes_max: config.message_bytes_max,
+        workers: config.workers,
         adjustable: adjustable(config),
         kept: known.plugins,
     }

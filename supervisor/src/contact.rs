@@ -10,7 +10,7 @@ use rustix::event::epoll;
 use toru_plugin_api::metadata::Protocol;
 
 use crate::lifeline::{self, Lifeline, Said};
-use crate::socket::connect;
+use crate::socket::{connect, is_our_want};
 use crate::state::{Event, State};
 use crate::{Command, Source, Supervisor, unix_ms};
 
@@ -29,9 +29,13 @@ impl Supervisor {
         }
         let stream = match connect(&plugin.socket) {
             Ok(Ok(stream)) => stream,
-            Ok(Err(_)) => {
+            Ok(Err(error)) => {
                 let wait = (wait * 2).min(CONNECT_RETRY_MAX);
                 plugin.connect_at = Some((now + wait, wait));
+                if starting && is_our_want(&error) {
+                    plugin.reason = Some(format!("not reached for want of descriptors or memory: {error}"));
+                    self.drive(index, Event::ContactDeferred);
+                }
                 return;
             }
             Err(reason) => {
@@ -39,6 +43,7 @@ impl Supervisor {
                 return self.drive(index, Event::Misbehaved);
             }
         };
+        plugin.reason = None;
         let id = plugin.metadata.id.clone();
         let data_dir = self.settings.data_dir.join("plugins").join(&id);
         let init = lifeline::InitFacts {

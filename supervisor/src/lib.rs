@@ -75,6 +75,8 @@ pub struct Settings {
     /// How long a notification may take.
     pub notify_timeout: Duration,
     pub frame_bytes_max: usize,
+    /// Each connects to every plugin that is ready.
+    pub workers: usize,
     pub adjustable: Adjustable,
     /// What [`Outlet::keep`] was given in earlier runs, by id.
     pub kept: HashMap<String, Kept>,

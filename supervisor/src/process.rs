@@ -89,6 +89,8 @@ pub(crate) struct Spec<'a> {
     pub open_files_max: Option<u64>,
     /// Whether its standard input is a pipe to be written to, instead of nothing.
     pub takes_input: bool,
+    /// Descriptors of ours that others were promised and do not have yet.
+    pub promised: usize,
 }
 
 impl<'a> Spec<'a> {
@@ -103,6 +105,7 @@ impl<'a> Spec<'a> {
             memory_bytes_max: None,
             open_files_max: None,
             takes_input: false,
+            promised: 0,
         }
     }
 }
@@ -139,7 +142,7 @@ impl Process {
     /// Errors: the file cannot be executed or what was set for it cannot be had (permanent), or the system is out of
     /// something (not permanent).
     pub fn spawn(spec: &Spec<'_>) -> Result<(Process, Pipes), SpawnError> {
-        check_descriptors()?;
+        check_descriptors(spec.promised)?;
         check_format(spec.program)?;
         if let Some(cwd) = spec.cwd
             && !cwd.is_dir()
@@ -336,19 +339,20 @@ impl AsFd for Process {
 }
 
 /// Refuses to take the last descriptors for one more process: health checks, logs and the store need some, too.
-fn check_descriptors() -> Result<(), SpawnError> {
+fn check_descriptors(promised: usize) -> Result<(), SpawnError> {
     // A spawn takes seven for a moment and three for good; the rest is what everything else may need meanwhile.
     const KEPT: u64 = 14;
+    let kept = KEPT + promised as u64;
     let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(()) };
     // Numbers are given from the lowest up, so a free one near the limit has free ones above it. Only where it is taken
     // somebody has to count.
-    let near = limit.saturating_sub(KEPT).try_into().unwrap_or(i32::MAX);
+    let near = limit.saturating_sub(kept).try_into().unwrap_or(i32::MAX);
     let probe = io::stderr();
     if rustix::io::fcntl_dupfd_cloexec(probe, near).is_ok_and(|free| free.as_raw_fd() == near) {
         return Ok(());
     }
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
-    if open.saturating_add(KEPT) < limit {
+    if open.saturating_add(kept) < limit {
         return Ok(());
     }
     let reason =

@@ -50,8 +50,13 @@ pub(crate) fn connect(path: &Path) -> Result<io::Result<UnixStream>, String> {
     Ok(lifeline::connect(path))
 }
 
-/// Whether a connection that was not made says nothing against the listener: one lives behind a full backlog, and our own
-/// want of descriptors is not its fault.
+/// Whether it was for want of something of our own that a connection was not made: no fault of the listener.
+pub(crate) fn is_our_want(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}
+
+/// Whether a connection that was not made says nothing against the listener: one lives behind a full backlog too.
 pub(crate) fn may_listen(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(nix::libc::EAGAIN | nix::libc::EMFILE | nix::libc::ENFILE))
+    is_our_want(error) || error.raw_os_error() == Some(nix::libc::EAGAIN)
 }

@@ -97,6 +97,9 @@ pub enum Event {
     SpawnFailed { permanent: bool },
     /// The process could not be made because the daemon or the system is out of something, which is no fault of the plugin's.
     SpawnDeferred,
+    /// The process lives and could not be reached, for want of descriptors or memory of our own: its time to be ready
+    /// begins anew.
+    ContactDeferred,
     /// The plugin said that it is ready (1.0: took its init message).
     Ready,
     /// The process ended; `permanent` when starting it again cannot help (126, 127).
@@ -215,6 +218,7 @@ fn transition(
             State::Stopped,
             Event::SpawnFailed { .. }
             | Event::SpawnDeferred
+            | Event::ContactDeferred
             | Event::Ready
             | Event::Exited { .. }
             | Event::Misbehaved
@@ -250,6 +254,9 @@ fn transition(
             stopping(now + policy.term_grace, Rung::Killed, Then::Crash, failures),
             vec![Record(Happening::Unresponsive), Kill],
         ),
+        (State::Starting { failures, .. }, Event::ContactDeferred) => {
+            (State::Starting { ready_by: now + policy.ready_timeout, failures }, vec![])
+        }
         (State::Starting { ready_by, .. }, Event::ResetFailed) => {
             (State::Starting { ready_by, failures: 0 }, vec![])
         }
@@ -279,9 +286,10 @@ fn transition(
             (State::Running { since, failures: forgiven(now, policy, since, failures) }, vec![])
         }
         (State::Running { since, .. }, Event::ResetFailed) => (State::Running { since, failures: 0 }, vec![]),
-        (State::Running { .. }, Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::Ready) => {
-            return None;
-        }
+        (
+            State::Running { .. },
+            Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::ContactDeferred | Event::Ready,
+        ) => return None,
 
         (State::Crashed { .. }, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -297,6 +305,7 @@ fn transition(
             State::Crashed { .. },
             Event::SpawnFailed { .. }
             | Event::SpawnDeferred
+            | Event::ContactDeferred
             | Event::Ready
             | Event::Exited { .. }
             | Event::Misbehaved,
@@ -325,7 +334,10 @@ fn transition(
         (State::Stopping { rung, next_at, then, .. }, Event::ResetFailed) => {
             (State::Stopping { rung, next_at, then, failures: 0 }, vec![])
         }
-        (State::Stopping { .. }, Event::SpawnFailed { .. } | Event::SpawnDeferred) => return None,
+        (
+            State::Stopping { .. },
+            Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::ContactDeferred,
+        ) => return None,
 
         (State::Failed, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -339,6 +351,7 @@ fn transition(
             State::Failed,
             Event::SpawnFailed { .. }
             | Event::SpawnDeferred
+            | Event::ContactDeferred
             | Event::Ready
             | Event::Exited { .. }
             | Event::Misbehaved
@@ -507,12 +520,13 @@ mod tests {
         ]
     }
 
-    const EVENTS: [(&str, Event); 11] = [
+    const EVENTS: [(&str, Event); 12] = [
         ("wanted", Event::Wanted),
         ("restart asked", Event::RestartAsked),
         ("spawn failed", Event::SpawnFailed { permanent: false }),
         ("spawn failed for good", Event::SpawnFailed { permanent: true }),
         ("spawn deferred", Event::SpawnDeferred),
+        ("contact deferred", Event::ContactDeferred),
         ("ready", Event::Ready),
         ("exited", Event::Exited { permanent: false }),
         ("exited for good", Event::Exited { permanent: true }),
@@ -616,6 +630,8 @@ mod tests {
         Exit(bool),
         /// The spawn that was just asked for is put off.
         Defer,
+        /// The process that starts cannot be reached, and it is our own fault.
+        DeferContact,
         Ready,
         Misbehave,
         Wait(u32),
@@ -628,6 +644,7 @@ mod tests {
             Just(Move::Reset),
             any::<bool>().prop_map(Move::Exit),
             Just(Move::Defer),
+            Just(Move::DeferContact),
             Just(Move::Ready),
             Just(Move::Misbehave),
             (0..20_000u32).prop_map(Move::Wait),
@@ -663,6 +680,8 @@ mod tests {
                     Move::Exit(_) if !world.process => continue,
                     Move::Exit(permanent) => { world.process = false; Event::Exited { permanent } }
                     Move::Defer if matches!(state, State::Starting { .. }) => { world.process = false; Event::SpawnDeferred }
+                    Move::DeferContact if matches!(state, State::Starting { .. }) => Event::ContactDeferred,
+                    Move::DeferContact => continue,
                     Move::Defer => continue,
                     Move::Ready if matches!(state, State::Starting { .. } | State::Stopping { .. }) => Event::Ready,
                     Move::Ready => continue,

@@ -119,6 +119,11 @@ impl Supervisor {
             return self.fail_spawn(index, reason, false);
         }
         let env = self.environment(Some(index));
+        // Once it is ready, each takes one for the supervisor and one for each worker. Without a thought for those, plugins
+        // that start together would leave none for clients.
+        let starting =
+            self.plugins.iter().filter(|plugin| matches!(plugin.state, State::Starting { .. })).count();
+        let promised = starting * (1 + self.settings.workers);
         let plugin = &self.plugins[index];
         let settings = self.settings.adjustable.process.get(&plugin.metadata.id);
         let args: Vec<&str> = settings.iter().flat_map(|own| &own.args).map(String::as_str).collect();
@@ -128,6 +133,7 @@ impl Supervisor {
             nice: settings.and_then(|own| own.nice),
             memory_bytes_max: settings.and_then(|own| own.memory_bytes_max),
             open_files_max: settings.and_then(|own| own.open_files_max),
+            promised,
             ..Spec::new(&plugin.file, &env)
         };
         let (process, pipes) = match Process::spawn(&spec) {

@@ -1,10 +1,14 @@
 //! What a crash leaves in the audit trail and on the machine.
 
-use std::{collections::BTreeSet, fs, thread};
+use std::{
+    collections::BTreeSet,
+    fs, thread,
+    time::{Duration, Instant},
+};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::{Value, json};
-use toru_tests::{Daemon, Stage, has_program, wait_for, write_executable};
+use toru_tests::{Daemon, Stage, has_program, stage_faulty, wait_for, write_executable};
 
 use crate::http::assert_problem;
 
@@ -186,11 +190,9 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
     assert_eq!(details["counts_as_crash"], false);
     assert!(details["reason"].as_str().unwrap().contains("descriptors"), "{details}");
     for id in &ids {
-        let kinds: Vec<String> = daemon.events(id).into_iter().map(|(kind, _)| kind).collect();
-        assert!(
-            !kinds.iter().any(|kind| kind == "crashed" || kind == "disabled_after_crashes"),
-            "{id}: {kinds:?}"
-        );
+        let events = daemon.events(id);
+        let crash = events.iter().find(|(kind, _)| kind == "crashed" || kind == "disabled_after_crashes");
+        assert!(crash.is_none(), "{id}: {crash:?} among {events:?}");
     }
     // Those that run are healthy and served, and the store takes what it is given.
     let runs = |id: &&String| daemon.status(id).is_some_and(|status| status["running"] == true);
@@ -205,6 +207,41 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
         assert_eq!(daemon.manage("POST", &format!("/api/plugins/{id}/disable"), b"").status, 200);
     }
     daemon.wait_running(short);
+}
+
+#[test]
+fn a_plugin_that_the_core_has_no_descriptor_to_reach_is_waited_for() {
+    let stage = Stage::new();
+    let (real, go) = (stage.root().join("real"), stage.root().join("go"));
+    fs::create_dir(&real).unwrap();
+    stage_faulty(&real, "p", &json!({}));
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = --metadata ] || until [ -e {go} ]; do sleep 0.02; done\nexec {real}/p.binary \"$@\"\n",
+        go = go.display(),
+        real = real.display(),
+    );
+    let daemon = stage.script("p", &text).start();
+    daemon.wait_event("p", "started", 1);
+    let mut operator = daemon.control();
+    let status = operator.get("/api/plugins/p").json();
+    assert_eq!(status["state"], "starting");
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let none = Rlimit { current: Some(3), maximum };
+    let before = prlimit(Some(daemon.pid()), Resource::Nofile, none).unwrap();
+    fs::write(&go, "").unwrap();
+    let socket = status["socket_path"].as_str().unwrap();
+    wait_for("the plugin to listen", || fs::exists(socket).unwrap().then_some(()));
+    // Longer than it would have to become ready.
+    let listens = Instant::now();
+    wait_for("its time to pass", || {
+        let status = operator.get("/api/plugins/p").json();
+        assert_eq!((&status["state"], &status["restarts"]), (&json!("starting"), &json!(0)), "{status}");
+        (listens.elapsed() > Duration::from_millis(5500)).then_some(())
+    });
+    prlimit(Some(daemon.pid()), Resource::Nofile, before).unwrap();
+    daemon.wait_ready("p");
+    let kinds: Vec<String> = daemon.events("p").into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["discovered", "started", "ready"]);
 }
 
 #[test]

@@ -123,6 +123,7 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
         metadata_timeout: PATIENCE,
         notify_timeout: PATIENCE,
         frame_bytes_max: 1024 * 1024,
+        workers: 1,
         adjustable: Adjustable {
             policy: Policy {
                 backoff: vec![Duration::from_millis(10)],
