@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from io import BytesIO
 from types import TracebackType
 from typing import Any, NoReturn
@@ -49,13 +50,32 @@ def mount(
     plugin.http(handle)
 
 
+@lru_cache(maxsize=256)
+def _key(name: str) -> str:
+    """A field's name in an environ; empty for one that is left out."""
+    key = name.upper().replace("-", "_")
+    # `a_b` would pass for `a-b`: a client must not be able to say what a proxy said.
+    if "_" in name or key == "CONTENT_LENGTH":
+        return ""
+    return key if key == "CONTENT_TYPE" else f"HTTP_{key}"
+
+
+@lru_cache(maxsize=1024)
+def _path(path: str) -> str:
+    """Without its percent-encoding, as PEP 3333 has text: bytes, each as the character of its number."""
+    return unquote_to_bytes(path).decode("latin-1")
+
+
+def _latin(text: str) -> str:
+    return text if text.isascii() else text.encode().decode("latin-1")
+
+
 def _environ(request: Request, ctx: Context, root: str, scheme: str) -> Environ:
     environ: Environ = {
         "REQUEST_METHOD": request.method,
-        # PEP 3333: text is bytes, each as the character of its number.
-        "SCRIPT_NAME": unquote_to_bytes(root).decode("latin-1"),
-        "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
-        "QUERY_STRING": request.query_string.encode().decode("latin-1"),
+        "SCRIPT_NAME": _path(root),
+        "PATH_INFO": _path(request.path),
+        "QUERY_STRING": _latin(request.query_string),
         "RAW_URI": root + request.target,
         "SERVER_PROTOCOL": "HTTP/1.1",
         "CONTENT_LENGTH": str(len(request.body)),
@@ -69,15 +89,15 @@ def _environ(request: Request, ctx: Context, root: str, scheme: str) -> Environ:
         "wsgi.run_once": False,
         "toru.context": ctx,
     }
-    headers = request.headers
-    for name in headers:
-        key = name.upper().replace("-", "_")
-        # `a_b` would pass for `a-b`: a client must not be able to say what a proxy said.
-        if "_" in name or key == "CONTENT_LENGTH":
+    for name, value in (request.raw_headers or {}).items():
+        key = _key(name)
+        if not key or value is None:
             continue
-        value = ("; " if key == "COOKIE" else ",").join(headers.get_all(name)).encode().decode("latin-1")
-        environ["CONTENT_TYPE" if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
-    host, port = host_and_port(headers.get("host", "localhost"), 443 if scheme == "https" else 80)
+        joint = "; " if key == "HTTP_COOKIE" else ","
+        text = _latin(joint.join(map(str, value)) if type(value) is list else str(value))
+        # Only a person writes one name in two ways.
+        environ[key] = f"{environ[key]}{joint}{text}" if key in environ else text
+    host, port = host_and_port(environ.get("HTTP_HOST", "localhost"), 443 if scheme == "https" else 80)
     environ["SERVER_NAME"] = host
     environ["SERVER_PORT"] = str(port)
     if request.remote_addr:
@@ -110,11 +130,25 @@ def _answer(app: Application, environ: Environ) -> Answer:
             close()
     if not started:
         raise RuntimeError("the application returned without calling start_response")
-    line, headers = started[0]
+    line, fields = started[0]
     status = int(line.split(" ", 1)[0])
-    kept = [(name.lower(), _text(value)) for name, value in headers if name.lower() not in FRAMED_BY_THE_CORE]
-    check_response(status, kept)
-    return Answer(status, encode_headers(kept), b"".join(pieces))
+    check_response(status, ())
+    try:
+        headers = _headers(tuple(fields))
+    except TypeError:
+        headers = _headers(tuple([(name, value) for name, value in fields]))  # Pairs may be lists.
+    return Answer(status, headers, b"".join(pieces))
+
+
+@lru_cache(maxsize=256)
+def _headers(fields: tuple[tuple[str, str], ...]) -> str:
+    """The fields of an answer as JSON text. Applications answer with the same few again and again.
+
+    Errors: ValueError, what is no name or value of a field. TypeError, what cannot be hashed.
+    """
+    kept = [(name.lower(), _text(value)) for name, value in fields if name.lower() not in FRAMED_BY_THE_CORE]
+    check_response(200, kept)
+    return encode_headers(kept)
 
 
 def _text(value: str) -> str:
