@@ -53,6 +53,31 @@ class CommandLine(unittest.TestCase):
             said = json.loads(ran.stdout)
             self.assertEqual(["a-b", "A", "/r", 9], [said[name] for name in ("id", "name", "route", "timeout_ms")])
 
+    def test_metadata_needs_no_event_loop(self) -> None:
+        for kind in ("asgi", "wsgi"):
+            ran = subprocess.run(
+                [
+                    sys.executable,
+                    "-S",
+                    "-X",
+                    "importtime",
+                    "-m",
+                    f"toru_plugin.{kind}",
+                    "a:b",
+                    "--id",
+                    "a",
+                    "--metadata",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE_S,
+                env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            )
+            self.assertEqual(0, ran.returncode, ran)
+            imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+            self.assertIn("toru_plugin._adapter", imported)
+            self.assertNotIn("asyncio", imported, "the core waits for this answer")
+
     def test_mistakes_are_named(self) -> None:
         for arguments, words in (
             (["app"], "--id"),

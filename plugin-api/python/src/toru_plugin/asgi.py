@@ -12,10 +12,14 @@ When the client has gone or the time is up, `receive` gives `http.disconnect` an
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
+<<<<<<< HEAD
 from typing import Any, Final, NoReturn
+=======
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import unquote
+>>>>>>> 3d270f2 (python: an adapter's `--metadata` imports no event loop)
 
 from . import _adapter
 from ._adapter import FRAMED_BY_THE_CORE, Mount, decoded_path, host_and_port
@@ -23,6 +27,9 @@ from .context import Context
 from .http import Answer, ClientGone, Request, check_response
 from .messages import encode_headers
 from .plugin import Plugin, Reply
+
+if TYPE_CHECKING:  # Half of the time that `--metadata` takes, which needs none of it.
+    import asyncio
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -136,6 +143,8 @@ class _Exchange:
             self._body = None
             return {"type": "http.request", "body": body, "more_body": False}
         if not self._reply.over:
+            import asyncio
+
             if self._gone is None:
                 self._gone = asyncio.get_running_loop().create_future()
                 self._reply.on_over = self._wake
@@ -186,6 +195,8 @@ class _Lifespan:
 
     async def start(self, ctx: Context) -> None:
         """Errors: RuntimeError, the application says that it cannot start."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         self._started = loop.create_future()
         self._stopped = loop.create_future()
