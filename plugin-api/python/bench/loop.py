@@ -1,6 +1,6 @@
 """Requests a second of a plugin on this package, over a bare Unix socket: no core, no HTTP.
 
-    python3 bench/loop.py [--seconds 3] [--in-flight 64] [--connections 1] [--handler inline|task|thread] [--repeat 3]
+    python3 bench/loop.py [--seconds 3] [--in-flight 64] [--connections 1] [--handler inline] [--repeat 3]
 
 One client process keeps `in-flight` requests on the way on each connection and sends the next ones when answers come.
 Prints requests a second and the plugin's own CPU time for each request; only figures of one run compare.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import selectors
 import socket
@@ -20,17 +21,37 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 
 def plugin_main(kind: str) -> None:
     sys.path.insert(0, str(SOURCE))
-    from toru_plugin import Context, Plugin, Request
+    from toru_plugin import Context, Plugin, Request, asgi, wsgi
 
     plugin = Plugin(id="bench", name="Bench", version="1")
 
-    if kind == "inline":
+    if kind == "asgi":
+
+        async def app(scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+            body = json.dumps({"hello": "world", "number": 1}, separators=(",", ":")).encode()
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        asgi.mount(plugin, lambda: app)
+
+    elif kind == "wsgi":
+
+        def wsgi_app(environ: wsgi.Environ, start_response: Any) -> list[bytes]:
+            body = json.dumps({"hello": "world", "number": 1}, separators=(",", ":")).encode()
+            start_response("200 OK", [("content-type", "application/json")])
+            return [body]
+
+        wsgi.mount(plugin, lambda: wsgi_app)
+
+    elif kind == "inline":
 
         @plugin.get("/items")
         async def inline(request: Request, ctx: Context) -> object:
@@ -130,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--handler", choices=("inline", "task", "thread"), default="inline")
+    parser.add_argument("--handler", choices=("inline", "task", "thread", "asgi", "wsgi"), default="inline")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plugin", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

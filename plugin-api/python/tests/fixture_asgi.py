@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextvars import ContextVar
 from typing import Any
 
 gate = asyncio.Event()
 gone: list[str] = []
+variable: ContextVar[str] = ContextVar("variable", default="fresh")
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -104,6 +106,29 @@ async def bad_header(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await answer(send, b"", headers=[(b"x", b"a\r\nset-cookie: b")])
 
 
+async def task_(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """What is the task's own: its variables, its timeouts, its cancellation."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = variable.get()
+    variable.set("mine")
+    how = scope["query_string"].decode()
+    if how == "cancels-itself":
+        await answer(send, b"cancelled itself")
+        task.cancel()
+        return
+    if how == "raises":
+        raise asyncio.CancelledError
+    if how == "waits":
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+        except asyncio.TimeoutError:
+            before += " timeout"
+        await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0.001))
+    assert variable.get() == "mine" and asyncio.current_task() is task
+    await answer(send, before.encode())
+
+
 PATHS = {
     "/scope/é": scope_,
     "/echo": echo,
@@ -117,4 +142,5 @@ PATHS = {
     "/fails-late": fails_late,
     "/silent": silent,
     "/bad-header": bad_header,
+    "/task": task_,
 }

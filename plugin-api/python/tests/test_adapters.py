@@ -191,6 +191,24 @@ class Asgi(unittest.TestCase):
             self.assertEqual("sorry", core.receive_kind("http_response")["body_text"])
             self.assertIn("the late reason", log_line(core, "handler failed")["traceback"])
 
+    def test_calls_that_come_together_are_apart(self) -> None:
+        with adapter("asgi", "fixture_asgi:app") as plugin, plugin.started() as core:
+            ways = ["", "waits", "", "cancels-itself", "waits", "raises", "", "waits"]
+            core.send(*(request("GET", f"/task?{way}", f"{number}") for number, way in enumerate(ways)))
+            answers: dict[str, tuple[int, str]] = {}
+            while len(answers) < len(ways):
+                said = core.receive()
+                if said["type"] == "http":
+                    payload = said["payload"]
+                    answers[said["request_id"]] = (payload["status"], payload["body"])
+            told = {"": "fresh", "waits": "fresh timeout", "cancels-itself": "cancelled itself"}
+            for number, way in enumerate(ways):
+                status, body = answers.pop(f"{number}")
+                if way == "raises":
+                    self.assertEqual(500, status)
+                else:
+                    self.assertEqual((200, told[way]), (status, body), number)
+
     def test_an_application_without_a_lifespan_serves(self) -> None:
         with adapter("asgi", "fixture_asgi:app", environment={"LIFESPAN": "none"}) as plugin:
             with plugin.started() as core:

@@ -62,6 +62,19 @@ class WithoutACore(unittest.TestCase):
             )
             self.assertFalse(os.path.exists(path))
 
+    def test_uvloop_is_used_where_it_is(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            text = """
+import asyncio
+
+def new_event_loop():
+    print("a faster loop")
+    return asyncio.new_event_loop()
+"""
+            Path(folder, "uvloop.py").write_text(text)
+            with PluginProcess(environment={"PYTHONPATH": f"{folder}:{SOURCE}"}) as plugin, plugin.started():
+                self.assertEqual(b"a faster loop\n", plugin.stdout().readline())
+
     def test_the_socket_is_private_and_goes_away(self) -> None:
         with PluginProcess() as plugin:
             mode = os.stat(plugin.socket).st_mode

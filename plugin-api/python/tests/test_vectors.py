@@ -171,12 +171,20 @@ class Orjson(unittest.TestCase):
         crashing = mock.Mock(__version__="3.9.14")
         sound = mock.Mock(__version__="3.9.15")
         with mock.patch.dict("sys.modules", orjson=crashing):
-            self.assertIs(messages._parse_plain, messages._with_orjson())
+            self.assertIsNone(messages._find_orjson())
         with mock.patch.dict("sys.modules", orjson=sound):
-            messages._with_orjson()(b"{}")
-        sound.loads.assert_called_once_with(b"{}")
+            self.assertIs(sound, messages._find_orjson())
         with mock.patch.dict("sys.modules", orjson=None):
-            self.assertIs(messages._parse_plain, messages._with_orjson())
+            self.assertIsNone(messages._find_orjson())
+
+    def test_it_reads_and_writes_where_it_is(self) -> None:
+        sound = mock.Mock(**{"loads.return_value": {}, "dumps.return_value": b'"quoted"'})
+        with mock.patch.object(messages, "_orjson", sound):
+            self.assertEqual({}, messages._parser()(b"{ }"))
+            self.assertEqual(b'"quoted"', messages._large_quoter()("text"))
+        with mock.patch.object(messages, "_orjson", None):
+            self.assertIs(messages._parse_plain, messages._parser())
+            self.assertEqual(b'"text"', messages._large_quoter()("text"))
 
 
 class WhatThisPackageWrites(unittest.TestCase):
@@ -196,6 +204,19 @@ class WhatThisPackageWrites(unittest.TestCase):
             {**common, "headers": [list(pair) for pair in pairs], "body_hex": "ff00"},
         )
         self.check(messages.encode_http_response('r"1', 200, "{}", b"ok"), {**common, "headers": [], "body_text": "ok"})
+
+    def test_texts_of_any_length(self) -> None:
+        for text in ("x", '"\\\n\x00\x1f\x7f', "é\u2028🐍"):
+            for times in (1, 126, 127, 128, 129, 5000):
+                body = text * times
+                message = messages.encode_http_response("r", 200, "{}", body)
+                self.check(
+                    message,
+                    {"kind": "http_response", "request_id": "r", "status": 200, "headers": [], "body_text": body},
+                )
+        for times in (1, 1000):
+            with self.assertRaises(UnicodeEncodeError):
+                messages.encode_ok_text("r", "\ud800" * times)
 
     def test_the_rest(self) -> None:
         self.check(messages.encode_ready(), {"kind": "ready"})

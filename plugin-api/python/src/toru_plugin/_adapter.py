@@ -10,10 +10,8 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NoReturn
-from urllib.parse import unquote
+from typing import Any, Final, NoReturn, Protocol
 
 from .metadata import MAX_IN_FLIGHT_DEFAULT, MetadataError
 from .plugin import Plugin
@@ -35,12 +33,12 @@ FRAMED_BY_THE_CORE: Final = frozenset(
 """Header fields of an answer that the core writes itself and drops where a plugin sends them."""
 
 
-@dataclass(frozen=True)
-class Mount:
-    """Where clients see the application: in `root` (`/api/plugins/<id>`, or empty), under `scheme`."""
+class Mount(Protocol):
+    """`mount` of an adapter: hangs the application into the plugin."""
 
-    root: str
-    scheme: str
+    def __call__(
+        self, plugin: Plugin, application: Callable[[], Any], *, root_path: str | None, scheme: str
+    ) -> None: ...
 
 
 class NoApplication(Exception):
@@ -70,20 +68,15 @@ def load(reference: str, *, factory: bool) -> Any:
     return found() if factory else found
 
 
-def main(
-    program: str,
-    kind: str,
-    serve: Callable[[Plugin, Callable[[], Any], Mount], None],
-    argv: Sequence[str] | None = None,
-) -> NoReturn:
-    """The command line `python -m PROGRAM MODULE:APP --id ID …`; `serve` hangs the application into the plugin.
+def main(kind: str, mount: Mount, argv: Sequence[str] | None = None) -> NoReturn:
+    """The command line `python -m toru_plugin.KIND MODULE:APP --id ID …`.
 
     With `--metadata` the application is not imported: the core waits for that answer.
     Exit codes: those of `Plugin.run`, 2 for bad usage.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=f"Serves a {kind} application as a Toru plugin.",
+        prog=f"python -m toru_plugin.{kind}",
+        description=f"Serves a {kind.upper()} application as a Toru plugin.",
         allow_abbrev=False,
     )
     parser.add_argument("app", metavar="MODULE:APP", help="where the application is, as in `main:app`")
@@ -120,14 +113,14 @@ def main(
         parser.error("--threads must be at least 1")
     if arguments.metadata:
         plugin.run(["--metadata"])
-    root = f"/api/plugins/{arguments.id}" if arguments.root_path is None else arguments.root_path.rstrip("/")
+    root = None if arguments.root_path is None else arguments.root_path.rstrip("/")
     sys.path.insert(0, os.path.abspath(arguments.app_dir))
 
     def application() -> Any:
         return load(arguments.app, factory=arguments.factory)
 
     try:
-        serve(plugin, application, Mount(root, arguments.scheme))
+        mount(plugin, application, root_path=root, scheme=arguments.scheme)
     except NoApplication as error:
         parser.error(str(error))
     plugin.run([])
@@ -140,9 +133,3 @@ def host_and_port(address: str, port: int) -> tuple[str, int]:
     if not colon or not digits.isdigit() or (":" in host and not host.startswith("[")):
         host, digits = address, ""
     return host.removeprefix("[").removesuffix("]"), int(digits) if digits else port
-
-
-@lru_cache(maxsize=1024)
-def decoded_path(root: str, path: str) -> str:
-    """`root` and the path without its percent-encoding, as applications want it."""
-    return root + (unquote(path) if "%" in path else path)

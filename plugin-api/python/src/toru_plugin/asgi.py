@@ -14,17 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
-<<<<<<< HEAD
-from typing import Any, Final, NoReturn
-=======
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import unquote
->>>>>>> 3d270f2 (python: an adapter's `--metadata` imports no event loop)
 
 from . import _adapter
-from ._adapter import FRAMED_BY_THE_CORE, Mount, decoded_path, host_and_port
+from ._adapter import FRAMED_BY_THE_CORE, host_and_port
 from .context import Context
-from .http import Answer, ClientGone, Request, check_response
+from .http import ClientGone, Request, check_response
 from .messages import encode_headers
 from .plugin import Plugin, Reply
 
@@ -69,28 +65,55 @@ def mount(
     plugin.application(handle)
 
 
+# Names that most requests have, as they are in a scope.
+_NAMES: Final = {
+    name: name.encode()
+    for name in (
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "authorization",
+        "cache-control",
+        "content-length",
+        "content-type",
+        "cookie",
+        "forwarded",
+        "host",
+        "origin",
+        "referer",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-request-id",
+    )
+}
+
+
 def _scope(request: Request, ctx: Context, root: str, scheme: str, state: dict[str, Any]) -> Scope:
     headers: list[tuple[bytes, bytes]] = []
     host = ""
     for name, value in (request.raw_headers or {}).items():
-        name = name.lower()
+        field = _NAMES.get(name) or name.lower().encode()
         if type(value) is str:
-            headers.append((name.encode(), value.encode()))
-            if name == "host":
+            headers.append((field, value.encode()))
+            if field == b"host":
                 host = value
         elif type(value) is list:
-            field = name.encode()
             headers.extend((field, str(one).encode()) for one in value)
-    path = request.path
+    path, raw_path = _path(root, request.path)
+    query = request.query_string
     return {
         "type": "http",
         "asgi": _VERSIONS,
         "http_version": "1.1",
         "method": request.method,
         "scheme": scheme,
-        "path": decoded_path(root, path),
-        "raw_path": (root + path).encode(),
-        "query_string": request.query_string.encode(),
+        "path": path,
+        "raw_path": raw_path,
+        "query_string": query.encode() if query else b"",
         "root_path": root,
         "headers": headers,
         "client": host_and_port(request.remote_addr, 0) if request.remote_addr else None,
@@ -100,17 +123,24 @@ def _scope(request: Request, ctx: Context, root: str, scheme: str, state: dict[s
     }
 
 
+@lru_cache(maxsize=1024)
+def _path(root: str, path: str) -> tuple[str, bytes]:
+    """`path` and `raw_path` of a scope."""
+    return root + (unquote(path) if "%" in path else path), (root + path).encode()
+
+
 @lru_cache(maxsize=256)
 def _headers(fields: tuple[tuple[bytes, bytes], ...]) -> str:
     """The fields of an answer as JSON text. Applications answer with the same few again and again.
 
-    Errors: ValueError, what is no name or value of a field.
+    Errors: ValueError, what is no name or value of a field. TypeError, names or values that are no bytes, and what
+    cannot be hashed.
     """
     kept: list[tuple[str, str]] = []
     for name, value in fields:
-        text = name.decode("latin-1").lower()
+        text = bytes(name).decode("latin-1").lower()
         if text not in FRAMED_BY_THE_CORE:
-            kept.append((text, _decode(value)))
+            kept.append((text, _decode(bytes(value))))
     check_response(200, kept)
     return encode_headers(kept)
 
@@ -160,24 +190,30 @@ class _Exchange:
         kind = event["type"]
         if self._reply.over:
             raise ClientGone("nobody waits for this answer any more")
-        if kind == "http.response.start":
+        if kind == "http.response.body":
+            if not self._status:
+                raise Misuse("`http.response.body` before `http.response.start`")
+            body = event.get("body", b"")
+            if type(body) is not bytes:
+                body = bytes(body)
+            if event.get("more_body", False):
+                self._pieces.append(body)
+                return
+            if self._pieces:
+                body = b"".join((*self._pieces, body))
+            self._reply.send(self._status, self._headers, body)
+        elif kind == "http.response.start":
             if self._status:
                 raise Misuse("`http.response.start` twice for one request")
             status = int(event["status"])
             check_response(status, ())
-            fields = event.get("headers", ())
-            self._headers = _headers(tuple([(bytes(name), bytes(value)) for name, value in fields]))
+            fields = tuple(event.get("headers", ()))
+            try:
+                self._headers = _headers(fields)
+            except TypeError:
+                # Pairs may be lists, and names and values whatever holds bytes.
+                self._headers = _headers(tuple([(bytes(name), bytes(value)) for name, value in fields]))
             self._status = status
-        elif kind == "http.response.body":
-            if not self._status:
-                raise Misuse("`http.response.body` before `http.response.start`")
-            body = event.get("body", b"")
-            if event.get("more_body", False):
-                self._pieces.append(bytes(body))
-                return
-            if self._pieces:
-                body = b"".join((*self._pieces, body))
-            self._reply.send(Answer(self._status, self._headers, bytes(body)))
         else:
             raise Misuse(f"a plugin carries no event `{kind}`")
 
@@ -237,13 +273,9 @@ class _Lifespan:
             waited.set_result(None)
 
 
-def _serve(plugin: Plugin, application: Callable[[], Any], mounted: Mount) -> None:
-    mount(plugin, application, root_path=mounted.root, scheme=mounted.scheme)
-
-
 def main() -> NoReturn:
     """`python -m toru_plugin.asgi`."""
-    _adapter.main("toru_plugin.asgi", "ASGI", _serve)
+    _adapter.main("asgi", mount)
 
 
 if __name__ == "__main__":

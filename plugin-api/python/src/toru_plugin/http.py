@@ -184,7 +184,7 @@ class ClientGone(OSError):
 class Answer:
     """An answer that is complete as it is: nothing is added, and its headers are checked.
 
-    `headers` is the JSON text of `messages.encode_headers`. The adapters make these.
+    `headers` is the JSON text of `messages.encode_headers`. The adapter for WSGI makes these.
     """
 
     __slots__ = ("body", "headers", "status")
@@ -307,6 +307,8 @@ class Router(Generic[T]):
         handler = self._exact.get((request.method, request.path))
         if handler is not None:
             return handler
+        if self.catch_all is not None and not self._patterns and request.path not in self._paths:
+            return self.catch_all
         return self._find_slowly(request)
 
     def _find_slowly(self, request: Request) -> T:

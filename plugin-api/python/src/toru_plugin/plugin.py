@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NoReturn, Protocol, TypeVar
 
 from .context import Context
 from .frames import Framing
-from .http import Answer, Router, path_parameters
+from .http import Router, path_parameters
 from .metadata import MAX_IN_FLIGHT_DEFAULT, read_metadata
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,8 +49,8 @@ class Reply(Protocol):
     over: bool
     on_over: Callable[[], None] | None
 
-    def send(self, answer: Answer) -> None:
-        """Answers. Only the first call counts."""
+    def send(self, status: int, headers: str, body: bytes) -> None:
+        """Answers, with the text of `messages.encode_headers`. Only the first call counts."""
 
 
 def _kind(function: Callable[..., Any]) -> Kind:

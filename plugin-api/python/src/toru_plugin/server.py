@@ -17,16 +17,18 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context as Variables
 from contextvars import copy_context
 from pathlib import Path
+from types import coroutine as generator_based
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from . import messages
 from .context import Context, KvError
 from .frames import FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, Decoder, FrameError
-from .http import Answer, ClientGone, HttpError, Request, problem
+from .http import ClientGone, HttpError, Request, problem
 from .listen import FALLBACK_DIRECTORY, bind, make_private_directory
 from .messages import BadKv, Cancel, CoreMessage, Init, KvReply, KvRequest, MessageError, Ping, Shutdown
 from .results import encode_result
@@ -44,6 +46,9 @@ _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 # From Python 3.12 a task can take its first step at once and needs no turn of the loop where that is all.
 _EAGER: Final = sys.version_info >= (3, 12)
+
+# In Python 3.11 calls share a task until they suspend; 3.10 cannot tell that one of them has cancelled it.
+_SHARES_TASKS: Final = (3, 11) <= sys.version_info < (3, 12)
 
 _UNTOLD: Final = "the plugin failed to answer"
 
@@ -104,10 +109,10 @@ class _Call:
         self.handler: Handler | None = None
         self.on_over: Callable[[], None] | None = None
 
-    def send(self, answer: Answer) -> None:
+    def send(self, status: int, headers: str, body: bytes) -> None:
         """`plugin.Reply`."""
         if not self.over:
-            self.connection.server.answer(self, answer)
+            self.connection.server.answer(self, status, headers, body)
 
 
 class _Connection(asyncio.Protocol):
@@ -244,6 +249,9 @@ class _Server:
         self._init_replies: list[_Connection] = []
         self._init_requests: list[tuple[_Connection, Request | KvRequest]] = []
         self._in_flight = 0
+        # Calls that the next turn of the loop runs, where they share a task.
+        self._starting: deque[tuple[_Call, Coroutine[Any, Any, None]]] = deque()
+        self._shared_tasks: set[asyncio.Task[None]] = set()
         self._applications: set[_Call] = set()
         self._idle: asyncio.Future[None] | None = None
         self._all_closed: asyncio.Future[None] | None = None
@@ -288,13 +296,13 @@ class _Server:
             return
         call = self._open_call(connection, request.request_id)
         if handler.kind == "task":
-            call.task = self._start(self._run_task(call, request, handler))
+            self._start(call, self._run_task(call, request, handler))
         elif handler.kind == "application":
             call.request = request
             call.handler = handler
             # The loop itself keeps no task alive, and this one may outlive its call.
             self._applications.add(call)
-            call.task = self._start(self._run_application(call, request, handler))
+            self._start(call, self._run_application(call, request, handler))
         else:
             self.threads_busy += 1
             call.future = self._threads().submit(self._run_in_thread, call, request, handler)
@@ -311,13 +319,55 @@ class _Server:
             self._pool = ThreadPoolExecutor(self._plugin.threads, "toru-plugin")
         return self._pool
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, call: _Call, coroutine: Coroutine[Any, Any, None]) -> None:
         if _EAGER:
             eager: Callable[..., asyncio.Task[None]] = asyncio.Task
-            return eager(coroutine, loop=self.event_loop, eager_start=True)
-        return self.event_loop.create_task(coroutine)
+            call.task = eager(coroutine, loop=self.event_loop, eager_start=True)
+        elif _SHARES_TASKS:
+            # While there are any, a task is on its way to them.
+            self._starting.append((call, coroutine))
+            if len(self._starting) == 1:
+                self._share_a_task()
+        else:
+            call.task = self.event_loop.create_task(coroutine)
+
+    def _share_a_task(self) -> None:
+        task = self.event_loop.create_task(self._run_starting())
+        # The loop itself keeps no task alive.
+        self._shared_tasks.add(task)
+        task.add_done_callback(self._shared_tasks.discard)
+
+    async def _run_starting(self) -> None:
+        """Runs the calls of one turn of the loop in this task, until one suspends: it keeps the task.
+
+        To make a task costs as much as the rest of a small application's call.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        starting = self._starting
+        while starting:
+            call, coroutine = starting.popleft()
+            # As a task of its own would have it.
+            variables = copy_context()
+            waited_for: object = None
+            has_ended = False
+            try:
+                waited_for = variables.run(coroutine.send, None)
+            except (StopIteration, asyncio.CancelledError):
+                has_ended = True
+            # What one has cancelled must not meet the next.
+            if has_ended and not (sys.version_info >= (3, 11) and task.cancelling()):
+                continue
+            if starting:
+                self._share_a_task()
+            if not has_ended:
+                call.task = task
+                await _rest(coroutine, variables, waited_for)
+            return
 
     async def _run_task(self, call: _Call, request: Request, handler: Handler) -> None:
+        if call.over:
+            return  # Cancelled before it began.
         try:
             message = self._encode(request, await handler.call(request, self._context), handler)
         except asyncio.CancelledError:
@@ -334,20 +384,28 @@ class _Server:
             await handler.call(request, self._context, call)
             if not call.over:
                 raise RuntimeError("the application returned without a complete answer")
+        except asyncio.CancelledError:
+            if call.over:
+                raise
+            # Nobody else cancels it: it gave up by itself.
+            self._finish(call, self._failure(request, RuntimeError("the application was cancelled"), handler))
         except Exception as error:
             if not call.over:
                 self._finish(call, self._failure(request, error, handler))
             elif not _is_gone(error):
                 self._log_exception(request, error, handler)
         finally:
-            self._finish(call, None)
+            if not call.over:
+                self._finish(call, None)
             self._applications.discard(call)
             self._less_in_flight()
 
-    def answer(self, call: _Call, answer: Answer) -> None:
+    def answer(self, call: _Call, status: int, headers: str, body: bytes) -> None:
         """An application's answer."""
-        assert call.request is not None, "only applications answer so"
-        self._finish(call, self._encode(call.request, answer, call.handler))
+        request = call.request
+        assert request is not None, "only applications answer so"
+        message = messages.encode_http_response(request.request_id, status, headers, body)
+        self._finish(call, self._bounded(message, request, call.handler))
 
     def _run_in_thread(self, call: _Call, request: Request, handler: Handler) -> None:
         message: bytes | None = None
@@ -401,7 +459,10 @@ class _Server:
             self.threads_busy -= 1
 
     def _encode(self, request: Request, result: object, handler: Handler | None = None) -> bytes:
-        message = encode_result(request.request_id, result)
+        return self._bounded(encode_result(request.request_id, result), request, handler)
+
+    def _bounded(self, message: bytes, request: Request, handler: Handler | None) -> bytes:
+        """`message` if it may be sent, else the answer that says that the plugin failed."""
         if len(message) > self.frame_bytes_max:
             reason = f"the answer takes {len(message)} bytes; a message may have {self.frame_bytes_max}"
             self._log_failure(request, handler, reason, None)
@@ -454,7 +515,7 @@ class _Server:
             self._wait_for_init(connection, request)
         else:
             call = self._open_call(connection, ("kv", request.request_id))
-            call.task = self._start(self._run_kv(call, request, handler))
+            self._start(call, self._run_kv(call, request, handler))
 
     async def _run_kv(self, call: _Call, request: KvRequest, handler: Handler) -> None:
         request_id = request.request_id
@@ -770,6 +831,24 @@ def _run_at_once(coroutine: Coroutine[Any, Any, object]) -> object:
         return stop.value
     coroutine.close()
     raise RuntimeError("suspended where it has no `await`")
+
+
+@generator_based
+def _rest(started: Coroutine[Any, Any, None], variables: Variables, waited_for: object) -> Generator[Any, Any, None]:
+    """The steps of a coroutine behind its first, which waits for `waited_for`."""
+    try:
+        while True:
+            try:
+                sent = yield waited_for
+            except GeneratorExit:
+                started.close()
+                raise
+            except BaseException as error:
+                waited_for = variables.run(started.throw, error)
+            else:
+                waited_for = variables.run(started.send, sent)
+    except StopIteration:
+        return
 
 
 def _is_gone(error: BaseException | None) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
 from . import _adapter
-from ._adapter import FRAMED_BY_THE_CORE, Mount, host_and_port
+from ._adapter import FRAMED_BY_THE_CORE, host_and_port
 from .context import Context
 from .http import Answer, Request, check_response
 from .messages import encode_headers
@@ -161,13 +161,9 @@ def _text(value: str) -> str:
         return value
 
 
-def _serve(plugin: Plugin, application: Callable[[], Any], mounted: Mount) -> None:
-    mount(plugin, application, root_path=mounted.root, scheme=mounted.scheme)
-
-
 def main() -> NoReturn:
     """`python -m toru_plugin.wsgi`."""
-    _adapter.main("toru_plugin.wsgi", "WSGI", _serve)
+    _adapter.main("wsgi", mount)
 
 
 if __name__ == "__main__":
