@@ -198,16 +198,19 @@ pub fn authorized(worker: &Worker, head: &RequestHead<'_>) -> bool {
     let Some(value) = head.fields.get("authorization") else { return false };
     let Some((scheme, token)) = value.split_first_chunk::<7>() else { return false };
     let expected = worker.shared.token.as_bytes();
+    // Any number of spaces may stand before it (RFC 9110 section 11.4).
+    let token = token.trim_ascii_start();
     scheme.eq_ignore_ascii_case(b"bearer ")
         && token.len() == expected.len()
         && token.iter().zip(expected).fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
 }
 
-/// Whether the content is said to be JSON. A web page cannot send that to another site without being asked first.
-pub fn says_json(head: &RequestHead<'_>) -> bool {
+/// Whether the content is said to be of this type, such as `application/json`. A web page cannot send that to another
+/// site without being asked first.
+fn content_is(head: &RequestHead<'_>, media_type: &str) -> bool {
     let Some(value) = head.fields.get("content-type") else { return false };
-    let media_type = value.split(|&byte| byte == b';').next().unwrap_or_default();
-    media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    let said = value.split(|&byte| byte == b';').next().unwrap_or_default();
+    said.trim_ascii().eq_ignore_ascii_case(media_type.as_bytes())
 }
 
 /// Checks what can be checked of a request to the core itself before its content is there.
@@ -228,15 +231,20 @@ pub fn admit(
             return Err(Failure::Unauthorized);
         }
     }
-    let has_content = head.chunked || head.content_length.is_some_and(|bytes| bytes > 0);
-    let wants_json = match endpoint {
-        Endpoint::Kv(_) => true,
-        Endpoint::Order(..) => has_content,
-        _ => false,
-    };
-    if wants_json && !says_json(head) {
-        return Err(Failure::UnsupportedMediaType("this resource takes application/json"));
-    }
+    let json = content_is(head, "application/json");
+    match endpoint {
+        Endpoint::Kv(_) if !json => {
+            Err(Failure::UnsupportedMediaType("this resource takes application/json"))
+        }
+        Endpoint::Order(..) if head.has_content() && !json => {
+            Err(Failure::UnsupportedMediaType("this resource takes application/json, or nothing"))
+        }
+        // A single line is JSON, too.
+        Endpoint::Values(_) if head.method == "POST" && !json && !content_is(head, NDJSON) => {
+            Err(Failure::UnsupportedMediaType("this resource takes application/x-ndjson"))
+        }
+        _ => Ok(()),
+    }?;
     Call::new(endpoint, head.method, head.target.query())
 }
 
@@ -468,9 +476,12 @@ async fn events(worker: &Worker, query: EventQuery) -> Result<Vec<EventRow>, Fai
     }
 }
 
+/// Values, events and log lines, an object a line.
+const NDJSON: &str = "application/x-ndjson";
+
 fn ndjson() -> AnswerHead {
     let mut fields = Vec::new();
-    add_field(&mut fields, "content-type", "application/x-ndjson");
+    add_field(&mut fields, "content-type", NDJSON);
     add_field(&mut fields, "cache-control", "no-store");
     AnswerHead { status: 200, fields }
 }

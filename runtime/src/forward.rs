@@ -179,6 +179,8 @@ impl<'a> Own<'a> {
                         && (name.eq_ignore_ascii_case("traceparent")
                             || name.eq_ignore_ascii_case("tracestate"))
             }
+            // Which site is asked is nobody's to take away: an application may have several behind one address.
+            b'h' if name.eq_ignore_ascii_case("host") => return false,
             b'a' => self.keep_secret && name.eq_ignore_ascii_case("authorization"),
             _ => false,
         };
@@ -404,6 +406,9 @@ mod tests {
                     proxy-authorization: b\r\ntrailer: x\r\nexpect: 100-continue\r\nauthorization: c\r\n";
         let kept = passed(said, &client(), false);
         assert_eq!(kept[..3], ["host: a", "authorization: c", "x-request-id: made"]);
+        // Not even a client that names it takes the host away from a plugin.
+        let kept = passed("host: a\r\nconnection: host, x-mine\r\nx-mine: 1\r\n", &client(), false);
+        assert_eq!(kept[..2], ["host: a", "x-request-id: made"]);
         // To an application behind CGI these would be what the core has read already.
         let kept = passed("host: a\r\nContent_Length: 9\r\nTransfer_Encoding: chunked\r\n", &client(), false);
         assert_eq!(kept[..2], ["host: a", "x-request-id: made"]);

@@ -64,7 +64,7 @@ impl Endpoint<'_> {
             | Endpoint::Stream
             | Endpoint::Metrics => "GET, HEAD",
             Endpoint::Server => "OPTIONS",
-            Endpoint::Values(_) => "GET, POST",
+            Endpoint::Values(_) => "GET, HEAD, POST",
             Endpoint::Order(..) | Endpoint::Kv(_) => "POST",
         }
     }

@@ -73,8 +73,9 @@ fn the_token_is_for_its_owner_and_opens_everything() {
     // A cookie is no token: a browser would send it for any page.
     let cookie = format!("token={token}");
     assert_problem(&daemon.request("GET", "/api/plugins", &[("cookie", &cookie)], b""), 401);
-    let bearer = format!("bearer {token}");
-    assert_eq!(daemon.request("GET", "/api/plugins", &[("authorization", &bearer)], b"").status, 200);
+    for bearer in [format!("bearer {token}"), format!("Bearer   {token}")] {
+        assert_eq!(daemon.request("GET", "/api/plugins", &[("authorization", &bearer)], b"").status, 200);
+    }
     assert_eq!(daemon.restart().token(), token, "it is kept");
 }
 

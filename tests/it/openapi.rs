@@ -194,6 +194,8 @@ fn every_operation_answers_as_the_document_says() {
 
     // Through the control socket.
     let asked = |method: &str, target: &str, body: &[u8]| daemon.control().request(method, target, &[], body);
+    let ndjson = [("content-type", "application/x-ndjson")];
+    let import = |body: &[u8]| daemon.control().request("POST", "/v1/plugins/p/kv", &ndjson, body);
     let values = asked("GET", "/v1/plugins/p/kv", b"");
     assert!(values.text().contains("\"k\""), "{values:?}");
     for (id, answer) in [
@@ -207,8 +209,9 @@ fn every_operation_answers_as_the_document_says() {
         ("socket-plugin-logs", asked("GET", "/v1/plugins/nobody/logs", b"")),
         ("plugin-history", asked("GET", "/v1/plugins/p/history", b"")),
         ("plugin-history", asked("GET", "/v1/plugins/nobody/history", b"")),
-        ("import-values", asked("POST", "/v1/plugins/p/kv", &values.body)),
-        ("import-values", asked("POST", "/v1/plugins/p/kv", b"no json")),
+        ("import-values", import(&values.body)),
+        ("import-values", import(b"no json")),
+        ("import-values", asked("POST", "/v1/plugins/p/kv", b"{}")),
         ("export-values", values),
         ("socket-disable-plugin", asked("POST", "/v1/plugins/q/disable", b"")),
         ("socket-start-plugin", asked("POST", "/v1/plugins/q/start", b"")),
@@ -226,6 +229,14 @@ fn every_operation_answers_as_the_document_says() {
     document.judge_stream(&daemon, "core-logs", "/v1/logs?follow=1", 3);
     daemon.get("/api/plugins/p/exit/1");
     document.judge_stream(&daemon, "socket-plugin-logs", "/v1/plugins/p/logs?follow=1", 1);
+
+    // Who may open the control socket needs no token.
+    for item in document.text["paths"].as_object().unwrap().values() {
+        for operation in item.as_object().unwrap().values().filter(|of| of["operationId"].is_string()) {
+            let on_socket = operation["tags"] == json!(["control socket"]);
+            assert!(!on_socket || operation["security"] == json!([]), "{operation}");
+        }
+    }
 
     let all: BTreeSet<String> = document.text["paths"]
         .as_object()

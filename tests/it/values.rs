@@ -289,10 +289,18 @@ fn values_come_and_go_on_the_control_socket_alone() {
     assert_eq!(answer.status, 404, "{answer:?}");
     let answer = daemon.control().request("DELETE", "/v1/plugins/p/kv", &[], b"");
     assert_eq!(answer.status, 405, "{answer:?}");
+    let import = |kind: &str, lines: &str| {
+        daemon.control().request("POST", "/v1/plugins/p/kv", &[("content-type", kind)], lines.as_bytes())
+    };
     let lines: String = (0..513).map(|number| line(&number.to_string(), "")).collect();
-    let answer = daemon.control().request("POST", "/v1/plugins/p/kv", &[], lines.as_bytes());
+    let answer = import("application/x-ndjson", &lines);
     assert_eq!(answer.status, 400, "{answer:?}");
     let fewer = lines.lines().take(512).collect::<Vec<_>>().join("\n");
-    let answer = daemon.control().request("POST", "/v1/plugins/p/kv", &[], fewer.as_bytes());
-    assert_eq!(answer.json(), json!({"done": 512, "refused": []}));
+    assert_eq!(import("application/x-ndjson", &fewer).json(), json!({"done": 512, "refused": []}));
+    assert_eq!(import("application/json", &line("a", "2")).json(), json!({"done": 1, "refused": []}));
+    for kind in ["text/plain", "application/x-www-form-urlencoded"] {
+        assert_eq!(import(kind, &line("a", "3")).status, 415, "{kind}");
+    }
+    let head = daemon.control().request("HEAD", "/v1/plugins/p/kv", &[], b"");
+    assert_eq!((head.status, head.field("content-type")), (200, Some("application/x-ndjson")));
 }
