@@ -32,7 +32,7 @@ use crate::history;
 use crate::legacy;
 use crate::place::{Counted, Place, Queued};
 use crate::route::{Destination, route};
-use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
+use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Presence, Target, Worker};
 
 /// What an idle connection keeps for reading; most heads fit.
 const READ_BYTES: usize = 2 * 1024;
@@ -74,8 +74,15 @@ enum Recipient {
 
 /// Who answers when there is no file.
 enum Otherwise {
-    Plugin { target: Rc<Target>, frame: HttpRequestFrame },
-    Nobody(Failure),
+    Plugin {
+        target: Rc<Target>,
+        frame: HttpRequestFrame,
+    },
+    /// `target` would have, if it ran.
+    Nobody {
+        failure: Failure,
+        target: Option<Rc<Target>>,
+    },
 }
 
 /// Closes its exchange on drop; if the answer is still due, the plugin is told to forget it.
@@ -215,6 +222,8 @@ struct Account {
     path: String,
     started: Instant,
     status: u16,
+    /// The plugin could be asked: how long it takes is its latency.
+    runs: bool,
 }
 
 /// Serves a client until it or the server has had enough.
@@ -286,15 +295,19 @@ pub async fn serve<S: ClientStream>(
                 }
                 Event::End => {
                     if let Some(mut whole) = request.take() {
+                        let (target, runs) = match &whole.to {
+                            Recipient::Plugin { target, .. }
+                            | Recipient::File { otherwise: Otherwise::Plugin { target, .. }, .. } => {
+                                (Some(target.clone()), true)
+                            }
+                            Recipient::File { otherwise: Otherwise::Nobody { target, .. }, .. } => {
+                                (target.clone(), false)
+                            }
+                            Recipient::Core { .. } => (None, false),
+                        };
                         account = Some(Account {
-                            target: match &whole.to {
-                                Recipient::Plugin { target, .. }
-                                | Recipient::File { otherwise: Otherwise::Plugin { target, .. }, .. } => {
-                                    Some(target.clone())
-                                }
-                                Recipient::Core { .. }
-                                | Recipient::File { otherwise: Otherwise::Nobody(_), .. } => None,
-                            },
+                            target,
+                            runs,
                             request_id: whole.request_id.clone(),
                             method: std::mem::take(&mut whole.method),
                             path: std::mem::take(&mut whole.path),
@@ -361,10 +374,14 @@ pub async fn serve<S: ClientStream>(
         let unread = reading.is_none() && resting.is_some();
         let happening = std::future::poll_fn(|cx| {
             if unread {
-                if slot.gone.get() {
-                    return Poll::Ready(Happened::Gone);
+                match slot.presence.get() {
+                    Presence::Gone => return Poll::Ready(Happened::Gone),
+                    Presence::SentAll if gone_at.is_none() => return Poll::Ready(Happened::SentAll),
+                    Presence::SentAll | Presence::Here => {}
                 }
-                *slot.watcher.borrow_mut() = Some(cx.waker().clone());
+                if slot.watcher.replace(Some(cx.waker().clone())).is_none() {
+                    worker.begin_watch();
+                }
             }
             if let Poll::Ready(progress) = Working::poll(&mut working, &worker, cx) {
                 return Poll::Ready(Happened::Progress(progress));
@@ -394,6 +411,10 @@ pub async fn serve<S: ClientStream>(
         match happened {
             // The client is gone; dropping the work frees its place and tells the plugin.
             Happened::Gone => return,
+            // The end itself is still to be read, behind what is pipelined.
+            Happened::SentAll => {
+                gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
+            }
             Happened::Read(half, buffer, outcome) => {
                 reading.set(None);
                 match outcome {
@@ -434,6 +455,7 @@ pub async fn serve<S: ClientStream>(
 enum Happened<H> {
     Read(H, Vec<u8>, io::Result<usize>),
     Progress(Progress),
+    SentAll,
     Gone,
 }
 
@@ -501,6 +523,7 @@ where
         let outcome;
         (half, buffer, outcome) = read(half, buffer).await;
         let Ok(count @ 1..) = outcome else { return };
+        slot.said_all.set(buffer.ends_with(b"\r\n\r\n"));
         dropped += count;
         if count == buffer.capacity() && count < READ_BYTES_LARGE {
             buffer = Vec::with_capacity(READ_BYTES_LARGE);
@@ -598,7 +621,7 @@ fn begin(
         }
         Destination::Elsewhere if !peer.trusted && worker.shared.files.has_web_root() => {
             return match Ask::page(head) {
-                Ok(ask) => Ok(file_request(exchange, request_id, ask, files::NOTHING)),
+                Ok(ask) => Ok(file_request(exchange, request_id, ask, files::NOTHING, None)),
                 Err(failure) => refuse(failure, None),
             };
         }
@@ -623,7 +646,14 @@ fn begin(
     if let Some(failure) = target.refusal() {
         return match (bundle, &failure) {
             // Its bundle is there also while it is not.
-            (Some(ask), Failure::Waiting(_)) => Ok(file_request(exchange, request_id, ask, failure)),
+            (Some(ask), Failure::Waiting(_)) => {
+                let mut request = file_request(exchange, request_id, ask, failure, Some(target));
+                if config.log.access != Access::Off {
+                    request.method = head.method.to_owned();
+                    request.path = plugin_path(head, peer.trusted);
+                }
+                Ok(request)
+            }
             _ => refuse(failure, Some(target)),
         };
     }
@@ -679,11 +709,17 @@ fn with_query(mut path: String, head: &RequestHead<'_>) -> String {
 }
 
 /// A request for a file that nobody answers if there is none.
-fn file_request(exchange: ExchangeGuard, request_id: String, ask: Ask, otherwise: Failure) -> Request {
+fn file_request(
+    exchange: ExchangeGuard,
+    request_id: String,
+    ask: Ask,
+    failure: Failure,
+    target: Option<Rc<Target>>,
+) -> Request {
     Request {
         exchange,
         request_id,
-        to: Recipient::File { ask: Box::new(ask), otherwise: Otherwise::Nobody(otherwise) },
+        to: Recipient::File { ask: Box::new(ask), otherwise: Otherwise::Nobody { failure, target } },
         body: Vec::new(),
         method: String::new(),
         path: String::new(),
@@ -693,7 +729,7 @@ fn file_request(exchange: ExchangeGuard, request_id: String, ask: Ask, otherwise
 
 /// Whether the core knows a method, though not for every resource; plugins may know others.
 fn is_known(method: &str) -> bool {
-    matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS")
+    matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "QUERY")
 }
 
 /// Does the next thing for an answer, to its end.
@@ -722,7 +758,9 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
                 (Err(Failure::NotFound(_)), Otherwise::Plugin { target, frame }) => {
                     Box::pin(launch(&worker, exchange, &target, frame, body, started)).await
                 }
-                (Err(Failure::NotFound(_)), Otherwise::Nobody(failure)) | (Err(failure), _) => Err(failure),
+                (Err(Failure::NotFound(_)), Otherwise::Nobody { failure, .. }) | (Err(failure), _) => {
+                    Err(failure)
+                }
             }
         }
         Work::Continue(Flight::File(mut transfer)) => Box::pin(transfer.next(&worker)).await.map(|pieces| {
@@ -891,11 +929,11 @@ fn take_progress(
             }
         }
         Progress::Local(answer) => {
-            noted.status = answer.status;
+            // Answered without a plugin, so none of its requests.
+            noted.target = None;
             respond(worker, connection, answer, &noted.request_id);
         }
         Progress::File(reply) => {
-            // Answered without the plugin, so none of its requests.
             noted.target = None;
             let transfer = worker.with_date(|date| reply.write(connection, date, &noted.request_id));
             if let Some(transfer) = transfer {
@@ -942,7 +980,9 @@ impl Account {
     fn settle(self, worker: &Worker) {
         let Some(target) = self.target else { return };
         let took = self.started.elapsed();
-        target.shared.stats[worker.number as usize].latency.record(took);
+        if self.runs {
+            target.shared.stats[worker.number as usize].latency.record(took);
+        }
         count_answer(worker, &target, self.status);
         note(worker, &target, &self.request_id, &self.method, &self.path, self.status, took);
     }

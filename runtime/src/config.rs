@@ -109,8 +109,10 @@ pub struct HttpConfig {
     pub head_timeout: Duration,
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
-    /// A client that takes none of its answer for so long is cut.
+    /// A client that takes its answer slower than [`HttpConfig::write_bytes_per_second_min`] for so long is cut.
     pub write_timeout: Duration,
+    /// 0 where any byte within that time will do.
+    pub write_bytes_per_second_min: u64,
     pub request_timeout: Duration,
     /// How long a client that has closed its sending side still gets an answer.
     pub half_close_timeout: Duration,
@@ -287,6 +289,7 @@ struct HttpTable {
     body_timeout_ms: Option<Spanned<u64>>,
     idle_timeout_ms: Option<Spanned<u64>>,
     write_timeout_ms: Option<Spanned<u64>>,
+    write_bytes_per_second_min: Option<Spanned<u64>>,
     request_timeout_ms: Option<Spanned<u64>>,
     half_close_timeout_ms: Option<Spanned<u64>>,
     body_bytes_per_second_min: Option<Spanned<u64>>,
@@ -585,6 +588,12 @@ impl HttpTable {
             body_timeout: source.millis("http.body_timeout_ms", &self.body_timeout_ms, 60_000)?,
             idle_timeout: source.millis("http.idle_timeout_ms", &self.idle_timeout_ms, 75_000)?,
             write_timeout: source.millis("http.write_timeout_ms", &self.write_timeout_ms, 30_000)?,
+            write_bytes_per_second_min: source.number(
+                "http.write_bytes_per_second_min",
+                &self.write_bytes_per_second_min,
+                240,
+                0..=1 << 30,
+            )?,
             request_timeout: source.millis("http.request_timeout_ms", &self.request_timeout_ms, 30_000)?,
             half_close_timeout: source.millis(
                 "http.half_close_timeout_ms",

@@ -62,7 +62,13 @@ use service::Service;
 use worker::{Door, Mailbox, Message, Shared, WorkerStats};
 
 /// Connections that may wait in the kernel for a worker to accept them.
-const LISTEN_BACKLOG: i32 = 1024;
+/// The kernel holds it to `net.core.somaxconn`. A client beyond it tries again after a second, so a crowd has to fit.
+const LISTEN_BACKLOG: i32 = 4096;
+/// A client whose machine or network is gone says no word: after so much silence the kernel asks, so often and so many
+/// times, and then ends the connection. Only followers of a quiet stream come that far: all others have deadlines.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 /// How long a metadata call may take.
 pub const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the command of `notify.command` may take.
@@ -528,6 +534,11 @@ fn listen(address: SocketAddr, workers: usize) -> io::Result<(Vec<TcpListener>, 
         sockopt::set_socket_reuseaddr(&socket, true)?;
         sockopt::set_socket_reuseport(&socket, true)?;
         rustix::net::bind(&socket, &address)?;
+        // Connections inherit this from their listener.
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+        sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+        sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
         rustix::net::listen(&socket, LISTEN_BACKLOG)?;
         let listener = TcpListener::from(socket);
         // With port 0 the kernel picks one for the first; the others join it.

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,8 +17,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelHandle, Canceller, Split};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::ioctl::{Getter, ioctl};
+use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 use slab::Slab;
 use toru_plugin_api::from_plugin::PluginMessageReader;
@@ -192,16 +194,29 @@ pub struct ClientSlot {
     pub idle: Cell<bool>,
     /// When the content began to come, and how much has.
     pub body: Cell<Option<(Instant, u64)>>,
+    /// How many bytes the client had not taken yet when it was looked at, with the deadline that this counts for.
+    untaken: Cell<Option<(Instant, u64)>>,
     /// The sweep cut the connection.
     pub expired: Cell<bool>,
-    /// Whom to wake when the client has gone. Set while nothing is read from it, since then no read would tell.
+    /// Whom to wake when the client goes. Set while nothing is read from it, since then no read would tell.
     pub watcher: RefCell<Option<Waker>>,
-    /// The watcher was woken for that.
-    pub gone: Cell<bool>,
+    /// What the watcher was last woken for.
+    pub presence: Cell<Presence>,
     /// There is no room for it.
     refused: bool,
     /// Since when it has had its answer, if it was refused.
     pub lingers_since: Cell<Option<Instant>>,
+    /// What it sent looks like all that it has to say: a close would take no unread byte, and so no answer, from it.
+    pub said_all: Cell<bool>,
+}
+
+/// What is known of a client that nothing is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Presence {
+    Here,
+    /// It has closed its sending side, and perhaps both: only what is written to it can tell.
+    SentAll,
+    Gone,
 }
 
 pub struct Worker {
@@ -233,6 +248,10 @@ pub struct Worker {
     pub history: History,
     sweep_period: Cell<Duration>,
     sweeper: Cell<Option<Waker>>,
+    /// A client began to be watched since the last sweep.
+    watch_begun: Cell<bool>,
+    /// Tells the sweep so while it sleeps.
+    watch: Cell<Option<Waker>>,
     /// Wakes the main task when the last client has gone.
     emptied: Cell<Option<Waker>>,
 }
@@ -277,6 +296,8 @@ pub async fn run(
         history: History::default(),
         sweep_period: Cell::new(sweep_period(config)),
         sweeper: Cell::new(None),
+        watch_begun: Cell::new(false),
+        watch: Cell::new(None),
         emptied: Cell::new(None),
     });
     monoio::spawn(read_mail(worker.clone(), inbox));
@@ -410,7 +431,17 @@ async fn sweep(worker: Rc<Worker>) {
         .await;
         let period = worker.sweep_period.get();
         let due = Instant::now() + if watching { period.min(SWEEP_WATCHING) } else { period };
-        monoio::time::sleep_until(due.into()).await;
+        let mut sleep = pin!(monoio::time::sleep_until(due.into()));
+        std::future::poll_fn(|cx| {
+            // The first look comes soon also when this sleep is a long one.
+            if worker.watch_begun.take() && !watching {
+                watching = true;
+                sleep.as_mut().reset((Instant::now() + SWEEP_WATCHING).min(due).into());
+            }
+            worker.watch.set(Some(cx.waker().clone()));
+            sleep.as_mut().poll(cx)
+        })
+        .await;
         let now = Instant::now();
         worker.stats().lag_us.store(lag.worst(now, now.saturating_duration_since(due)), Relaxed);
         watching = false;
@@ -505,11 +536,13 @@ impl Worker {
             writing: Cell::new(false),
             idle: Cell::new(true),
             body: Cell::new(None),
+            untaken: Cell::new(None),
             expired: Cell::new(false),
             watcher: RefCell::new(None),
-            gone: Cell::new(false),
+            presence: Cell::new(Presence::Here),
             refused: crowded,
             lingers_since: Cell::new(None),
+            said_all: Cell::new(false),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
         let entry = ClientEntry { worker: self.clone(), key, crowded, trusted: peer.trusted };
@@ -545,9 +578,8 @@ impl Worker {
         let now = Instant::now();
         for (_, slot) in self.clients.borrow().iter().filter(|(_, slot)| slot.refused) {
             let since = slot.lingers_since.get();
-            if since.is_some_and(|since| now.saturating_duration_since(since) >= CROWD_LINGER)
-                && !slot.expired.replace(true)
-            {
+            let enough = |since| slot.said_all.get() || now.saturating_duration_since(since) >= CROWD_LINGER;
+            if since.is_some_and(enough) && !slot.expired.replace(true) {
                 let _ = shutdown(slot.fd, Shutdown::Read);
             }
         }
@@ -703,6 +735,14 @@ impl Worker {
         }
     }
 
+    /// Has the sweep look soon whether a client goes that nothing is read from.
+    pub fn begin_watch(&self) {
+        self.watch_begun.set(true);
+        if let Some(sweep) = self.watch.take() {
+            sweep.wake();
+        }
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         if let Some(canceller) = self.accepting.borrow_mut().take() {
@@ -759,7 +799,16 @@ impl Targets {
 
 impl ClientSlot {
     fn check(&self, http: &HttpConfig, now: Instant) {
-        let late = self.deadline.get().is_some_and(|deadline| deadline <= now);
+        let late = self
+            .deadline
+            .get()
+            .is_some_and(|deadline| deadline <= now && !self.is_taking(http, now, deadline));
+        if let Some(deadline) = self.deadline.get()
+            && self.writing.get()
+            && self.untaken.get().is_none_or(|(of, _)| of != deadline)
+        {
+            self.untaken.set(Some((deadline, self.untaken())));
+        }
         let body = self.body.get().filter(|_| !self.writing.get());
         let slow = body.is_some_and(|(since, bytes)| {
             let took = now.saturating_duration_since(since);
@@ -773,13 +822,55 @@ impl ClientSlot {
         }
     }
 
-    /// Looks whether the client has gone, if that is watched for; whether it is.
+    /// Whether the client still takes an answer that the kernel has for it, and fast enough: it then has time for more.
+    ///
+    /// The kernel takes megabytes at once, and more only when a third of them is gone: how a write gets on says little of
+    /// how the client does, and an answer that is written may be as far from it as ever.
+    fn is_taking(&self, http: &HttpConfig, now: Instant, deadline: Instant) -> bool {
+        if !self.writing.get() && !self.idle.get() {
+            return false;
+        }
+        let untaken = self.untaken();
+        let due = http.write_timeout.as_millis() as u64 * http.write_bytes_per_second_min / 1000;
+        let before = self.untaken.get().filter(|(of, _)| *of == deadline).map(|(_, bytes)| bytes);
+        let taking = untaken > 0 && before.is_none_or(|before| before.saturating_sub(untaken) >= due.max(1));
+        if taking {
+            let next = now + http.write_timeout;
+            self.deadline.set(Some(next));
+            self.untaken.set(Some((next, untaken)));
+        } else if untaken > 0 {
+            // Else the kernel would keep all that for it after the close.
+            let _ = set_socket_linger(self.socket(), Some(Duration::ZERO));
+        }
+        taking
+    }
+
+    /// Bytes that were written and the client has not taken yet; of a Unix socket with what they cost to keep.
+    fn untaken(&self) -> u64 {
+        const SIOCOUTQ: u32 = nix::libc::TIOCOUTQ as u32;
+        // SAFETY: tcp(7) and unix(7) have it store an int, as `Getter` is told here.
+        let bytes = unsafe { ioctl(self.socket(), Getter::<SIOCOUTQ, i32>::new()) };
+        bytes.map_or(0, |bytes| bytes.max(0) as u64)
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open and the client's as long as the slot is in the worker's table, where every caller
+        // has it from: a `ClientEntry` takes it out before the socket is closed.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+
+    /// Looks whether the client goes, if that is watched for; whether it is.
     fn look(&self) -> bool {
         let Some(watcher) = &*self.watcher.borrow() else { return false };
-        // Nothing is sent: the kernel only looks whether anything could be.
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        if let Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ETIMEDOUT) = send(self.fd, &[], flags) {
-            self.gone.set(true);
+        let mut asked = [PollFd::from_borrowed_fd(self.socket(), PollFlags::RDHUP)];
+        if poll(&mut asked, Some(&Timespec::default())) != Ok(1) {
+            return true;
+        }
+        // Behind bytes that nobody has read yet, an end of input is told by this flag alone.
+        let news = asked[0].revents();
+        let gone = news.intersects(PollFlags::HUP | PollFlags::ERR);
+        let presence = if gone { Presence::Gone } else { Presence::SentAll };
+        if self.presence.replace(presence) < presence {
             watcher.wake_by_ref();
         }
         true

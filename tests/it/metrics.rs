@@ -127,11 +127,13 @@ fn what_is_refused_because_the_plugin_does_not_run_is_counted_and_has_no_latency
     let (before, _) = scrape(&daemon);
     for _ in 0..5 {
         assert_eq!(daemon.get("/api/plugins/p/x").status, 503);
+        // There is none in its folder, and nobody to ask.
+        assert_eq!(daemon.get("/api/plugins/p/bundle.js").status, 503);
     }
     let (after, _) = scrape(&daemon);
     for name in ["toru_plugin_requests_total", "toru_plugin_errors_total"] {
         let counted = |of: &Exposition| of.value(name, &[("plugin", "p")]);
-        assert_eq!(counted(&after), counted(&before) + 5.0, "{name}");
+        assert_eq!(counted(&after), counted(&before) + 10.0, "{name}");
     }
     assert_eq!(after.value("toru_plugin_request_duration_seconds_count", &[("plugin", "p")]), 0.0);
 }

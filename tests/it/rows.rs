@@ -116,15 +116,31 @@ const ROWS: &[(&str, &[&str])] = &[
             "a_body_that_drips_is_cut_by_its_rate_and_not_by_a_timer_for_each_read",
         ],
     ),
-    ("slow reader", &["a_slow_reader_is_dropped", "a_reader_that_is_slow_but_reads_is_served"]),
+    (
+        "slow reader",
+        &[
+            "a_slow_reader_is_dropped",
+            "a_reader_that_is_slow_but_reads_is_served",
+            "a_reader_of_a_few_bytes_a_second_is_reset",
+            "a_reader_that_is_fast_enough_gets_all_of_what_the_kernel_has_for_it",
+        ],
+    ),
     (
         "goes away in mid request",
         &[
             "a_client_that_goes_away_cancels_its_request",
             "a_client_that_resets_frees_its_place_at_once_even_behind_a_flood_of_requests",
+            "the_place_of_a_client_that_resets_goes_to_the_next_who_waits",
+            "a_client_whose_machine_is_gone_is_noticed_by_the_kernel",
         ],
     ),
-    ("10 000 connections", &["ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room"]),
+    (
+        "10 000 connections",
+        &[
+            "ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room",
+            "a_crowd_beyond_the_descriptors_is_told_and_holds_up_nobody",
+        ],
+    ),
     ("pipelined flood", &["a_pipelined_flood_is_answered_in_order"]),
     (
         "malformed or ambiguous framing",
