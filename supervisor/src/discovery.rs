@@ -171,9 +171,10 @@ impl Probe {
         id: u64,
         file: PathBuf,
         env: &[(OsString, OsString)],
+        brand: Option<u64>,
         deadline: Instant,
     ) -> Result<Self, SpawnError> {
-        let spec = Spec { args: &["--metadata"], ..Spec::new(&file, env) };
+        let spec = Spec { args: &["--metadata"], brand, ..Spec::new(&file, env) };
         let (process, pipes) = Process::spawn(&spec)?;
         Ok(Self {
             id,
@@ -270,7 +271,7 @@ pub fn check(folder: &Path, timeout: Duration) -> io::Result<Vec<(PathBuf, Resul
     let mut running = vec![];
     let mut judged: BTreeMap<PathBuf, Result<Metadata, String>> = BTreeMap::new();
     for file in find(folder)? {
-        match Probe::start(0, file.clone(), &env, deadline) {
+        match Probe::start(0, file.clone(), &env, None, deadline) {
             Ok(probe) => running.push(probe),
             Err(error) => drop(judged.insert(file, Err(error.reason))),
         }

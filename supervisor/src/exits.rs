@@ -4,6 +4,7 @@
 //! Whose a process is, is decided in `remains`; every signal goes through `process`.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,8 @@ use serde_json::{Map, json};
 
 use crate::plugin::Ending;
 use crate::process::{self, Process};
-use crate::remains::{self, Mark, ProcessId, Table};
-use crate::socket::vacate_socket;
+use crate::remains::{Mark, ProcessId, Table};
+use crate::socket::{clear_sockets, vacate_socket};
 use crate::state::Event;
 use crate::{Level, Source, Supervisor, object, own_pid};
 
@@ -104,9 +105,9 @@ impl Supervisor {
             if parent != own {
                 return;
             }
-            if let Mark::Plugin { id: plugin, socket } = remains::mark(id.pid, &self.settings.instance_id)
-                && socket.parent() == Some(&self.settings.sockets_dir)
-                && only.is_none_or(|index| *self.plugins[index].metadata.id == *plugin)
+            let mark = self.marks.read(id.pid);
+            if matches!(mark, Mark::Plugin { .. })
+                && only.is_none_or(|index| self.owner(&mark) == Some(index))
             {
                 killed.extend(process::kill_exactly(id).ok().flatten());
             }
@@ -129,6 +130,13 @@ impl Supervisor {
         self.seen.extend(table.below(pid as i32).into_iter().map(|id| (id, index)));
     }
 
+    /// The plugin of the table that a mark names.
+    fn owner(&self, mark: &Mark) -> Option<usize> {
+        let Mark::Plugin { index, id } = mark else { return None };
+        let named = |id: &OsString| self.plugins.iter().rposition(|plugin| *plugin.metadata.id == **id);
+        index.filter(|index| *index < self.plugins.len()).or_else(|| id.as_ref().and_then(named))
+    }
+
     /// Orphans by the plugin whose they are, and whether one has to be looked at again.
     ///
     /// `None` stands for those that belong to no plugin of the table: leftovers of calls that are over, and what nobody
@@ -141,17 +149,11 @@ impl Supervisor {
             let seen = orphan.members.iter().find_map(|id| self.seen.get(id).copied());
             let owner = match seen {
                 Some(index) => Some(index),
-                None => match remains::mark(orphan.id.pid, &self.settings.instance_id) {
-                    // A copy of this installation's data elsewhere has other sockets.
-                    Mark::Plugin { socket, .. } if socket.parent() != Some(&self.settings.sockets_dir) => {
-                        continue;
-                    }
-                    Mark::Plugin { id, .. } => {
-                        self.plugins.iter().rfind(|p| *p.metadata.id == *id).map(|p| p.index)
-                    }
+                None => match self.marks.read(orphan.id.pid) {
+                    mark @ Mark::Plugin { .. } => self.owner(&mark),
                     _ if !orphan.adopted => continue,
-                    Mark::Call { .. } if self.probes.is_empty() && self.notices.is_empty() => None,
-                    Mark::Call { .. } | Mark::Foreign => continue,
+                    Mark::Call if self.probes.is_empty() && self.notices.is_empty() => None,
+                    Mark::Call | Mark::Foreign => continue,
                     mark @ (Mark::Nothing | Mark::Changing) => {
                         if mark == Mark::Changing {
                             let looks = self.changing.entry(orphan.id).or_default();
@@ -259,10 +261,15 @@ impl Supervisor {
         self.outlet.log(Level::Error, Some(id), "Plugin left processes behind", fields);
     }
 
-    /// Reaps orphans that ended, and kills those whose plugin or call is over.
+    /// Reaps orphans that ended, kills those whose plugin or call is over, and writes down what hangs below each plugin:
+    /// it may be an orphan by the time that the plugin has ended.
     pub(crate) fn look_after_orphans(&mut self, now: Instant) {
         self.reap_at = None;
         if let Some(table) = self.survey() {
+            for plugin in &self.plugins {
+                let below = plugin.process.iter().flat_map(|process| table.below(process.pid() as i32));
+                self.seen.extend(below.map(|id| (id, plugin.index)));
+            }
             for (owner, id) in self.orphans(&table).0 {
                 let over = owner.is_none_or(|index| {
                     let plugin = &self.plugins[index];
@@ -295,10 +302,10 @@ impl Supervisor {
         }
     }
 
-    /// Kills what plugins of an earlier run left behind, which ended too suddenly to do it itself.
+    /// Kills what plugins of an earlier run left behind, which ended too suddenly to do it itself, and removes their sockets.
     ///
-    /// A process is one of those if it carries this installation's id and a socket in this daemon's socket folder, which
-    /// is locked: nobody else alive can have given it both. It is read before the first spawn, so whatever carries them
+    /// A process is one of those if it carries this installation's id and a socket in this daemon's socket folder, or the
+    /// limit that stands for both: the folder is locked, so nobody else alive can have given it these. It is read before the first spawn, so whatever carries them
     /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
     /// may have been started from within a plugin.
     pub(crate) fn sweep_former_run(&mut self) {
@@ -306,6 +313,7 @@ impl Supervisor {
         // exec. Some kernels show their own threads like that, always.
         const LOOKS_MAX: u32 = 4;
         let mut ended = vec![];
+        let mut killed = vec![];
         let mut ids = HashSet::new();
         for _ in 0..LOOKS_MAX {
             let table = match Table::read() {
@@ -322,22 +330,18 @@ impl Supervisor {
                 if ended.contains(&id.pid) {
                     continue;
                 }
-                match remains::mark(id.pid, &self.settings.instance_id) {
-                    Mark::Plugin { id: plugin, socket }
-                        if socket.parent() == Some(&self.settings.sockets_dir) =>
-                    {
-                        if let Ok(Some(_)) = process::kill_exactly(id) {
+                match self.marks.read(id.pid) {
+                    mark @ (Mark::Plugin { .. } | Mark::Call) => {
+                        if let Ok(Some(pidfd)) = process::kill_exactly(id) {
                             ended.push(id.pid);
-                            ids.insert(plugin.to_string_lossy().into_owned());
-                        }
-                    }
-                    Mark::Call { sockets } if sockets.as_deref() == Some(&*self.settings.sockets_dir) => {
-                        if let Ok(Some(_)) = process::kill_exactly(id) {
-                            ended.push(id.pid);
+                            killed.push(pidfd);
+                            if let Mark::Plugin { id: Some(plugin), .. } = mark {
+                                ids.insert(plugin.to_string_lossy().into_owned());
+                            }
                         }
                     }
                     Mark::Changing => undecided = true,
-                    Mark::Plugin { .. } | Mark::Call { .. } | Mark::Foreign | Mark::Nothing => {}
+                    Mark::Foreign | Mark::Nothing => {}
                 }
             }
             if ended.len() == known {
@@ -350,6 +354,13 @@ impl Supervisor {
         if !ended.is_empty() {
             let fields = object(json!({ "pids": ended, "plugins": ids }));
             self.outlet.log(Level::Warn, None, "Processes of an earlier run ended", fields);
+        }
+        // Their sockets must be nobody's.
+        process::wait_for_ends(&killed, REMAINS_LOOK);
+        let sockets = clear_sockets(&self.settings.sockets_dir);
+        if sockets > 0 {
+            let fields = object(json!({ "count": sockets }));
+            self.outlet.log(Level::Info, None, "Sockets of an earlier run removed", fields);
         }
     }
 }

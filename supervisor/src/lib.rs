@@ -57,7 +57,7 @@ pub use kv::{KvAnswer, KvQuestion};
 use notify::Notice;
 use plugin::Plugin;
 pub use process::{Exit, prepare};
-use remains::ProcessId;
+use remains::{Marks, ProcessId};
 use rescan::Rescan;
 use state::{Event, Policy, State, Want};
 
@@ -411,6 +411,7 @@ pub struct Supervisor {
     reap_at: Option<Instant>,
     /// Looks for orphans cost time in proportion to the processes of the machine; this keeps them rare.
     reap_again_at: Instant,
+    marks: Marks,
     /// What was seen below a plugin's process, or bore its mark: whose it is.
     seen: HashMap<ProcessId, usize>,
     /// Orphans in the middle of an exec, and how often they were found so.
@@ -429,6 +430,7 @@ impl Supervisor {
         let (commands, inbox) = channel();
         let children = Arc::new(process::adopt_orphans()?);
         let health_at = Instant::now() + settings.adjustable.health_interval;
+        let marks = Marks::new(&settings.instance_id, &settings.sockets_dir, process::may_brand());
         let mut supervisor = Self {
             settings,
             outlet,
@@ -452,6 +454,7 @@ impl Supervisor {
             children: children.clone(),
             reap_at: None,
             reap_again_at: Instant::now(),
+            marks,
             seen: HashMap::new(),
             changing: HashMap::new(),
             stopping: false,

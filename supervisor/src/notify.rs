@@ -38,12 +38,13 @@ impl Notice {
         id: u64,
         command: &[String],
         env: &[(OsString, OsString)],
+        brand: Option<u64>,
         input: Vec<u8>,
         deadline: Instant,
     ) -> Result<Self, String> {
         let Some((program, args)) = command.split_first() else { return Err("it is empty".into()) };
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let spec = Spec { args: &args, takes_input: true, ..Spec::new(Path::new(program), env) };
+        let spec = Spec { args: &args, brand, takes_input: true, ..Spec::new(Path::new(program), env) };
         let (process, pipes) = Process::spawn(&spec).map_err(|error| error.reason)?;
         Ok(Self {
             id,
@@ -140,7 +141,14 @@ impl Supervisor {
         let id = self.next_token;
         let command = &self.settings.adjustable.notify_command;
         let deadline = Instant::now() + self.settings.notify_timeout;
-        let notice = match Notice::start(id, command, &self.environment(None), input, deadline) {
+        let notice = match Notice::start(
+            id,
+            command,
+            &self.environment(None),
+            self.marks.brand(None),
+            input,
+            deadline,
+        ) {
             Ok(notice) => notice,
             Err(why) => return self.tell_of_notice(&why),
         };

@@ -46,16 +46,19 @@ static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
 const NICE_FAILED: Errno = Errno::DOM;
 const LIMIT_FAILED: Errno = Errno::RANGE;
 
-/// Prepares the whole process for children: SIGCHLD waits for the supervisor, and the daemon may open as many files as
-/// its hard limit allows, while its plugins get the soft limit that it was started with.
+/// Prepares the whole process for children: SIGCHLD waits for the supervisor, descriptors that the daemon was started
+/// with end with it, and it may open as many files as its hard limit allows, while its plugins get the soft limit that it
+/// was started with.
 ///
-/// Call it once, before the first thread: a signal mask reaches only threads that come later.
+/// Call it once, before the first thread: a signal mask reaches only threads that come later, and descriptors must not
+/// come and go meanwhile.
 /// Errors: the system refuses the signal mask. Without the call orphans are reaped at the next health check instead of
 /// at once.
 pub fn prepare() -> io::Result<()> {
     let mut child = SigSet::empty();
     child.add(SignalName::SIGCHLD);
     child.thread_block()?;
+    keep_from_children();
     let found = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: found.maximum, maximum: found.maximum };
     if OPEN_FILES.set(found).is_ok() {
@@ -65,12 +68,33 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes on exec what the daemon inherited beyond its standard streams; std opens nothing else that a child would get.
+fn keep_from_children() {
+    // Without /proc no plugin could be looked after either, and the supervisor says so.
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    for number in open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        if number <= 2 {
+            continue;
+        }
+        // JUSTIFICATION: nothing in this process owns these, so there is no safe handle to ask through.
+        // SAFETY: the descriptor is open: the kernel just listed it, and no other thread is there to close it.
+        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        let _ = rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC);
+    }
+}
+
 /// Becomes the parent of every orphan below this process, and tells of every child that ends.
 pub(crate) fn adopt_orphans() -> io::Result<SignalFd> {
     set_child_subreaper(Some(getpid()))?;
     let mut child = SigSet::empty();
     child.add(SignalName::SIGCHLD);
     Ok(SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Whether children can be given any limit on file locks: not if this process was given one, and may not raise it.
+pub(crate) fn may_brand() -> bool {
+    let without = Rlimit { current: None, maximum: None };
+    getrlimit(Resource::Locks).maximum.is_none() || setrlimit(Resource::Locks, without).is_ok()
 }
 
 /// What to run.
@@ -87,6 +111,8 @@ pub(crate) struct Spec<'a> {
     /// Address space.
     pub memory_bytes_max: Option<u64>,
     pub open_files_max: Option<u64>,
+    /// The limit on file locks, by which `remains` knows the process and all that descends from it.
+    pub brand: Option<u64>,
     /// Whether its standard input is a pipe to be written to, instead of nothing.
     pub takes_input: bool,
     /// Descriptors of ours that others were promised and do not have yet.
@@ -104,6 +130,7 @@ impl<'a> Spec<'a> {
             nice: None,
             memory_bytes_max: None,
             open_files_max: None,
+            brand: None,
             takes_input: false,
             promised: 0,
         }
@@ -153,6 +180,7 @@ impl Process {
         let supervisor = getpid();
         let nice = spec.nice;
         let memory = spec.memory_bytes_max.map(fixed);
+        let brand = spec.brand.map(fixed);
         let open_files = spec.open_files_max.map(fixed).or_else(|| OPEN_FILES.get().copied());
         let mut command = Command::new(spec.program);
         command
@@ -188,6 +216,10 @@ impl Process {
                 }
                 if let Some(limit) = open_files {
                     setrlimit(Resource::Nofile, limit).map_err(|_| LIMIT_FAILED)?;
+                }
+                if let Some(limit) = brand {
+                    // Where it cannot be had the environment still tells.
+                    let _ = setrlimit(Resource::Locks, limit);
                 }
                 if let Some(limit) = memory {
                     setrlimit(Resource::As, limit).map_err(|_| LIMIT_FAILED)?;

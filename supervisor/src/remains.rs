@@ -1,17 +1,21 @@
 //! Whose the processes are that a plugin leaves behind.
 //!
-//! A plugin's children can leave its process group (`setsid`) and lose their parent (a double fork), so neither says
-//! whose they are. Three things do, in this order:
+//! A plugin's children can leave its process group (`setsid`), lose their parent (a double fork) and drop their
+//! environment (`env -i`), so none of these says for certain whose they are. Four things do, in this order:
 //!
-//! 1. Where they hang: what is below a plugin's process when its stop begins is written down, and stays the plugin's.
-//! 2. What they carry: the environment that the plugin was started with names this installation and the plugin, and is
+//! 1. Where they hang: what is below a plugin's process at a look is written down, and stays the plugin's.
+//! 2. Their limit on file locks (RLIMIT_LOCKS), which every process is born with, keeps over an exec, and shows in
+//!    `/proc/PID/limits`. The kernel has enforced nothing by it since Linux 2.4.25, so it can carry a number: that of
+//!    the installation and the plugin.
+//! 3. What they carry: the environment that the plugin was started with names this installation and the plugin, and is
 //!    inherited. It is read from `/proc/PID/environ`, which shows what the last exec was given.
-//! 3. Who could be the parent: the daemon adopts every orphan below it, so one that carries nothing (`env -i`, another
-//!    user's, a program that overwrote its arguments) is still somebody's here. It goes when nothing that was spawned
-//!    here is left that is older than it: at the latest with the daemon.
+//! 4. Who could be the parent: the daemon adopts every orphan below it, so one that carries nothing is still somebody's
+//!    here. It goes when nothing that was spawned here is left that is older than it: at the latest with the daemon.
 //!
-//! The limit of this: a process that double-forks *and* drops its environment outlives its plugin as long as another
-//! plugin runs that could have made it. Cgroups would know better, and need rights that a user's daemon does not have.
+//! The limit of this: a process that double-forks between two looks, drops its environment *and* sets its limit on file
+//! locks anew outlives its plugin as long as another plugin runs that could have made it. So does one without its
+//! environment where the daemon may not set that limit: below a process that had it lowered, and without root's rights.
+//! Cgroups would know better, and need rights that a user's daemon does not have.
 //!
 //! This file reads `/proc` and decides; it signals and reaps nobody.
 
@@ -67,11 +71,11 @@ pub(crate) struct Orphan {
 /// Whose process it is by what it carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// The id of one of this installation's plugins, and its socket.
-    Plugin { id: OsString, socket: PathBuf },
-    /// A metadata call or a notification of this installation, and the socket folder of the daemon that made it.
-    Call { sockets: Option<PathBuf> },
-    /// Another installation.
+    /// A plugin of this daemon or an earlier run of it: by its index in that run, its id, or both.
+    Plugin { index: Option<usize>, id: Option<OsString> },
+    /// A metadata call or a notification of this daemon or an earlier run of it.
+    Call,
+    /// Another installation, or a copy of this one's data with sockets elsewhere.
     Foreign,
     /// It carries nothing, or what it carries cannot be read.
     Nothing,
@@ -173,41 +177,109 @@ impl Table {
     }
 }
 
-/// Reads what the process carries.
-pub(crate) fn mark(pid: i32, instance_id: &str) -> Mark {
-    let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}"));
-    // It may have ended, or be another user's.
-    let Ok(mut environment) = read("environ") else { return Mark::Nothing };
-    if environment.is_empty() {
-        match read("cmdline") {
-            Ok(arguments) if arguments.is_empty() => return Mark::Changing,
-            // The exec may have been over in between.
-            Ok(_) => environment = read("environ").unwrap_or_default(),
-            Err(_) => return Mark::Nothing,
-        }
-    }
-    read_mark(&environment, instance_id)
+/// What the processes of a daemon and of its earlier runs are known by: its installation id, and its socket folder, which
+/// one daemon at a time has locked.
+pub(crate) struct Marks {
+    instance_id: String,
+    sockets_dir: PathBuf,
+    /// The lowest of this daemon's limits on file locks, if it may set them.
+    brand: Option<u64>,
 }
 
-/// `environment` is `NAME=value` texts, each ended by NUL.
-fn read_mark(environment: &[u8], instance_id: &str) -> Mark {
-    let value = |name: &str| {
-        let mut entries = environment.split(|&byte| byte == 0);
-        entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-    };
-    match value("TORU_INSTANCE_ID") {
-        None => Mark::Nothing,
-        Some(found) if found != instance_id.as_bytes() => Mark::Foreign,
-        Some(_) => match (value("TORU_PLUGIN_ID"), value("TORU_PLUGIN_SOCKET")) {
-            (Some(id), Some(socket)) => Mark::Plugin {
-                id: OsString::from_vec(id.to_vec()),
-                socket: Path::new(OsStr::from_bytes(socket)).to_owned(),
-            },
-            _ => Mark::Call {
-                sockets: value(CALLED_FROM).map(|path| Path::new(OsStr::from_bytes(path)).to_owned()),
-            },
-        },
+/// In the lowest bits of a brand: 0 for a call, else a plugin's index and one.
+const NUMBER_BITS: u32 = 16;
+
+impl Marks {
+    /// `may_brand` says whether children can be given any limit on file locks.
+    pub fn new(instance_id: &str, sockets_dir: &Path, may_brand: bool) -> Self {
+        // Between any limit that somebody would set and what stands for none.
+        const HIGHEST_BIT: u64 = 1 << 62;
+        let name = [instance_id.as_bytes(), sockets_dir.as_os_str().as_bytes()].join(&0);
+        let hash = fnv_1a(&name) & (HIGHEST_BIT - 1) & !((1 << NUMBER_BITS) - 1);
+        Self {
+            instance_id: instance_id.to_owned(),
+            sockets_dir: sockets_dir.to_owned(),
+            brand: may_brand.then_some(HIGHEST_BIT | hash),
+        }
     }
+
+    /// The limit on file locks for the plugin of this index, or for a call.
+    pub fn brand(&self, plugin: Option<usize>) -> Option<u64> {
+        let number = plugin.map_or(0, |index| index as u64 + 1);
+        self.brand.filter(|_| number < 1 << NUMBER_BITS).map(|brand| brand | number)
+    }
+
+    /// Reads what the process carries.
+    pub fn read(&self, pid: i32) -> Mark {
+        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}"));
+        let branded = read("limits").ok().and_then(|limits| self.read_brand(parse_file_locks(&limits)?));
+        if branded == Some(Mark::Call) {
+            return Mark::Call;
+        }
+        // It may have ended, or be another user's.
+        let mut carried = Mark::Nothing;
+        if let Ok(environment) = read("environ") {
+            carried = self.read_environment(&environment);
+            if environment.is_empty() {
+                carried = match read("cmdline") {
+                    Ok(arguments) if arguments.is_empty() => Mark::Changing,
+                    // The exec may have been over in between.
+                    Ok(_) => self.read_environment(&read("environ").unwrap_or_default()),
+                    Err(_) => Mark::Nothing,
+                };
+            }
+        }
+        match (branded, carried) {
+            (Some(Mark::Plugin { index, .. }), Mark::Plugin { id, .. }) => Mark::Plugin { index, id },
+            (Some(branded), _) => branded,
+            (None, carried) => carried,
+        }
+    }
+
+    fn read_brand(&self, limit: u64) -> Option<Mark> {
+        let number = (limit ^ self.brand?) as usize;
+        match number {
+            0 => Some(Mark::Call),
+            _ if number < 1 << NUMBER_BITS => Some(Mark::Plugin { index: Some(number - 1), id: None }),
+            _ => None,
+        }
+    }
+
+    /// `environment` is `NAME=value` texts, each ended by NUL.
+    fn read_environment(&self, environment: &[u8]) -> Mark {
+        let value = |name: &str| {
+            let mut entries = environment.split(|&byte| byte == 0);
+            entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        };
+        let path = |name: &str| value(name).map(|path| Path::new(OsStr::from_bytes(path)));
+        match value("TORU_INSTANCE_ID") {
+            None => Mark::Nothing,
+            Some(found) if found != self.instance_id.as_bytes() => Mark::Foreign,
+            Some(_) => match (value("TORU_PLUGIN_ID"), path("TORU_PLUGIN_SOCKET"), path(CALLED_FROM)) {
+                (Some(id), Some(socket), _) if socket.parent() == Some(&self.sockets_dir) => {
+                    Mark::Plugin { index: None, id: Some(OsString::from_vec(id.to_vec())) }
+                }
+                (_, None, Some(sockets)) if sockets == self.sockets_dir => Mark::Call,
+                (_, None, None) => Mark::Nothing,
+                _ => Mark::Foreign,
+            },
+        }
+    }
+}
+
+/// The hash FNV-1a, the same in every build: a later version of the daemon has to find what this one left behind.
+/// Source: draft-eastlake-fnv, section 5.
+fn fnv_1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// The hard limit, if there is one. Shape: `Max file locks  soft  hard  locks`. Source: proc_pid_limits(5).
+fn parse_file_locks(limits: &[u8]) -> Option<u64> {
+    let line =
+        std::str::from_utf8(limits).ok()?.lines().find_map(|line| line.strip_prefix("Max file locks "))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The pid that was given last, or the largest if nobody says so. Source: proc_loadavg(5), fifth field.
@@ -267,19 +339,51 @@ mod tests {
 
     #[test]
     fn the_environment_tells_whose_a_process_is() {
-        let plugin = |id: &str| Mark::Plugin { id: id.into(), socket: format!("/s/{id}.sock").into() };
+        let plugin = |id: &str| Mark::Plugin { index: None, id: Some(id.into()) };
+        let marks = Marks::new("i", Path::new("/s"), false);
         for (environment, expect) in [
             ("", Mark::Nothing),
             ("PATH=/bin\0", Mark::Nothing),
             ("XTORU_INSTANCE_ID=i\0TORU_INSTANCE_IDX=i\0", Mark::Nothing),
             ("TORU_INSTANCE_ID=other\0TORU_PLUGIN_ID=a\0", Mark::Foreign),
-            ("TORU_INSTANCE_ID=i\0", Mark::Call { sockets: None }),
-            ("TORU_INSTANCE_ID=i\0TORU_CALLED_FROM=/s\0", Mark::Call { sockets: Some("/s".into()) }),
+            ("TORU_INSTANCE_ID=i\0", Mark::Nothing),
+            ("TORU_INSTANCE_ID=i\0TORU_CALLED_FROM=/s\0", Mark::Call),
+            ("TORU_INSTANCE_ID=i\0TORU_CALLED_FROM=/t\0", Mark::Foreign),
             ("A=1\0TORU_PLUGIN_ID=a\0TORU_INSTANCE_ID=i\0TORU_PLUGIN_SOCKET=/s/a.sock\0", plugin("a")),
+            ("TORU_PLUGIN_ID=a\0TORU_INSTANCE_ID=i\0TORU_PLUGIN_SOCKET=/t/a.sock\0", Mark::Foreign),
             ("TORU_INSTANCE_ID=ii\0TORU_PLUGIN_ID=a\0TORU_PLUGIN_SOCKET=/s/a.sock\0", Mark::Foreign),
         ] {
-            assert_eq!(read_mark(environment.as_bytes(), "i"), expect, "{environment:?}");
+            assert_eq!(marks.read_environment(environment.as_bytes()), expect, "{environment:?}");
         }
+    }
+
+    #[test]
+    fn the_limit_on_file_locks_tells_whose_a_process_is() {
+        let marks = Marks::new("i", Path::new("/s"), true);
+        let plugin = |index: usize| Mark::Plugin { index: Some(index), id: None };
+        for (of, expect) in [(None, Mark::Call), (Some(0), plugin(0)), (Some(65_534), plugin(65_534))] {
+            let limit = marks.brand(of).expect("it can be told by a number");
+            assert!(limit < 1 << 63, "the kernel's largest");
+            let text = format!(
+                "Limit                     Soft Limit           Hard Limit           Units     \n\
+                 Max address space         unlimited            unlimited            bytes     \n\
+                 Max file locks            12                   {limit}  locks     \n"
+            );
+            let found = parse_file_locks(text.as_bytes()).expect("there is a line for it");
+            assert_eq!(marks.read_brand(found), Some(expect), "{of:?}");
+            for other in [Marks::new("j", Path::new("/s"), true), Marks::new("i", Path::new("/t"), true)] {
+                assert_eq!(other.read_brand(found), None);
+            }
+            assert_eq!(Marks::new("i", Path::new("/s"), false).read_brand(found), None);
+        }
+        assert_eq!(marks.brand(Some(65_535)), None, "its bits would be the installation's");
+        for limit in [0, 1, 4096, u64::MAX] {
+            assert_eq!(marks.read_brand(limit), None, "{limit}");
+        }
+        let none = b"Max file locks            unlimited            unlimited            locks     \n";
+        assert_eq!(parse_file_locks(none), None);
+        assert_eq!(fnv_1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv_1a(b"foobar"), 0x8594_4171_f739_67e8, "a vector of the draft");
     }
 
     #[test]

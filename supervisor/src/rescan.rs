@@ -255,16 +255,17 @@ impl Supervisor {
     pub(crate) fn probe(&mut self, file: PathBuf, now: Instant, give_up_at: Instant) {
         let id = self.next_token;
         let deadline = now + self.settings.metadata_timeout;
-        let probe = match Probe::start(id, file.clone(), &self.environment(None), deadline) {
-            Ok(probe) => probe,
-            Err(error) if (error.busy || error.starved) && now < give_up_at => {
-                return self.busy.push((file, now + BUSY_RETRY, give_up_at));
-            }
-            Err(error) => {
-                self.skip(&file, &error.reason);
-                return self.end_probe(&file);
-            }
-        };
+        let probe =
+            match Probe::start(id, file.clone(), &self.environment(None), self.marks.brand(None), deadline) {
+                Ok(probe) => probe,
+                Err(error) if (error.busy || error.starved) && now < give_up_at => {
+                    return self.busy.push((file, now + BUSY_RETRY, give_up_at));
+                }
+                Err(error) => {
+                    self.skip(&file, &error.reason);
+                    return self.end_probe(&file);
+                }
+            };
         let mut tokens = vec![];
         for fd in probe.fds() {
             tokens.push(self.watch(fd, Source::Probe { id }, epoll::EventFlags::IN));

@@ -134,6 +134,7 @@ impl Supervisor {
             memory_bytes_max: settings.and_then(|own| own.memory_bytes_max),
             open_files_max: settings.and_then(|own| own.open_files_max),
             promised,
+            brand: self.marks.brand(Some(index)),
             ..Spec::new(&plugin.file, &env)
         };
         let (process, pipes) = match Process::spawn(&spec) {

@@ -3,12 +3,12 @@
 use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use toru_tests::{Daemon, Stage, ending, has_program, stage_faulty, wait_for, wait_within, write_executable};
 
@@ -198,6 +198,24 @@ fn a_plugin_gets_its_environment_and_its_init() {
     daemon.wait_ready("p");
     let again = &daemon.starts("p")[1]["environment"]["TORU_INSTANCE_ID"];
     assert_eq!(*again, instance, "stable for this installation");
+}
+
+#[test]
+fn a_plugin_gets_no_descriptor_that_the_daemon_was_started_with() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let file = stage.root().join("inherited");
+    fs::write(&file, "a secret").expect("the stage can be written");
+    let hand_over = format!("exec 9< {0} 120>> {0}; exec \"$@\"", file.display());
+    let daemon = stage.under(["bash", "-c", &hand_over, "bash"]).start();
+    daemon.wait_ready("p");
+    let open = |pid: Pid| -> Vec<PathBuf> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).expect("it lives").flatten();
+        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+    };
+    let file = fs::canonicalize(file).expect("it is there");
+    assert!(open(daemon.pid()).contains(&file), "the daemon was started with it");
+    let plugin = open(daemon.plugin_pid("p"));
+    assert!(!plugin.contains(&file), "{plugin:?}");
 }
 
 #[test]

@@ -93,6 +93,36 @@ fn a_child_without_environment_is_known_by_where_it_hung() {
 }
 
 #[test]
+fn a_child_that_drops_everything_goes_with_a_plugin_that_dies() {
+    // One hangs below the plugin until that dies, and the other lost its parent at once; plugin a is older than both.
+    let body = "env -i setsid sh -c 'echo child $$; exec sleep 1000' &\n\
+                (env -i setsid sh -c 'echo orphan $$; exec sleep 1000' &)\n\
+                while :; do wait; done";
+    let (dir, settings) = folder(&[("a", WAIT)]);
+    put(
+        dir.path(),
+        "b",
+        "1.0",
+        &format!("while [ ! -e {}/go ]; do sleep 0.01; done\n{body}", dir.path().display()),
+    );
+    let stage = Stage::start(dir, settings);
+    stage.event("a", "ready");
+    std::fs::write(stage.dir.path().join("go"), "").expect("write");
+    for round in 0..3 {
+        let (child, orphan) = (stage.process("b", "child"), stage.process("b", "orphan"));
+        stage.event("b", "ready");
+        assert!(!child.has_ended() && !orphan.has_ended(), "they live while their plugin does");
+        let plugin = stage.status("b").pid.expect("runs");
+        let plugin = rustix::process::Pid::from_raw(plugin as i32).expect("a pid");
+        rustix::process::kill_process(plugin, rustix::process::Signal::KILL).expect("kill");
+        stage.event("b", "crashed");
+        assert!(child.has_ended(), "round {round}: what hung below it");
+        assert!(orphan.has_ended(), "round {round}: what it had lost");
+        assert!(!child.is_zombie() && !orphan.is_zombie());
+    }
+}
+
+#[test]
 fn orphans_that_end_are_reaped_while_their_plugin_runs() {
     let body = format!("(setsid sh -c 'echo orphan $$; read line < {{gate}}' &)\n{WAIT}");
     let (dir, settings) = folder(&[]);

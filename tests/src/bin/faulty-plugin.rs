@@ -843,13 +843,24 @@ impl Timer {
     }
 }
 
-/// Children that outlive the plugin: one of its own, one double-forked, one in a session of its own.
+/// Children that outlive the plugin: one of its own, one double-forked, one in a session of its own; and two without any
+/// environment in sessions of their own, one of them double-forked, which tell their pids in the trace.
 #[expect(clippy::zombie_processes, reason = "leaving children behind is the fault")]
 fn fork_children() {
-    for script in ["exec sleep 100000", "(exec sleep 100000) & exit 0", "setsid sleep 100000 & exit 0"] {
+    let mut trace = env::current_exe().expect("/proc is mounted").into_os_string();
+    trace.push(".trace");
+    const TELL: &str = r#"sh -c 'echo "{\"event\":\"child\",\"pid\":$$}" >> "$0"; exec sleep 100000' "$0""#;
+    for script in [
+        "exec sleep 100000",
+        "(exec sleep 100000) & exit 0",
+        "setsid sleep 100000 & exit 0",
+        &format!("exec env -i setsid {TELL}"),
+        &format!("env -i setsid {TELL} & exit 0"),
+    ] {
         // The children keep no pipe of the core open: whether they die must not hang on that.
         Command::new("/bin/sh")
             .args(["-c", script])
+            .arg(&trace)
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
