@@ -41,6 +41,10 @@ bench:
 kills:
     TORU_TEST_KILLS=1000 cargo test -p toru-tests --test it -- --nocapture --exact store::nothing_that_eight_writers_were_acknowledged_is_lost_to_sigkills
 
+# A thousand restarts, disables and kills of twenty plugins at once; looks for zombies, orphans, sockets, descriptors.
+cycles:
+    cargo test -p toru-tests --test it -- --nocapture --exact crashes::a_thousand_starts_stops_and_kills_leave_nothing
+
 # Durable values and reads a second: the disk, bare SQLite, the store, and the whole path from a plugin and over HTTP.
 bench-kv:
     cargo bench -p toru-runtime --bench kv

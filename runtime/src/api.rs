@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use toru_http::{RequestHead, percent_decode};
 use toru_plugin_api::status::History;
 use toru_plugin_api::time::unix_ms_of;
-use toru_supervisor::{Command, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
+use toru_supervisor::{Command, EVENT_KINDS, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
 use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
 use crate::kv::portable::{Entry, Export};
@@ -131,7 +131,7 @@ impl Call {
             Endpoint::Events => Call::Events {
                 query: EventQuery {
                     plugin_id: query.get("plugin").map(Cow::into_owned),
-                    event_type: query.get("type").map(Cow::into_owned),
+                    event_type: query.event_kind()?,
                     after_id: query.get("after").and_then(|id| id.parse().ok()),
                     since_unix_ms: query.moment("since")?,
                     until_unix_ms: query.moment("until")?,
@@ -171,6 +171,15 @@ impl<'a> Query<'a> {
             status: 400,
             detail: "`level` must be debug, info, warn or error".into(),
         })
+    }
+
+    fn event_kind(&self) -> Result<Option<String>, Failure> {
+        let Some(kind) = self.get("type") else { return Ok(None) };
+        if EVENT_KINDS.contains(&&*kind) {
+            return Ok(Some(kind.into_owned()));
+        }
+        let detail = format!("`type` must be one of {}", EVENT_KINDS.join(", "));
+        Err(Failure::Malformed { status: 400, detail })
     }
 
     /// A moment in milliseconds since 1970, or as [`unix_ms_of`] takes it.

@@ -51,6 +51,8 @@ pub fn moment(text: &str) -> Result<u64, String> {
 pub enum CliError {
     #[error("no daemon answers at {}: {error}; start it with `toru serve`, or name its socket with --control-socket", path.display())]
     Unreachable { path: PathBuf, error: io::Error },
+    #[error("the daemon at {} has ended, so nothing more follows", path.display())]
+    Ended { path: PathBuf },
     #[error("{0}")]
     Refused(String),
     #[error("the daemon's answer cannot be understood: {0}")]
@@ -143,7 +145,7 @@ impl Daemon {
             let line = line.map_err(|error| self.lost(error))?;
             print(&format!("{}\n", shown(&line)))?;
         }
-        Ok(())
+        Err(self.ended())
     }
 
     /// `toru events`.
@@ -184,7 +186,7 @@ impl Daemon {
         for line in answer.body.lines() {
             print(&format!("{}\n", shown(&line.map_err(|error| self.lost(error))?)))?;
         }
-        Ok(())
+        Err(self.ended())
     }
 
     /// `toru kv …`: the answer's value, or its keys a line each.
@@ -240,6 +242,11 @@ impl Daemon {
         // Whoever follows a log waits as long as it takes.
         stream.set_read_timeout(None).map_err(|error| self.lost(error))?;
         Ok(Answer { status, body: Box::new(reader) })
+    }
+
+    /// What follows without end was cut off.
+    fn ended(&self) -> CliError {
+        CliError::Ended { path: self.control_socket.clone() }
     }
 
     fn lost(&self, error: io::Error) -> CliError {

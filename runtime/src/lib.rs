@@ -75,6 +75,8 @@ pub const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long killed processes may take to be gone at a stop that was asked for twice.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// How long those who ask over the control socket may take to hear the end.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 /// From this many cores on, worker threads are bound to cores by default.
 const PIN_CORES_MIN: usize = 4;
 
@@ -311,11 +313,13 @@ impl Core<'_> {
         }
         self.service.stopping();
         // Clients first, while their plugins still answer.
-        for mailbox in self.mailboxes {
+        let (control, public) =
+            self.mailboxes.split_last().unwrap_or_else(|| unreachable!("there is always one"));
+        for mailbox in public {
             let _ = mailbox.unbounded_send(Message::Drain);
         }
         let patience = Instant::now() + config.supervisor.policy.stop_grace;
-        let mut serving = self.mailboxes.len();
+        let mut serving = public.len();
         let mut at_once = false;
         while serving > 0 && !at_once {
             match news.recv_timeout(patience.saturating_duration_since(Instant::now())) {
@@ -334,7 +338,7 @@ impl Core<'_> {
                 None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match event {
-                Ok(News::SupervisorEnded) | Err(_) => return,
+                Ok(News::SupervisorEnded) | Err(_) => break,
                 Ok(News::WorkerEnded(_) | News::Signal(Signal::SIGHUP)) => {}
                 Ok(News::Signal(_)) => {
                     self.supervisor.send(Command::StopNow);
@@ -342,6 +346,10 @@ impl Core<'_> {
                 }
             }
         }
+        // Last, so that whoever asks how far the stop is gets an answer.
+        let _ = control.unbounded_send(Message::Drain);
+        let until = Instant::now() + CONTROL_PATIENCE;
+        while let Ok(News::Signal(_)) = news.recv_timeout(until.saturating_duration_since(Instant::now())) {}
     }
 
     /// Opens the logs anew, reads the settings anew, and has the plugins folder looked at.

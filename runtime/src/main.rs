@@ -11,6 +11,7 @@ use toru_runtime::authoring;
 use toru_runtime::cli::{CliError, Daemon, WantedEvents, kv_question, moment, values};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
+use toru_supervisor::EVENT_KINDS;
 
 /// Exit codes; clap gives 2 for bad usage, too.
 mod exit {
@@ -56,7 +57,7 @@ enum Command {
         #[arg(long, value_name = "ID")]
         plugin: Option<String>,
         /// Only this type, such as crashed.
-        #[arg(long = "type", value_name = "TYPE")]
+        #[arg(long = "type", value_name = "TYPE", value_parser = EVENT_KINDS)]
         event_type: Option<String>,
         /// Only from this time on: 15m, 2h or 3d ago, 2026-01-31, or 2026-01-31T12:00:00Z.
         #[arg(long, value_name = "TIME", value_parser = moment)]
@@ -490,7 +491,9 @@ fn with_config(
     };
     match act(config) {
         Ok(()) => exit::STOPPED,
-        Err(error @ CliError::Unreachable { .. }) => complain(&error, exit::UNAVAILABLE),
+        Err(error @ (CliError::Unreachable { .. } | CliError::Ended { .. })) => {
+            complain(&error, exit::UNAVAILABLE)
+        }
         Err(error) => complain(&error, exit::FAILURE),
     }
 }

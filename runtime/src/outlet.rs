@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Map, Value, json};
 use toru_plugin_api::metadata::Protocol;
-use toru_supervisor::{Kept, KvAnswer, KvQuestion, Level, PluginView, Stream};
+use toru_supervisor::{EVENT_KINDS, Kept, KvAnswer, KvQuestion, Level, PluginView, Stream};
 
 use crate::gate::Gate;
 use crate::kv::Store;
@@ -45,6 +45,7 @@ impl toru_supervisor::Outlet for Outlet {
     }
 
     fn record(&self, plugin_id: &str, kind: &'static str, details: Value) {
+        debug_assert!(EVENT_KINDS.contains(&kind), "nobody can ask for {kind}");
         self.store.record(plugin_id, kind, details);
     }
 
@@ -55,11 +56,24 @@ impl toru_supervisor::Outlet for Outlet {
     fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]) {
         let Some(id) = self.take_budget(plugin_id) else { return };
         let text = String::from_utf8_lossy(line);
-        // A line that is a JSON object keeps its fields; its own message and level count.
+        // A line that is a JSON object keeps its fields; its own message and level count. What has the name of a field
+        // of ours, or is a level that nobody knows, is kept under another name.
         if text.starts_with('{')
             && let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(&text)
         {
-            let level = fields.get("level").and_then(Value::as_str).map_or(Level::Info, Level::from_word);
+            let level = fields.get("level").map(level_of);
+            for (key, kept_as) in [
+                ("level", "original_level"),
+                ("timestamp", "original_timestamp"),
+                ("plugin_id", "original_plugin_id"),
+            ] {
+                if let Some(value) = fields.remove(key)
+                    && (key != "level" || level == Some(None))
+                {
+                    fields.insert(kept_as.into(), value);
+                }
+            }
+            let level = level.flatten().unwrap_or(Level::Info);
             let message = match fields.remove("message").or_else(|| fields.remove("msg")) {
                 Some(Value::String(message)) => message,
                 Some(other) => other.to_string(),
@@ -122,5 +136,21 @@ impl Outlet {
         }
         let (id, budget) = output.get(plugin_id)?;
         budget.take(&self.logger, id).then(|| id.clone())
+    }
+}
+
+/// What a JSON line says of its level: a word, or a number as pino for Node counts, the only ones that mean the same
+/// everywhere they are written. None for one that is not known.
+fn level_of(said: &Value) -> Option<Level> {
+    match said {
+        Value::String(word) => Level::known_word(word),
+        Value::Number(number) => match number.as_u64()? {
+            10 | 20 => Some(Level::Debug),
+            30 => Some(Level::Info),
+            40 => Some(Level::Warn),
+            50 | 60 => Some(Level::Error),
+            _ => None,
+        },
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
 }

@@ -133,6 +133,25 @@ pub struct ProcessSettings {
     pub open_files_max: Option<u64>,
 }
 
+/// Every kind of event that [`Outlet::record`] is given.
+pub const EVENT_KINDS: [&str; 15] = [
+    "discovered",
+    "started",
+    "ready",
+    "stopped",
+    "crashed",
+    "restarting",
+    "unresponsive",
+    "disabled_after_crashes",
+    "start_deferred",
+    "enabled",
+    "disabled",
+    "reset_failed",
+    "protocol_error",
+    "request_timeout",
+    "binary_changed",
+];
+
 /// How serious a log line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -160,10 +179,12 @@ impl Level {
     /// As [`Self::from_word`]; none for a word that means no level.
     pub fn known_word(word: &str) -> Option<Self> {
         Some(match word.to_ascii_lowercase().as_str() {
-            "trace" | "debug" => Level::Debug,
-            "info" => Level::Info,
+            "trace" | "verbose" | "debug" => Level::Debug,
+            "info" | "information" | "notice" => Level::Info,
             "warn" | "warning" => Level::Warn,
-            "error" | "critical" | "fatal" => Level::Error,
+            "err" | "error" | "crit" | "critical" | "alert" | "emerg" | "emergency" | "fatal" | "panic" => {
+                Level::Error
+            }
             _ => return None,
         })
     }
@@ -205,7 +226,7 @@ pub enum Phase {
 /// What the supervisor tells the rest of the daemon. Called on its thread: methods hand over and return at once.
 pub trait Outlet: Send {
     fn publish(&self, view: Arc<PluginView>);
-    /// A line for `plugin_events`; `kind` is a word of the contract's list.
+    /// A line for `plugin_events`; `kind` is one of [`EVENT_KINDS`].
     fn record(&self, plugin_id: &str, kind: &'static str, details: Value);
     /// A line for the core's log.
     fn log(&self, level: Level, plugin_id: Option<&str>, message: &str, fields: Map<String, Value>);
@@ -395,6 +416,8 @@ pub struct Supervisor {
     notices: Vec<Notice>,
     /// Files that somebody is still writing: when to try again, and when to give up.
     busy: Vec<(PathBuf, Instant, Instant)>,
+    /// Files that were skipped for want of descriptors, processes or memory: when to ask them again.
+    postponed: Vec<(PathBuf, Instant)>,
     /// What the files were at the last look.
     fingerprints: HashMap<PathBuf, Fingerprint>,
     /// A thread looks at the files and has not answered.
@@ -443,6 +466,7 @@ impl Supervisor {
             probes: vec![],
             notices: vec![],
             busy: vec![],
+            postponed: vec![],
             fingerprints: HashMap::new(),
             looking: false,
             first_scan: FirstScan::Listing,
@@ -550,6 +574,7 @@ impl Supervisor {
         for (_, at, _) in &self.busy {
             at_most(Some(*at));
         }
+        at_most(self.postponed.iter().map(|(_, at)| *at).min());
         if self.plugins.iter().any(|p| p.state.has_process()) {
             at_most(Some(self.health_at));
         }
@@ -602,6 +627,7 @@ impl Supervisor {
                 self.probe(file, now, give_up_at);
             }
         }
+        self.ask_postponed(now);
         if self.reap_at.is_some_and(|at| at <= now) {
             self.look_after_orphans(now);
         }
@@ -631,6 +657,7 @@ impl Supervisor {
                 self.stopping = true;
                 self.admissible.clear();
                 self.busy.clear();
+                self.postponed.clear();
                 for position in (0..self.notices.len()).rev() {
                     self.end_notice(position, Err("the daemon stops".into())).abandon();
                 }

@@ -53,6 +53,11 @@ impl Supervisor {
             // The answer to clients of one that does not run depends on it.
             self.publish(index);
         }
+        if order == Order::ResetFailed {
+            let plugin = &self.plugins[index];
+            let details = json!({ "failures": plugin.state.failures(), "given_up": plugin.fault });
+            self.outlet.record(&id, "reset_failed", details);
+        }
         if order == Order::ResetFailed && !(given_up && want == Want::Up) {
             self.drive(index, event);
             return done(Ok(()));

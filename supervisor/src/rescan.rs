@@ -20,6 +20,8 @@ use crate::{Adjustable, Command, FirstScan, Kept, Level, Looks, Rescanned, Sourc
 
 /// Before trying again to run a file that is being written.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
+/// Before asking a file again that was skipped for want of descriptors, processes or memory.
+const POSTPONED_RETRY: Duration = Duration::from_secs(5);
 
 /// A rescan on its way.
 #[derive(Default)]
@@ -175,17 +177,35 @@ impl Supervisor {
         let now = Instant::now();
         for one in found {
             let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == one.file);
-            let on_its_way = self.probes.iter().any(|probe| probe.file() == one.file)
-                || self.busy.iter().any(|(file, ..)| *file == one.file)
-                || self.admissible.iter().any(|(file, _)| *file == one.file);
             // A file that was skipped may be good now, though it did not change: its rival may be gone.
-            if on_its_way || (known && !one.changed) {
+            if self.is_on_its_way(&one.file) || (known && !one.changed) {
                 continue;
             }
+            self.postponed.retain(|(file, _)| *file != one.file);
             if let Some(rescan) = &mut self.rescan {
                 rescan.pending.insert(one.file.clone(), one.fingerprint);
             }
             self.probe(one.file.clone(), now, now + self.settings.metadata_timeout);
+        }
+    }
+
+    fn is_on_its_way(&self, file: &Path) -> bool {
+        self.probes.iter().any(|probe| probe.file() == file)
+            || self.busy.iter().any(|(busy, ..)| busy == file)
+            || self.admissible.iter().any(|(waiting, _)| waiting == file)
+    }
+
+    /// Asks files again that could not be asked for want of something.
+    pub(crate) fn ask_postponed(&mut self, now: Instant) {
+        for position in (0..self.postponed.len()).rev() {
+            if self.postponed[position].1 > now {
+                continue;
+            }
+            let (file, _) = self.postponed.swap_remove(position);
+            let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == file);
+            if !known && !self.is_on_its_way(&file) && file.exists() {
+                self.probe(file, now, now + self.settings.metadata_timeout);
+            }
         }
     }
 
@@ -261,6 +281,14 @@ impl Supervisor {
                 Err(error) if (error.busy || error.starved) && now < give_up_at => {
                     return self.busy.push((file, now + BUSY_RETRY, give_up_at));
                 }
+                Err(error) if error.starved => {
+                    // No fault of the file's, so nobody should have to ask for a rescan.
+                    let reason =
+                        format!("{}; it is asked again in {} s", error.reason, POSTPONED_RETRY.as_secs());
+                    self.skip(&file, &reason);
+                    self.postponed.push((file.clone(), now + POSTPONED_RETRY));
+                    return self.end_probe(&file);
+                }
                 Err(error) => {
                     self.skip(&file, &error.reason);
                     return self.end_probe(&file);
@@ -334,8 +362,7 @@ impl Supervisor {
 
     fn skip(&mut self, file: &Path, reason: &str) {
         let fields = object(json!({ "file": file.display().to_string(), "reason": reason }));
-        let message = format!("Plugin skipped: {}: {reason}", file.display());
-        self.outlet.log(Level::Error, None, &message, fields);
+        self.outlet.log(Level::Error, None, "Plugin skipped", fields);
         if let Some(rescan) = &mut self.rescan {
             rescan.report.skipped.push(format!("{}: {reason}", file.display()));
         }

@@ -1,10 +1,14 @@
 //! The command line: what it prints and what it exits with.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
 
-use toru_tests::{Daemon, Stage, binary, output, stage_faulty, wait_for};
+use toru_tests::{Daemon, Lines, Signal, Stage, binary, output, spawn, stage_faulty, wait_for};
 
 const USAGE: i32 = 2;
 const UNREACHABLE: i32 = 69;
@@ -181,6 +185,7 @@ fn plugin_commands_do_it() {
     toru(&daemon, "plugin", &["enable", "p"]);
     assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
     toru(&daemon, "plugin", &["reset-failed", "p"]);
+    assert_eq!(daemon.wait_event("p", "reset_failed", 1)["failures"], 0);
     let printed = daemon.toru("plugin", &["restart", "nobody"]);
     assert_eq!(printed.status.code(), Some(1));
 }
@@ -258,12 +263,73 @@ fn events_are_printed() {
     assert_eq!(count(&["--until", "2001-01-01T00:00:00Z"]), 0);
     assert_eq!(count(&["--since", "9999-12-31"]), 0);
     assert_eq!(daemon.toru("events", &["--since", "yesterday"]).status.code(), Some(USAGE));
+    let misspelt = daemon.toru("events", &["--type", "crash"]);
+    assert_eq!(misspelt.status.code(), Some(USAGE));
+    assert!(
+        text(&misspelt.stderr).contains("disabled_after_crashes"),
+        "it names what there is: {misspelt:?}"
+    );
     let asked = |query: &str| daemon.control().get(&format!("/v1/events?{query}"));
     assert_eq!(asked("since=2001-01-01T00:00:00Z&type=ready").json()["events"].as_array().unwrap().len(), 1);
     assert_eq!(asked("until=978307200000").json(), json!({"events": []}));
     assert_eq!(asked("since=yesterday").status, 400);
+    assert_eq!(asked("type=crash").status, 400);
     for line in toru(&daemon, "events", &["--json"]).lines() {
         let event: Value = serde_json::from_str(line).unwrap();
         assert!(event["event_type"].is_string(), "{event}");
     }
+}
+
+#[test]
+fn who_follows_hears_that_the_daemon_has_ended() {
+    let mut daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.get("/api/plugins/p/print");
+    let follow = |arguments: &[&str]| {
+        let mut child = spawn(
+            Command::new(binary("toru"))
+                .args(arguments)
+                .env("HOME", daemon.root().join("home"))
+                .env("TORU_CONTROL_SOCKET", daemon.root().join("control.sock"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        );
+        let out = Lines::gather(child.stdout.take().expect("it is piped"));
+        let complaints = Lines::gather(child.stderr.take().expect("it is piped"));
+        wait_for("the first line", || (!out.all().is_empty()).then_some(()));
+        (child, out, complaints)
+    };
+    let followers = [follow(&["events", "--follow"]), follow(&["plugin", "logs", "p", "-f"])];
+    assert_eq!(daemon.terminate().code(), Some(0));
+    for (mut child, out, complaints) in followers {
+        let status = child.wait().expect("our own child");
+        assert_eq!(status.code(), Some(UNREACHABLE), "{:?}", out.all());
+        wait_for("a word about it", || (!complaints.containing("has ended").is_empty()).then_some(()));
+    }
+}
+
+#[test]
+fn the_status_is_told_while_the_daemon_stops() {
+    let mut daemon = Stage::new()
+        .set("supervisor.stop_grace_ms", 60_000)
+        .faulty("p", &json!({"do": "ignore-term"}))
+        .faulty("q", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    // It answers nothing from now on, so its stop takes as long as it may.
+    let pid = daemon.plugin_pid("p");
+    rustix::process::kill_process(pid, Signal::STOP).expect("it runs");
+    daemon.signal(Signal::TERM);
+    let status = wait_for("p to be stopping", || {
+        let status = toru(&daemon, "status", &[]);
+        (status.contains("stopping") && status.contains("stopped")).then_some(status)
+    });
+    assert_eq!(status.lines().count(), 3, "{status}");
+    let refused = daemon.toru("plugin", &["start", "q"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("stopping"), "{refused:?}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
 }

@@ -245,6 +245,26 @@ fn a_plugin_that_the_core_has_no_descriptor_to_reach_is_waited_for() {
 }
 
 #[test]
+fn a_file_that_could_not_be_asked_for_want_of_descriptors_is_asked_again() {
+    let daemon = Stage::new().faulty("a", &json!({})).start();
+    daemon.wait_ready("a");
+    let few = daemon.descriptors() as u64 + 8;
+    let limit = |current: Option<u64>| {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(Some(daemon.pid()), Resource::Nofile, Rlimit { current, maximum }).unwrap().current
+    };
+    let before = limit(Some(few));
+    stage_faulty(&daemon.plugins(), "late", &json!({}));
+    daemon.hang_up();
+    let skipped = daemon.supervisor_log().into_iter().rfind(|line| line["message"] == "Plugin skipped");
+    let skipped = skipped.expect("a rescan ends, also without it");
+    assert!(skipped["reason"].as_str().unwrap().contains("asked again"), "{skipped}");
+    limit(before);
+    // Nobody asks for a rescan.
+    daemon.wait_ready("late");
+}
+
+#[test]
 fn a_changed_binary_is_restarted_and_a_touched_one_is_not() {
     let text = |version: &str| {
         format!(

@@ -12,6 +12,7 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "dies in the middle of a response",
         &[
+            "a_death_is_502_within_50_ms",
             "death_in_the_middle_of_an_answer_is_502_at_once",
             "a_crash_fails_every_request_in_flight_and_no_other_plugin",
             "a_crash_event_has_all_that_is_known",
@@ -52,7 +53,12 @@ const ROWS: &[(&str, &[&str])] = &[
     ),
     (
         "forks children that outlive it",
-        &["children_of_a_plugin_do_not_outlive_it", "a_stop_ends_what_keeps_forking"],
+        &[
+            "children_of_a_plugin_do_not_outlive_it",
+            "children_of_a_plugin_that_crashes_go_while_an_older_one_runs",
+            "a_child_that_drops_everything_goes_with_a_plugin_that_dies",
+            "a_stop_ends_what_keeps_forking",
+        ],
     ),
     (
         "ignores SIGTERM",

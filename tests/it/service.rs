@@ -1,10 +1,16 @@
 //! What a service manager hears, and what a terminal shows.
 
-use std::{os::unix::net::UnixDatagram, process::Command, time::Instant};
+use std::{
+    fs,
+    os::unix::net::UnixDatagram,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use serde_json::json;
-use toru_tests::{DEADLINE, Daemon, Stage, binary, has_program, output};
+use toru_tests::{DEADLINE, Daemon, Lines, Stage, binary, has_program, output, spawn, wait_for};
 
 /// The next message that holds `part`; those before it are dropped.
 #[track_caller]
@@ -77,6 +83,62 @@ fn reloads_without_end_keep_no_beat_back() {
             beats += u32::from(text.contains("WATCHDOG=1"));
         }
     }
+}
+
+/// Stops the thread of this id until its standard input closes; says `stopped` once it has.
+const HOLD_THREAD: &str = "
+import ctypes, os, sys
+ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+SEIZE, INTERRUPT, ALL = 0x4206, 0x4207, 0x40000000
+thread = int(sys.argv[1])
+if ptrace(SEIZE, thread, None, None) or ptrace(INTERRUPT, thread, None, None):
+    sys.exit(print('refused', flush=True))
+os.waitpid(thread, ALL)
+print('stopped', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn a_supervisor_that_hangs_feeds_no_watchdog() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let socket = manager(&stage);
+    let path = stage.root().join("notify");
+    let daemon = stage.environment("NOTIFY_SOCKET", path).environment("WATCHDOG_USEC", "300000").start();
+    hear(&socket, "WATCHDOG=1");
+    daemon.wait_ready("p");
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap().flatten();
+    // The kernel keeps fifteen bytes of a thread's name.
+    let supervisor = threads
+        .filter(|task| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "toru-supervisor\n")
+        })
+        .map(|task| task.file_name().into_string().unwrap())
+        .next()
+        .expect("its thread has a name");
+    let mut holder = spawn(
+        Command::new("python3")
+            .args(["-c", HOLD_THREAD, &supervisor])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped()),
+    );
+    let said = Lines::gather(holder.stdout.take().expect("it is piped"));
+    if wait_for("the thread to be held", || said.all().first().cloned()) == "refused" {
+        println!("skipped: this user may not trace a process");
+        holder.wait().unwrap();
+        return;
+    }
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 4096]).is_ok() {}
+    // Clients are served on, and the first thread goes on asking: what is not said is what counts, for longer than
+    // the service manager would wait.
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    thread::sleep(Duration::from_millis(900));
+    assert!(socket.recv(&mut [0; 4096]).is_err(), "nobody else speaks for it");
+    socket.set_nonblocking(false).unwrap();
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    hear(&socket, "WATCHDOG=1");
 }
 
 /// What `toru COMMAND` shows on a terminal.

@@ -61,6 +61,7 @@ fn a_plugin_that_cannot_be_described_is_skipped_with_file_and_reason() {
             Some(complaints(&daemon, &file)).filter(|lines| !lines.is_empty())
         });
         assert!(lines.iter().any(|line| line.contains(reason)), "{name}: {reason:?} in {lines:?}");
+        assert!(lines.iter().all(|line| line.matches("plugins/").count() == 1), "the path once: {lines:?}");
         assert!(daemon.starts(name).is_empty(), "{name} was started");
     }
     assert_eq!(daemon.get("/api/plugins/good/x").status, 200);
@@ -206,7 +207,7 @@ fn a_plugin_gets_no_descriptor_that_the_daemon_was_started_with() {
     let file = stage.root().join("inherited");
     fs::write(&file, "a secret").expect("the stage can be written");
     let hand_over = format!("exec 9< {0} 120>> {0}; exec \"$@\"", file.display());
-    let daemon = stage.under(["bash", "-c", &hand_over, "bash"]).start();
+    let daemon = stage.under(["bash", "-c", &*hand_over, "bash"]).start();
     daemon.wait_ready("p");
     let open = |pid: Pid| -> Vec<PathBuf> {
         let entries = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).expect("it lives").flatten();
@@ -509,6 +510,37 @@ fn what_a_plugin_prints_and_says_is_in_its_log() {
     for file in ["plugin-supervisor.log", "plugins/p.log"] {
         assert_eq!(mode(&daemon.root().join("log").join(file)), 0o640, "{file}");
     }
+}
+
+#[test]
+fn a_json_line_keeps_what_it_says_of_its_level() {
+    let lines = [
+        r#"{"level":"err","message":"syslog's word"}"#,
+        r#"{"level":"WARNING","message":"Python's word"}"#,
+        r#"{"level":40,"msg":"pino's number"}"#,
+        r#"{"level":6,"msg":"anybody's number","timestamp":"2001-01-01T00:00:00Z","plugin_id":"x"}"#,
+        r#"{"level":"loud","msg":"nobody's word"}"#,
+    ];
+    let metadata = r#"{"id":"p","name":"p","version":"1","icon":"-","route":"/p","protocol":"1.0"}"#;
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
+         cat >&2 <<'END'\n{}\nEND\nexec sleep 1000\n",
+        lines.join("\n")
+    );
+    let daemon = Stage::new().script("p", &text).start();
+    let line = |message: &str| {
+        wait_for(message, || daemon.plugin_log("p").into_iter().find(|line| line["message"] == message))
+    };
+    for (message, level) in [("syslog's word", "error"), ("Python's word", "warn"), ("pino's number", "warn")]
+    {
+        let line = line(message);
+        assert_eq!((&line["level"], &line["original_level"]), (&json!(level), &Value::Null), "{line}");
+    }
+    let number = line("anybody's number");
+    assert_eq!((&number["level"], &number["original_level"]), (&json!("info"), &json!(6)), "{number}");
+    assert_eq!(number["original_timestamp"], "2001-01-01T00:00:00Z");
+    assert_eq!((&number["plugin_id"], &number["original_plugin_id"]), (&json!("p"), &json!("x")));
+    assert_eq!(line("nobody's word")["original_level"], "loud");
 }
 
 #[test]
