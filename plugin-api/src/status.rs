@@ -34,6 +34,10 @@ pub struct PluginStatus {
     pub state: String,
     /// Processes after the first.
     pub restarts: u64,
+    /// When this daemon last restarted it, in milliseconds since 1970; the audit trail knows of earlier ones.
+    pub last_restart: Option<u64>,
+    /// Crashes in a row, until a run that is long enough or an order forgives them.
+    pub failures: u64,
     /// How the last process ended, in words.
     pub last_exit: Option<String>,
     /// When the back-off ends and the plugin is started again, in milliseconds since 1970; `None` in any other state.
@@ -65,7 +69,7 @@ pub struct PluginStatus {
     pub rss_bytes: Option<u64>,
     /// `1.0` or `1.1`.
     pub protocol: String,
-    /// The last second; on the stream alone, as are the next two.
+    /// The last second; on the stream alone, as are the next three.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<Sample>,
     /// What it may use.
@@ -74,6 +78,10 @@ pub struct PluginStatus {
     /// Its load by worker, in the order of their numbers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_worker: Vec<PluginOnWorker>,
+    /// The last lines of its newest process on standard error, 20 of 500 bytes at most; `None` where they are those
+    /// of the stream's line before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<Vec<String>>,
 }
 
 /// What a plugin may use, by its metadata and the core's configuration.
@@ -205,6 +213,10 @@ pub struct WorkerStatus {
     pub queued: u64,
     /// How late the event loop came to its timer, in microseconds: the worst of the last second or two. 0 at rest.
     pub lag_us: u64,
+    /// Answered requests in each of the last seconds, oldest first, at most 600; on the first snapshot of a stream
+    /// with `history=*` alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub past_requests_per_s: Vec<f64>,
 }
 
 /// The store at one moment.

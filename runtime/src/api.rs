@@ -1,15 +1,17 @@
 //! What the core answers itself: whether it serves, what its plugins do, what an operator orders, values for 1.0 plugins.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use serde::Serialize;
 use serde_json::{Value, json};
 use toru_http::{RequestHead, percent_decode};
-use toru_plugin_api::status::History;
+use toru_plugin_api::status::{History, Snapshot};
 use toru_plugin_api::time::unix_ms_of;
 use toru_supervisor::{Command, EVENT_KINDS, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
 
@@ -85,6 +87,8 @@ pub enum Stream {
         /// Whose samples are to be told before the first snapshot.
         history: Option<String>,
         first: bool,
+        /// What was told of plugins' standard error, by their indexes.
+        told: HashMap<usize, Arc<VecDeque<String>>>,
     },
     Log(Follower),
     /// `None` while a piece is being read, and after one could not be.
@@ -350,7 +354,8 @@ impl Call {
                 if let Some(id) = history.as_deref().filter(|id| *id != "*") {
                     check_known(worker, id).await?;
                 }
-                return Ok(Answer::Stream(ndjson(), Stream::Snapshots { interval, history, first: true }));
+                let stream = Stream::Snapshots { interval, history, first: true, told: HashMap::new() };
+                return Ok(Answer::Stream(ndjson(), stream));
             }
             Call::Events { query, follow: true } => {
                 return Ok(Answer::Stream(ndjson(), Stream::Events { query, first: true }));
@@ -386,14 +391,21 @@ impl Stream {
             return None;
         }
         match self {
-            Stream::Snapshots { interval, history, first } => {
+            Stream::Snapshots { interval, history, first, told } => {
                 if !std::mem::replace(first, false) {
                     wait(worker, *interval).await;
                 }
                 let plugins = supervised(worker).await.ok()?;
-                let snapshot = status::watched(worker, &plugins);
+                let mut snapshot = status::watched(worker, &plugins);
+                tell_stderr(&mut snapshot, &plugins, told);
                 let mut lines = vec![];
                 if let Some(wanted) = history.take() {
+                    if wanted == "*" {
+                        for status in &mut snapshot.workers {
+                            status.past_requests_per_s =
+                                worker.history.of_worker(worker, status.number as usize);
+                        }
+                    }
                     for plugin in plugins.iter().filter(|p| wanted == "*" || p.metadata.id == wanted) {
                         let samples = worker.history.of(worker, plugin.index, &plugin.metadata.id);
                         lines.extend(serde_json::to_vec(&HistoryLine { history: &samples }).ok()?);
@@ -454,6 +466,27 @@ impl Stream {
                 monoio::time::sleep(FOLLOW_INTERVAL).await;
             },
         }
+    }
+}
+
+/// Adds the ends of standard error that the reader does not have yet.
+fn tell_stderr(
+    snapshot: &mut Snapshot,
+    plugins: &[PluginStatus],
+    told: &mut HashMap<usize, Arc<VecDeque<String>>>,
+) {
+    told.retain(|index, _| plugins.iter().any(|plugin| plugin.index == *index));
+    let by_id: HashMap<&str, &PluginStatus> =
+        plugins.iter().map(|plugin| (plugin.metadata.id.as_str(), plugin)).collect();
+    for status in &mut snapshot.plugins {
+        let Some(plugin) = by_id.get(status.id.as_str()) else { continue };
+        // While it is held here, a line more makes another tail of it.
+        let before = told.insert(plugin.index, plugin.stderr.clone());
+        let known = match before {
+            Some(before) => Arc::ptr_eq(&before, &plugin.stderr),
+            None => plugin.stderr.is_empty(),
+        };
+        status.stderr = (!known).then(|| plugin.stderr.iter().cloned().collect());
     }
 }
 

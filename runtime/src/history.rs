@@ -1,4 +1,5 @@
-//! Ten minutes of each plugin in samples of a second, and the latencies of the last seconds: what the console draws.
+//! Ten minutes of each plugin and each worker in samples of a second, and the latencies of the last seconds: what the
+//! console draws.
 //!
 //! Kept on the control thread. Samples are taken while plugins answer requests or somebody watches a stream; at rest
 //! the thread is woken every [`REST`] instead of every second, and no worker ever is: their counters are read where
@@ -74,10 +75,18 @@ struct Track {
     cpu_percent: f32,
 }
 
-/// All plugins.
+/// One worker: its counter, and its seconds with answers, as the time of [`Sample::at`] and answers a second.
+#[derive(Default)]
+struct WorkerTrack {
+    requests: u64,
+    samples: VecDeque<(u32, f32)>,
+}
+
+/// All plugins and workers.
 #[derive(Default)]
 pub struct History {
     tracks: RefCell<HashMap<usize, Track>>,
+    workers: RefCell<Vec<WorkerTrack>>,
     sampled: Cell<Option<Instant>>,
     /// When a request was last seen to have been answered.
     moved: Cell<Option<Instant>>,
@@ -149,6 +158,11 @@ impl History {
                 self.moved.set(Some(now));
             }
         }
+        let mut workers = self.workers.borrow_mut();
+        workers.resize_with(worker.shared.workers.len(), WorkerTrack::default);
+        for (track, stats) in workers.iter_mut().zip(&worker.shared.workers) {
+            track.sample(stats.requests.load(Relaxed), at, seconds);
+        }
     }
 
     /// What a process uses, as of the last sample, if that was just now.
@@ -188,7 +202,7 @@ impl History {
         });
     }
 
-    /// All samples of one plugin, oldest first; `None` when it has none.
+    /// All samples of one plugin, oldest first; none when it has none.
     pub fn of(&self, worker: &Worker, index: usize, id: &str) -> Told {
         let mut history = Told { plugin: id.to_owned(), ..Told::default() };
         if let Some(track) = self.tracks.borrow().get(&index) {
@@ -198,6 +212,51 @@ impl History {
         }
         history
     }
+}
+
+impl History {
+    /// One worker's answers in each second up to the last sample, oldest first; from its first on, or the last ten
+    /// minutes.
+    pub fn of_worker(&self, worker: &Worker, number: usize) -> Vec<f64> {
+        let Some(sampled) = self.sampled.get() else { return vec![] };
+        let workers = self.workers.borrow();
+        workers.get(number).map_or(vec![], |track| track.seconds(tenths(worker, sampled)))
+    }
+}
+
+impl WorkerTrack {
+    fn sample(&mut self, requests: u64, at: u32, seconds: f32) {
+        let answered = requests.saturating_sub(self.requests);
+        self.requests = requests;
+        if answered > 0 {
+            keep(&mut self.samples, (at, answered as f32 / seconds), |sample| sample.0);
+        }
+    }
+
+    fn seconds(&self, now: u32) -> Vec<f64> {
+        let ago = |at: u32| (now.saturating_sub(at) as usize + 5) / 10;
+        let Some(first) = self.samples.iter().map(|(at, _)| ago(*at)).find(|ago| *ago < SAMPLES_MAX) else {
+            return vec![];
+        };
+        let mut seconds = vec![0.0; first + 1];
+        for &(at, rate) in self.samples.iter().filter(|(at, _)| ago(*at) <= first) {
+            seconds[first - ago(at)] = rounded(rate);
+        }
+        seconds
+    }
+}
+
+/// Adds a sample, and forgets what is too old or too much.
+fn keep<T>(samples: &mut VecDeque<T>, sample: T, at: fn(&T) -> u32) {
+    let oldest = at(&sample).saturating_sub(KEPT.as_millis() as u32 / 100);
+    while samples.len() == SAMPLES_MAX || samples.front().is_some_and(|sample| at(sample) < oldest) {
+        samples.pop_front();
+    }
+    // Not doubled past the bound, as it would be by itself.
+    if samples.len() == samples.capacity() {
+        samples.reserve_exact(samples.len().max(8).min(SAMPLES_MAX - samples.len()));
+    }
+    samples.push_back(sample);
 }
 
 impl Track {
@@ -237,7 +296,7 @@ impl Track {
         // A plugin that does nothing needs few points: its memory and that it is there.
         let since = self.samples.back().map_or(u32::MAX, |last| at.saturating_sub(last.at));
         if answered > 0 || in_flight > 0 || since >= (REST - PERIOD_MIN).as_millis() as u32 / 100 {
-            self.keep(Sample {
+            let sample = Sample {
                 at,
                 requests_per_s: answered as f32 / seconds,
                 errors_per_s: failed as f32 / seconds,
@@ -248,24 +307,10 @@ impl Track {
                     .process
                     .as_ref()
                     .map_or(NOTHING, |(_, _, usage)| (usage.rss_bytes / 1024).min(NOTHING as u64 - 1) as u32),
-            });
+            };
+            keep(&mut self.samples, sample, |sample| sample.at);
         }
         answered > 0
-    }
-
-    /// Adds a sample, and forgets what is too old or too much.
-    fn keep(&mut self, sample: Sample) {
-        let oldest = sample.at.saturating_sub(KEPT.as_millis() as u32 / 100);
-        while self.samples.len() == SAMPLES_MAX
-            || self.samples.front().is_some_and(|sample| sample.at < oldest)
-        {
-            self.samples.pop_front();
-        }
-        // Not doubled past the bound, as it would be by itself.
-        if self.samples.len() == self.samples.capacity() {
-            self.samples.reserve_exact(self.samples.len().max(8).min(SAMPLES_MAX - self.samples.len()));
-        }
-        self.samples.push_back(sample);
     }
 
     /// Memory and CPU time of the process, from `/proc`.
@@ -332,18 +377,34 @@ mod tests {
 
     #[test]
     fn a_plugin_s_past_has_its_bounds_in_time_and_in_memory() {
-        let mut track = Track::default();
+        let mut samples = VecDeque::new();
+        let mut kept = |at| {
+            keep(&mut samples, sample(at), |sample| sample.at);
+            assert!(samples.len() <= SAMPLES_MAX && samples.capacity() <= SAMPLES_MAX);
+            samples.len()
+        };
         for second in 0..5000 {
-            track.keep(sample(second * 10));
-            assert!(track.samples.len() <= SAMPLES_MAX && track.samples.capacity() <= SAMPLES_MAX);
+            kept(second * 10);
         }
-        assert_eq!(track.samples.len(), SAMPLES_MAX);
+        assert_eq!(kept(50_000), SAMPLES_MAX);
         // Faster than once a second, as several watchers may make it.
-        for tenth in 50_000..52_000 {
-            track.keep(sample(tenth));
+        for tenth in 50_001..52_000 {
+            assert_eq!(kept(tenth), SAMPLES_MAX);
         }
-        assert_eq!((track.samples.len(), track.samples.capacity()), (SAMPLES_MAX, SAMPLES_MAX));
-        track.keep(sample(57_990));
-        assert_eq!(track.samples.len(), 11, "the others are older than ten minutes");
+        assert_eq!(kept(57_990), 11, "the others are older than ten minutes");
+    }
+
+    #[test]
+    fn a_worker_s_past_has_every_second() {
+        let mut track = WorkerTrack::default();
+        assert!(track.seconds(100).is_empty());
+        track.sample(0, 10, 1.0);
+        track.sample(5, 20, 1.0);
+        track.sample(5, 30, 1.0);
+        track.sample(8, 41, 1.5);
+        assert_eq!(track.seconds(50), [5.0, 0.0, 2.0, 0.0]);
+        assert_eq!(track.seconds(10_000), [0.0; 0], "older than ten minutes");
+        // One that came late has the other's second.
+        assert_eq!(track.seconds(6021).len(), 599, "what is older is left out");
     }
 }

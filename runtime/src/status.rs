@@ -46,6 +46,7 @@ pub fn snapshot(worker: &Worker, plugins: &[Supervised]) -> Snapshot {
                 in_flight: on_worker(number, |stats| &stats.in_flight),
                 queued: on_worker(number, |stats| &stats.queued),
                 lag_us: stats.lag_us.load(Relaxed),
+                past_requests_per_s: vec![],
             })
             .collect(),
         store: shared.store.status(),
@@ -119,6 +120,8 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         socket_path: plugin.socket.display().to_string(),
         state: plugin.state.into(),
         restarts: plugin.restarts,
+        last_restart: plugin.since_restart.map(|since| unix_ms(SystemTime::now() - since)),
+        failures: plugin.failures.into(),
         last_exit: plugin.last_exit.clone(),
         next_start: plugin.next_start.map(|left| unix_ms(SystemTime::now() + left)),
         uptime_ms: plugin.uptime.map(|uptime| uptime.as_millis() as u64),

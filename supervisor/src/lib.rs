@@ -37,7 +37,7 @@ mod socket;
 pub mod state;
 mod transitions;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -337,6 +337,10 @@ pub struct PluginStatus {
     pub socket: PathBuf,
     pub uptime: Option<Duration>,
     pub restarts: u64,
+    /// Since this daemon last restarted it.
+    pub since_restart: Option<Duration>,
+    /// Crashes in a row, until a run that is long enough or an order forgives them.
+    pub failures: u32,
     pub last_exit: Option<String>,
     /// Until the next start, where a back-off waits for it.
     pub next_start: Option<Duration>,
@@ -344,6 +348,8 @@ pub struct PluginStatus {
     pub ping: Option<Duration>,
     /// Pings sent since the last answer.
     pub unanswered_pings: u32,
+    /// The last lines of the newest process on its standard error, 20 of 500 bytes at most.
+    pub stderr: Arc<VecDeque<String>>,
 }
 
 /// Sends commands to a running supervisor; cheap to clone, never blocks.

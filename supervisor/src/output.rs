@@ -1,5 +1,7 @@
 //! What plugins write to their standard streams: cut into lines, handed on, the last ones kept for a crash.
 
+use std::sync::Arc;
+
 use crate::plugin::Pipe;
 use crate::{Stream, Supervisor};
 
@@ -72,11 +74,12 @@ impl Supervisor {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let plugin = &mut self.plugins[index];
         if stream == Stream::Stderr {
-            if plugin.stderr_tail.len() == STDERR_LINES_KEPT {
-                plugin.stderr_tail.pop_front();
+            let tail = Arc::make_mut(&mut plugin.stderr_tail);
+            if tail.len() == STDERR_LINES_KEPT {
+                tail.pop_front();
             }
             let kept = &line[..line.len().min(500)];
-            plugin.stderr_tail.push_back(String::from_utf8_lossy(kept).into_owned());
+            tail.push_back(String::from_utf8_lossy(kept).into_owned());
         }
         self.outlet.plugin_output(&plugin.metadata.id, stream, line);
     }

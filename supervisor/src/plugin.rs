@@ -37,6 +37,8 @@ pub(crate) struct Plugin {
     pub connect_at: Option<(Instant, Duration)>,
     pub spawned_at: Option<Instant>,
     pub restarts: u64,
+    /// When this daemon last did so.
+    pub restarted_at: Option<Instant>,
     pub last_exit: Option<String>,
     /// How the newest process ended.
     pub exit: Option<Exit>,
@@ -51,7 +53,8 @@ pub(crate) struct Plugin {
     /// Why somebody wants its process gone, until it is.
     pub stop_cause: Option<String>,
     pub ping: PingTally,
-    pub stderr_tail: VecDeque<String>,
+    /// Shared with whoever was shown it; a line more makes another of it then.
+    pub stderr_tail: Arc<VecDeque<String>>,
     pub protocol_errors: VecDeque<Instant>,
     pub timeouts_unrecorded: u64,
     pub timeout_recorded_at: Option<Instant>,
@@ -141,6 +144,8 @@ impl Plugin {
                 .and(self.spawned_at)
                 .map(|spawned| now.saturating_duration_since(spawned)),
             restarts: self.restarts,
+            since_restart: self.restarted_at.map(|at| now.saturating_duration_since(at)),
+            failures: self.state.failures(),
             last_exit: self.last_exit.clone(),
             next_start: match self.state {
                 State::Crashed { until, .. } => Some(until.saturating_duration_since(now)),
@@ -148,6 +153,7 @@ impl Plugin {
             },
             ping: self.ping.round_trip,
             unanswered_pings: self.ping.unanswered,
+            stderr: self.stderr_tail.clone(),
         }
     }
 }

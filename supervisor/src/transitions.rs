@@ -114,7 +114,7 @@ impl Supervisor {
             plugin.metadata = Arc::new(metadata);
         }
         plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
-        plugin.stderr_tail.clear();
+        plugin.stderr_tail = Arc::default();
         if let Err(reason) = vacate_socket(&plugin.socket) {
             return self.fail_spawn(index, reason, false);
         }
@@ -168,6 +168,7 @@ impl Supervisor {
         plugin.connect_at = Some((now + CONNECT_RETRY_MIN, CONNECT_RETRY_MIN));
         if generation > 1 {
             plugin.restarts += 1;
+            plugin.restarted_at = Some(now);
         }
         let pid = process.pid();
         plugin.process = Some(process);
@@ -259,7 +260,7 @@ impl Supervisor {
                     "signal": plugin.exit.and_then(|exit| exit.signal),
                     "core_dumped": plugin.exit.is_some_and(|exit| exit.core_dumped),
                     "reason": plugin.reason, "uptime_ms": uptime_ms, "in_flight": plugin.in_flight.unwrap_or(0),
-                    "failures": failures, "next_start_ms": next_start_ms, "stderr": plugin.stderr_tail,
+                    "failures": failures, "next_start_ms": next_start_ms, "stderr": *plugin.stderr_tail,
                 }),
             ),
             Happening::StartDeferred => (
@@ -289,7 +290,7 @@ impl Supervisor {
                 "Plugin disabled after crashes",
                 json!({
                     "exit": exit, "reason": plugin.reason, "failures": failures,
-                    "stderr": plugin.stderr_tail,
+                    "stderr": *plugin.stderr_tail,
                     "remedy": "mend the plugin, then enable or restart it",
                 }),
             ),

@@ -186,3 +186,66 @@ fn the_core_s_own_log_is_followed_over_the_control_socket() {
     let page = daemon.control().get("/v1/logs?page_size=1").json();
     assert_eq!(page["logs"].as_array().unwrap().len(), 1, "{page}");
 }
+
+#[test]
+fn a_stream_tells_the_workers_past_at_its_begin() {
+    let daemon = daemon();
+    daemon.get("/api/plugins/echo/");
+    wait_for("a second with requests", || (sum(&history(&daemon)["requests_per_s"]) > 0.0).then_some(()));
+    let mut stream = follow(&daemon, "/v1/stream?interval_ms=50&history=*");
+    while next_object(&mut stream).get("history").is_none() {}
+    let past = |snapshot: &Value| {
+        let workers = snapshot["workers"].as_array().unwrap().clone();
+        workers
+            .iter()
+            .filter(|w| w["past_requests_per_s"].is_array())
+            .map(|w| sum(&w["past_requests_per_s"]))
+            .sum::<f64>()
+    };
+    assert!(past(&next_object(&mut stream)) > 0.0);
+    assert!(next_object(&mut stream)["workers"][0].get("past_requests_per_s").is_none(), "once");
+    let mut stream = follow(&daemon, "/v1/stream?interval_ms=50&history=echo");
+    assert!(next_object(&mut stream).get("history").is_some());
+    assert_eq!(past(&next_object(&mut stream)), 0.0, "nobody asked for theirs");
+}
+
+#[test]
+fn a_stream_tells_the_end_of_stderr_when_it_is_another() {
+    let talker = "#!/bin/sh\nif [ \"$1\" = --metadata ]; then\n\
+        echo '{\"id\":\"talker\",\"name\":\"T\",\"version\":\"1.0.0\",\"icon\":\"x\",\"route\":\"/talker\",\"author\":null}'\n\
+        exit 0\nfi\necho first >&2\nwhile [ ! -e \"${0%/*}/go\" ]; do sleep 0.05; done\necho second >&2\nexec sleep 60\n";
+    let daemon = Stage::new().script("talker", talker).set("supervisor.ready_timeout_ms", 60_000).start();
+    daemon.wait_event("talker", "started", 1);
+    let mut stream = follow(&daemon, "/v1/stream?interval_ms=50");
+    let said = |stream: &mut _, lines: Value| {
+        wait_for(&format!("{lines} on the stream"), || {
+            (of(&next_object(stream), "talker")["stderr"] == lines).then_some(())
+        });
+    };
+    said(&mut stream, json!(["first"]));
+    for _ in 0..3 {
+        assert!(of(&next_object(&mut stream), "talker").get("stderr").is_none(), "it is known");
+    }
+    std::fs::write(daemon.root().join("plugins/go"), "").unwrap();
+    said(&mut stream, json!(["first", "second"]));
+    let mut other = follow(&daemon, "/v1/stream?interval_ms=50");
+    assert_eq!(of(&next_object(&mut other), "talker")["stderr"], json!(["first", "second"]));
+    std::fs::remove_file(daemon.root().join("plugins/go")).unwrap();
+    kill_process(daemon.plugin_pid("talker"), Signal::KILL).expect("it runs");
+    said(&mut stream, json!([]));
+    said(&mut stream, json!(["first"]));
+    assert!(daemon.status("talker").unwrap().get("stderr").is_none(), "on the stream alone");
+}
+
+#[test]
+fn crashes_in_a_row_are_told_and_forgotten() {
+    let daemon = daemon();
+    assert_eq!(daemon.status("echo").unwrap()["failures"], 0);
+    for row in 1..=2 {
+        kill_process(daemon.plugin_pid("echo"), Signal::KILL).expect("it runs");
+        daemon
+            .wait_status("echo", "again", |status| status["failures"] == row && status["state"] == "running");
+    }
+    assert_eq!(daemon.control().request("POST", "/v1/plugins/echo/reset-failed", &[], b"").status, 200);
+    daemon.wait_status("echo", "forgiven", |status| status["failures"] == 0);
+}
