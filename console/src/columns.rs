@@ -155,12 +155,7 @@ impl Column {
             Self::Id => status.id.clone(),
             Self::Uptime => or_dash(status.uptime_ms.map(text::span)),
             Self::Restarts => text::count(status.restarts),
-            Self::LastRestart => or_dash(
-                plugin
-                    .last_restart_unix_ms
-                    .filter(|_| status.restarts > 0)
-                    .map(|at| moment(at, sample.unix_ms)),
-            ),
+            Self::LastRestart => or_dash(plugin.last_restart().map(|at| moment(at, sample.unix_ms))),
             Self::Requests => text::rate(sample.requests_per_s),
             Self::Errors => text::rate(sample.errors_per_s),
             Self::InFlight => text::count(status.in_flight),
@@ -172,7 +167,11 @@ impl Column {
             Self::Trend => String::new(),
             Self::Version => status.version.clone(),
             Self::Pid => or_dash(status.pid.map(|pid| pid.to_string())),
-            Self::LastExit => status.last_exit.clone().unwrap_or_default(),
+            Self::LastExit => {
+                let next = if sample.unix_ms > 0 { next_start(plugin, sample.unix_ms) } else { None };
+                let words = [status.last_exit.clone(), next];
+                words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+            }
         }
     }
 
@@ -185,7 +184,7 @@ impl Column {
             Self::Id => left.id.cmp(&right.id),
             Self::Uptime => left.uptime_ms.cmp(&right.uptime_ms),
             Self::Restarts => left.restarts.cmp(&right.restarts),
-            Self::LastRestart => a.last_restart_unix_ms.cmp(&b.last_restart_unix_ms),
+            Self::LastRestart => a.last_restart().cmp(&b.last_restart()),
             Self::Requests => a.latest().requests_per_s.total_cmp(&b.latest().requests_per_s),
             Self::Errors => a.latest().errors_per_s.total_cmp(&b.latest().errors_per_s),
             Self::InFlight => left.in_flight.cmp(&right.in_flight),
@@ -202,10 +201,21 @@ impl Column {
     }
 }
 
+/// One id of 64 characters shall not take the room of what the others have to tell.
+const ID_MOST: u16 = 32;
 /// What the trend may take beyond its width: a minute in all.
 const TREND_MORE_MAX: u16 = 48;
 /// What the last exit gets before the trend gets anything: "cannot run: Permission denied" is whole then.
 const EXIT_MORE: u16 = 16;
+
+/// When the core means to start a plugin that waits for it: `starts in 4s`.
+pub fn next_start(plugin: &Plugin, now_unix_ms: u64) -> Option<String> {
+    let next = plugin.status.next_start.filter(|_| plugin.status.state == "crashed")?;
+    Some(match next.checked_sub(now_unix_ms) {
+        Some(ms) if ms > 0 => format!("starts in {}", text::span(ms.div_ceil(1000) * 1000)),
+        _ => "about to start".into(),
+    })
+}
 
 /// A time of day, or how long ago when that was another day.
 pub fn moment(unix_ms: u64, now_unix_ms: u64) -> String {
@@ -217,7 +227,7 @@ pub fn moment(unix_ms: u64, now_unix_ms: u64) -> String {
 
 /// The columns that fit into `width`, with their widths, in the order of the screen; one space between them.
 ///
-/// What is over goes to the ids, up to `id_width`, then to the trend up to a minute, then to the last exit.
+/// What is over goes to the ids, up to `id_width` and [`ID_MOST`], then to the trend up to a minute, then to the last exit.
 pub fn fit(width: u16, id_width: u16) -> Vec<(Column, u16)> {
     let mut wanted = Column::ALL;
     wanted.sort_by_key(|column| column.priority());
@@ -238,7 +248,7 @@ pub fn fit(width: u16, id_width: u16) -> Vec<(Column, u16)> {
     let has_exit = columns.iter().any(|(column, _)| *column == Column::LastExit);
     for (column, width) in &mut columns {
         let more = match column {
-            Column::Id => id_width.saturating_sub(*width).min(left),
+            Column::Id => id_width.min(ID_MOST).saturating_sub(*width).min(left),
             Column::Trend if has_exit => left.saturating_sub(EXIT_MORE).min(TREND_MORE_MAX),
             Column::Trend => left.min(TREND_MORE_MAX),
             Column::LastExit => left,
@@ -285,6 +295,7 @@ mod tests {
             assert!(columns.len() >= before, "{width}: a wider terminal shows no less");
             before = columns.len();
         }
+        assert!(fit(200, 64).contains(&(Column::Id, ID_MOST)), "{:?}", fit(200, 64));
     }
 
     #[test]

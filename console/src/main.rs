@@ -18,7 +18,7 @@ mod update;
 mod view;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -63,9 +63,9 @@ struct Arguments {
     /// No action on a plugin can be taken
     #[arg(long)]
     readonly: bool,
-    /// Draw with ASCII alone
-    #[arg(long)]
-    ascii: bool,
+    /// Draw with ASCII alone: always, never, or auto, where the locale is not UTF-8 or the terminal is Linux's own
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_value = "auto", default_missing_value = "always")]
+    ascii: When,
     /// Colours; NO_COLOR in the environment means mono
     #[arg(long, value_name = "THEME")]
     theme: Option<ThemeName>,
@@ -85,6 +85,33 @@ enum ThemeName {
     Dark,
     Light,
     Mono,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl When {
+    /// Whether only ASCII may be drawn. `variable` reads the environment.
+    fn only_ascii(self, variable: impl Fn(&str) -> Option<String>) -> bool {
+        match self {
+            Self::Always => return true,
+            Self::Never => return false,
+            Self::Auto => {}
+        }
+        // The font of Linux's own terminal has 256 or 512 signs, and those of a sparkline are not among them.
+        if variable("TERM").is_some_and(|term| term == "linux") {
+            return true;
+        }
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .into_iter()
+            .find_map(|name| variable(name).filter(|value| !value.is_empty()));
+        let locale = locale.unwrap_or_default().to_ascii_lowercase();
+        !(locale.contains("utf-8") || locale.contains("utf8"))
+    }
 }
 
 fn main() -> ExitCode {
@@ -110,6 +137,10 @@ fn default_socket() -> PathBuf {
     state.unwrap_or_default().join("toru/control.sock")
 }
 
+fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
 fn once(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
     let mut model = Model::new(Clock::start(None).now(), (80, 24), true, false);
     if let Err(error) = once::look(&socket, &mut model) {
@@ -117,7 +148,7 @@ fn once(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
         return Ok(ExitCode::from(UNAVAILABLE));
     }
     let mut table = once::table(&model);
-    if arguments.ascii {
+    if arguments.ascii.only_ascii(environment) {
         table = table.lines().map(text::to_ascii).collect::<Vec<_>>().join("\n") + "\n";
     }
     match io::stdout().write_all(table.as_bytes()) {
@@ -158,6 +189,10 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
         eprintln!("toru-console: stdout is no terminal; --once prints a table");
         return Ok(ExitCode::from(2));
     }
+    if environment("TERM").is_some_and(|term| term == "dumb") {
+        eprintln!("toru-console: this terminal cannot move its cursor (TERM=dumb); --once prints a table");
+        return Ok(ExitCode::from(2));
+    }
     let mono = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let theme = match arguments.theme {
         Some(ThemeName::Dark) => Theme::Dark,
@@ -166,7 +201,7 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
         None if mono => Theme::Mono,
         None => Theme::Dark,
     };
-    let look = Look { theme, ascii: arguments.ascii };
+    let look = Look { theme, ascii: arguments.ascii.only_ascii(environment) };
     let mut recorder = match &arguments.record {
         Some(path) => Some(Recorder::create(path).map_err(|error| named(path, error))?),
         None => None,
@@ -250,8 +285,14 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                     if matches!(msg, Msg::News(News::Snapshot(_))) {
                         tick_at = Instant::now() + TICK_AFTER_SNAPSHOT;
                     }
-                    if let (Msg::News(news), Some(recorder)) = (&msg, &mut recorder) {
-                        recorder.write(now, news)?;
+                    if let (Msg::News(news), Some(open)) = (&msg, &mut recorder)
+                        && let Err(error) = open.write(now, news)
+                    {
+                        // A full disk is when somebody has to see what goes on.
+                        recorder = None;
+                        let path = arguments.record.as_deref().unwrap_or(Path::new(""));
+                        let why = named(path, error).to_string();
+                        let _ = update(&mut model, now, Msg::Unrecorded(why));
                     }
                     update(&mut model, now, msg)
                 }
@@ -264,7 +305,13 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
             };
             match (command, &feed) {
                 (None, _) => {}
-                (Some(Command::Quit), _) => return Ok(ExitCode::SUCCESS),
+                (Some(Command::Quit), _) => {
+                    return match model.unrecorded {
+                        // The screen that said so is gone.
+                        Some(why) => Err(io::Error::other(format!("not all is recorded: {why}"))),
+                        None => Ok(ExitCode::SUCCESS),
+                    };
+                }
                 (Some(Command::Suspend), _) => {
                     screen.suspend()?;
                     model.size = screen.size()?;
@@ -296,6 +343,33 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
     }
 }
 
-fn named(path: &std::path::Path, error: io::Error) -> io::Error {
+fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_beyond_ascii_need_a_terminal_that_shows_them() {
+        let only_ascii = |when: When, set: &[(&str, &str)]| {
+            when.only_ascii(|name| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let cases: [(&[(&str, &str)], bool); 7] = [
+            (&[("LANG", "en_GB.UTF-8")], false),
+            (&[("LANG", "C.utf8"), ("TERM", "xterm-256color")], false),
+            (&[], true),
+            (&[("LANG", "C")], true),
+            (&[("LANG", "de_DE.UTF-8"), ("LC_ALL", "C")], true),
+            (&[("LANG", "C"), ("LC_ALL", ""), ("LC_CTYPE", "C.UTF-8")], false),
+            (&[("LANG", "C.UTF-8"), ("TERM", "linux")], true),
+        ];
+        for (set, expected) in cases {
+            assert_eq!(only_ascii(When::Auto, set), expected, "{set:?}");
+            assert!(only_ascii(When::Always, set) && !only_ascii(When::Never, set));
+        }
+    }
 }

@@ -12,7 +12,7 @@ use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerSta
 use tui_input::Input;
 
 use crate::columns::Column;
-use crate::text::{clean, latency, parse_time};
+use crate::text::{self, clean, latency, parse_time};
 
 /// Seconds of samples for each plugin: the ten minutes that the charts show.
 pub const HISTORY_MAX: usize = 600;
@@ -105,22 +105,20 @@ pub struct Plugin {
     pub last_restart_unix_ms: Option<u64>,
     /// Deaths within [`LOOP_WINDOW_MS`].
     pub deaths_unix_ms: VecDeque<u64>,
-    /// Crashes in a row as the core counted them at the last one.
-    pub failures: u64,
-    /// When the core means to start it again.
-    pub next_start_unix_ms: Option<u64>,
-    /// The end of its stderr at its last death.
+    /// The end of its present process's stderr.
     pub stderr: Vec<String>,
+    /// The end of its stderr at its last death.
+    pub last_words: Vec<String>,
 }
 
 impl Plugin {
     pub fn condition(&self) -> Condition {
-        let looping = self.deaths_unix_ms.len() >= 2;
+        // Two within the window, or as many in a row as the core counts, which knows no window.
+        let looping = self.deaths_unix_ms.len() >= 2 || self.status.failures >= 2;
         match self.status.state.as_str() {
             "failed" => Condition::Failed,
             "running" if self.status.health == "unresponsive" => Condition::Hung,
             "crashed" | "starting" | "running" if looping => Condition::CrashLoop,
-            "crashed" if self.failures >= 2 => Condition::CrashLoop,
             "crashed" => Condition::Crashed,
             "running" => Condition::Running,
             "starting" => Condition::Starting,
@@ -130,10 +128,9 @@ impl Plugin {
         }
     }
 
-    /// Somebody mended it or started it by hand: what was before is no part of a loop.
-    pub fn forget_deaths(&mut self) {
-        self.deaths_unix_ms.clear();
-        self.failures = 0;
+    /// When the core last restarted it; what an earlier core did is no part of the count that stands beside it.
+    pub fn last_restart(&self) -> Option<u64> {
+        self.last_restart_unix_ms.filter(|_| self.status.restarts > 0)
     }
 
     pub fn latest(&self) -> Sample {
@@ -196,6 +193,46 @@ impl Event {
         }
         let parts = parts.iter().map(fields).filter(|part| !part.is_empty());
         parts.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Everything of it in rows of at most `width` columns: what a row tells, where it is its first, and the words.
+    pub fn rows(&self, width: usize) -> Vec<(String, String)> {
+        let width = width.saturating_sub(EVENT_LABEL + 1).max(8);
+        let mut told = vec![
+            ("time".to_owned(), vec![format!("{} UTC", text::date_and_clock(self.unix_ms))]),
+            ("plugin".to_owned(), vec![self.plugin.clone()]),
+            ("event".to_owned(), vec![self.kind.clone()]),
+        ];
+        for (key, value) in self.details.as_object().into_iter().flatten() {
+            let words = match value {
+                Value::Null => continue,
+                Value::Array(items) if items.is_empty() => continue,
+                Value::Array(items) => items.iter().map(plain).collect(),
+                Value::String(text) => text.lines().map(clean).collect(),
+                value => vec![plain(value)],
+            };
+            told.push((clean(key), words));
+        }
+        // Long output last: what is short is read first.
+        told.sort_by_key(|(key, _)| key == "stderr");
+        let mut rows = Vec::new();
+        for (key, lines) in told {
+            let pieces = lines.iter().flat_map(|line| text::wrapped(line, width));
+            let labels = std::iter::once(key).chain(std::iter::repeat(String::new()));
+            rows.extend(labels.zip(pieces));
+        }
+        rows
+    }
+}
+
+/// Columns of the names of an event's fields.
+pub const EVENT_LABEL: usize = 14;
+
+/// A string as it is, anything else as JSON; harmless.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => clean(text),
+        value => clean(&value.to_string()),
     }
 }
 
@@ -346,6 +383,8 @@ pub enum Screen {
     Logs,
     /// Of one plugin, or of all.
     Events(Option<String>),
+    /// One entry of the trail, whole, by its number.
+    Event(u64),
     Workers,
 }
 
@@ -403,15 +442,19 @@ impl Verb {
         }
     }
 
-    /// What it means, for the confirmation.
-    pub fn meaning(self) -> &'static str {
+    /// What it means for this plugin, for the confirmation.
+    pub fn meaning(self, plugin: &Plugin) -> &'static str {
         match self {
             Self::Start => "It runs until it is stopped or the core ends.",
             Self::Stop => "It finishes what it has in flight, then ends; clients get 503.",
             Self::Restart => "It finishes what it has in flight, ends, and starts anew.",
             Self::Enable => "It starts now and whenever the core does.",
             Self::Disable => "It stops, and stays stopped when the core starts again.",
-            Self::ResetFailed => "Its crashes are forgotten; a failed one may start again.",
+            Self::ResetFailed if plugin.condition() != Condition::Failed => {
+                "Its crashes are forgotten; it goes on as it is."
+            }
+            Self::ResetFailed if plugin.status.enabled => "Its crashes are forgotten, and it starts now.",
+            Self::ResetFailed => "Its crashes are forgotten; it is disabled and stays stopped.",
         }
     }
 }
@@ -569,8 +612,14 @@ pub struct Model {
     pub logs: Logs,
     /// Workers scrolled off the top.
     pub workers_down: usize,
+    /// The event under the cursor, counted up from the newest that is shown.
+    pub event_at: usize,
     /// Entries scrolled up from the newest event.
     pub events_up: usize,
+    /// Rows of an open event that are scrolled off.
+    pub event_down: usize,
+    /// Why what comes is no longer recorded, where it was to be.
+    pub unrecorded: Option<String>,
 }
 
 impl Model {
@@ -604,7 +653,10 @@ impl Model {
             spark: Spark::default(),
             logs: Logs { level: Level::Info, ..Logs::default() },
             workers_down: 0,
+            event_at: 0,
             events_up: 0,
+            event_down: 0,
+            unrecorded: None,
         }
     }
 
@@ -635,6 +687,7 @@ impl Model {
         match self.screen() {
             Screen::Plugins => self.selected.as_deref(),
             Screen::Detail(id) | Screen::Events(Some(id)) => Some(id),
+            Screen::Event(id) => self.event(*id).map(|event| event.plugin.as_str()),
             Screen::Logs if self.logs.sources.len() == 1 => Some(&self.logs.sources[0]),
             Screen::Logs | Screen::Events(None) | Screen::Workers => None,
         }
@@ -645,14 +698,16 @@ impl Model {
         match self.screen() {
             Screen::Plugins => Some(&self.filter),
             Screen::Events(_) => Some(&self.events_filter),
-            Screen::Detail(_) | Screen::Logs | Screen::Workers => None,
+            Screen::Detail(_) | Screen::Event(_) | Screen::Logs | Screen::Workers => None,
         }
     }
 
     pub fn set_filter(&mut self, words: String) {
         match self.screen() {
             Screen::Events(_) => self.events_filter = words,
-            Screen::Plugins | Screen::Detail(_) | Screen::Logs | Screen::Workers => self.filter = words,
+            Screen::Plugins | Screen::Detail(_) | Screen::Event(_) | Screen::Logs | Screen::Workers => {
+                self.filter = words;
+            }
         }
     }
 
@@ -688,27 +743,36 @@ impl Model {
         usize::from(self.size.1.saturating_sub(self.list_top() + 1)).max(1)
     }
 
+    /// Rows that a list below the header has; one is the footer's.
+    pub fn window(&self) -> usize {
+        usize::from(self.size.1.saturating_sub(3)).max(1)
+    }
+
+    pub fn event(&self, id: u64) -> Option<&Event> {
+        self.events.iter().rev().find(|event| event.id == id)
+    }
+
     /// Events of the screen, oldest first.
     pub fn events_shown(&self) -> Vec<&Event> {
-        let only = match self.screen() {
-            Screen::Events(only) => only.as_deref(),
-            _ => None,
-        };
+        self.events.iter().filter(|event| self.shows(event)).collect()
+    }
+
+    /// Whether the list of events lets this one through.
+    pub fn shows(&self, event: &Event) -> bool {
+        // Under an open event the list stays what it was.
+        let list = self.screens.iter().rev().find(|screen| matches!(screen, Screen::Events(_)));
+        if let Some(Screen::Events(Some(only))) = list
+            && event.plugin != *only
+        {
+            return false;
+        }
         let (inverse, words) = match self.events_filter.strip_prefix('!') {
             Some(rest) => (true, rest.trim().to_lowercase()),
             None => (false, self.events_filter.trim().to_lowercase()),
         };
-        self.events
-            .iter()
-            .filter(|event| only.is_none_or(|id| event.plugin == id))
-            .filter(|event| {
-                words.is_empty()
-                    || inverse
-                        != format!("{} {} {}", event.plugin, event.kind, event.text())
-                            .to_lowercase()
-                            .contains(&words)
-            })
-            .collect()
+        words.is_empty()
+            || inverse
+                != format!("{} {} {}", event.plugin, event.kind, event.text()).to_lowercase().contains(&words)
     }
 }
 

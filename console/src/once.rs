@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::columns::Column;
 use crate::feed;
 use crate::model::Model;
-use crate::text::{rate, span};
+use crate::text::{self, rate, span};
 use crate::update::{Msg, News, update};
 
 /// Between the two snapshots that rates need, of a core that tells none.
@@ -55,14 +55,15 @@ pub fn table(model: &Model) -> String {
         model.rows().into_iter().map(|plugin| columns.iter().map(|column| column.text(plugin)).collect()),
     );
     let widths: Vec<usize> = (0..columns.len())
-        .map(|index| rows.iter().map(|row| row[index].chars().count()).max().unwrap_or(0))
+        .map(|index| rows.iter().map(|row| text::columns(&row[index])).max().unwrap_or(0))
         .collect();
     for row in rows {
         let mut line = String::new();
         for ((column, cell), width) in columns.iter().zip(row).zip(&widths) {
+            let space = " ".repeat(width.saturating_sub(text::columns(&cell)));
             match column.is_right_aligned() {
-                true => line.push_str(&format!("{cell:>width$}  ")),
-                false => line.push_str(&format!("{cell:<width$}  ")),
+                true => line.push_str(&format!("{space}{cell}  ")),
+                false => line.push_str(&format!("{cell}{space}  ")),
             }
         }
         out.push_str(line.trim_end());

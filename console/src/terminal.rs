@@ -106,7 +106,7 @@ impl Screen {
         }
         let mut frame = Vec::with_capacity(bytes.len() + BEGIN.len() + END.len());
         frame.extend_from_slice(BEGIN);
-        frame.extend_from_slice(&bytes);
+        push_sixteen(&mut frame, &bytes);
         frame.extend_from_slice(END);
         self.stdout.write_all(&frame)?;
         self.stdout.flush()
@@ -150,6 +150,51 @@ fn moves_cursor(bytes: &[u8]) -> bool {
                 .find(|byte| byte.is_ascii_alphabetic())
                 .is_some_and(|last| *last == b'H')
     })
+}
+
+/// Appends a frame with its colours as every terminal knows them, `31` and `91`: the library writes `38;5;1` and
+/// `38;5;9`, which are of the 256 and longer. What is no colour of the sixteen stays as it is.
+fn push_sixteen(out: &mut Vec<u8>, frame: &[u8]) {
+    let mut rest = frame;
+    while let Some(at) = rest.windows(2).position(|window| window == b"\x1b[") {
+        let (before, sequence) = rest.split_at(at + 2);
+        out.extend_from_slice(before);
+        let end = sequence.iter().position(|byte| !matches!(byte, b'0'..=b';')).unwrap_or(sequence.len());
+        let (parameters, after) = sequence.split_at(end);
+        match std::str::from_utf8(parameters) {
+            Ok(parameters) if after.first() == Some(&b'm') => {
+                out.extend_from_slice(sixteen(parameters).as_bytes());
+            }
+            _ => out.extend_from_slice(parameters),
+        }
+        rest = after;
+    }
+    out.extend_from_slice(rest);
+}
+
+fn sixteen(parameters: &str) -> String {
+    let mut parts = parameters.split(';');
+    let mut out: Vec<String> = Vec::new();
+    while let Some(part) = parts.next() {
+        let mut ahead = parts.clone();
+        let number = match (part, ahead.next(), ahead.next()) {
+            ("38" | "48", Some("5"), Some(number)) => number.parse::<u8>().ok().filter(|number| *number < 16),
+            _ => None,
+        };
+        let Some(number) = number else {
+            out.push(part.to_owned());
+            continue;
+        };
+        parts = ahead;
+        let first = match (part, number) {
+            ("38", ..8) => 30,
+            ("38", _) => 90 - 8,
+            (_, ..8) => 40,
+            (_, _) => 100 - 8,
+        };
+        out.push((first + number).to_string());
+    }
+    out.join(";")
 }
 
 /// Everything that [`Screen::enter`] changed, undone; nothing when that is done already,
@@ -217,6 +262,24 @@ mod tests {
         assert!(!moves_cursor(b""));
         assert!(!moves_cursor(b"\x1b[39m\x1b[49m\x1b[0m\x1b[?25l"));
         assert!(moves_cursor(b"\x1b[?25l\x1b[3;7Hx\x1b[0m"));
+    }
+
+    #[test]
+    fn colours_are_sent_as_every_terminal_knows_them() {
+        for (frame, expected) in [
+            ("", ""),
+            ("plain", "plain"),
+            ("\x1b[38;5;1mx\x1b[48;5;12m", "\x1b[31mx\x1b[104m"),
+            ("\x1b[38;5;15;48;5;0mx\x1b[39;49m", "\x1b[97;40mx\x1b[39;49m"),
+            ("\x1b[1m\x1b[3;7Hü\x1b[0m", "\x1b[1m\x1b[3;7Hü\x1b[0m"),
+            ("\x1b[38;5;200m\x1b[38;2;1;2;3m", "\x1b[38;5;200m\x1b[38;2;1;2;3m"),
+            ("\x1b[m\x1b[38;5", "\x1b[m\x1b[38;5"),
+            ("\x1b[5;38H\x1b[?25l", "\x1b[5;38H\x1b[?25l"),
+        ] {
+            let mut out = Vec::new();
+            push_sixteen(&mut out, frame.as_bytes());
+            assert_eq!(String::from_utf8_lossy(&out), expected);
+        }
     }
 
     /// Runs itself once more, in a terminal of tmux, to panic there with the screen taken.

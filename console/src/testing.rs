@@ -18,6 +18,8 @@ pub struct Rig {
     pub model: Model,
     pub look: Look,
     pub seconds: u64,
+    /// What the next snapshot tells of the worker's past.
+    pub worker_past: Vec<f64>,
     /// What the last message asked for.
     pub command: Option<Command>,
 }
@@ -73,6 +75,7 @@ pub fn crashed(id: &str, restarts: u64) -> PluginStatus {
         cpu_percent: None,
         rss_bytes: None,
         restarts,
+        last_restart: Some(BEGIN_UNIX_MS),
         last_exit: Some("killed by SIGKILL".into()),
         ..plugin(id)
     }
@@ -82,7 +85,7 @@ impl Rig {
     pub fn new(columns: u16, rows: u16) -> Self {
         let now = Now { elapsed: Duration::ZERO, unix_ms: BEGIN_UNIX_MS };
         let model = Model::new(now, (columns, rows), false, false);
-        Self { model, look: Look::default(), seconds: 0, command: None }
+        Self { model, look: Look::default(), seconds: 0, worker_past: vec![], command: None }
     }
 
     pub fn unix_ms(&self) -> u64 {
@@ -105,7 +108,7 @@ impl Rig {
 
     pub fn typed(&mut self, text: &str) -> &mut Self {
         for letter in text.chars() {
-            self.key(Key::Char(letter));
+            self.key(if letter == '\n' { Key::Enter } else { Key::Char(letter) });
         }
         self
     }
@@ -127,6 +130,7 @@ impl Rig {
                 driver: "io_uring".into(),
                 connections: 12,
                 requests,
+                past_requests_per_s: std::mem::take(&mut self.worker_past),
                 ..WorkerStatus::default()
             }],
             store: StoreStatus {

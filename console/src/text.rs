@@ -1,5 +1,7 @@
 //! Words and numbers as the screen shows them, and what of foreign text may reach a terminal. Pure.
 
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// Foreign text made harmless and put on one line.
 ///
 /// Control characters would move the cursor, retitle the window or answer on the operator's behalf;
@@ -115,6 +117,52 @@ pub fn clock(unix_ms: u64) -> String {
     format!("{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
 }
 
+/// Date and time of day in UTC, `2026-01-31 03:12:45.678`.
+pub fn date_and_clock(unix_ms: u64) -> String {
+    // Days of the civil calendar with years that begin in March, so that the leap day comes last.
+    let days = unix_ms / 86_400_000 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * day_of_year + 2) / 153;
+    let (day, month) = (day_of_year - (153 * m + 2) / 5 + 1, if m < 10 { m + 3 } else { m - 9 });
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {}.{:03}", clock(unix_ms), unix_ms % 1000)
+}
+
+/// Columns that a terminal needs for it: two for most of the signs of East Asia, none for marks over others.
+pub fn columns(text: &str) -> usize {
+    UnicodeWidthStr::width(text)
+}
+
+/// Text in rows of at most `width` columns, cut between words where one ends in the row's second half.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut rows = Vec::new();
+    let mut rest = text;
+    while columns(rest) > width {
+        let (mut end, mut used, mut space) = (0, 0, None);
+        for (at, character) in rest.char_indices() {
+            let more = character.width().unwrap_or(0);
+            if used + more > width {
+                break;
+            }
+            used += more;
+            end = at + character.len_utf8();
+            if character == ' ' && used * 2 > width {
+                space = Some(end);
+            }
+        }
+        // A sign that is wider than the row has one of its own.
+        let end = space.unwrap_or(end).max(rest.chars().next().map_or(0, char::len_utf8));
+        rows.push(rest[..end].trim_end().to_owned());
+        rest = &rest[end..];
+    }
+    if !rest.is_empty() || rows.is_empty() {
+        rows.push(rest.to_owned());
+    }
+    rows
+}
+
 /// Milliseconds since 1970 of `2026-01-01T00:00:00.000Z`; `None` for anything else.
 ///
 /// Bounds: years 1970 to 9999; a fraction of a second may be absent.
@@ -219,6 +267,15 @@ mod tests {
         assert_eq!(parse_time("2024-02-29T23:59:59.987Z"), Some(1_709_251_199_987));
         assert_eq!(parse_time("2024-02-29T23:59:59Z"), Some(1_709_251_199_000));
         assert_eq!(clock(1_709_251_199_987), "23:59:59");
+        for (unix_ms, expected) in [
+            (0, "1970-01-01 00:00:00.000"),
+            (1_709_251_199_987, "2024-02-29 23:59:59.987"),
+            (1_735_689_599_999, "2024-12-31 23:59:59.999"),
+            (4_107_542_400_000, "2100-03-01 00:00:00.000"),
+        ] {
+            assert_eq!(date_and_clock(unix_ms), expected);
+            assert_eq!(parse_time(&(expected.replace(' ', "T") + "Z")), Some(unix_ms));
+        }
         for bad in [
             "",
             "now",
@@ -228,6 +285,22 @@ mod tests {
             "2024-01-01T00:00:00.xZ",
         ] {
             assert_eq!(parse_time(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn rows_are_cut_between_words_and_never_too_wide() {
+        assert_eq!(wrapped("", 5), [""]);
+        assert_eq!(wrapped("abc def", 7), ["abc def"]);
+        assert_eq!(wrapped("abc def", 6), ["abc", "def"]);
+        assert_eq!(wrapped("abcdefghij", 4), ["abcd", "efgh", "ij"]);
+        assert_eq!(wrapped("日本語テキスト", 5), ["日本", "語テ", "キス", "ト"]);
+        assert_eq!(wrapped("日本", 1), ["日", "本"], "one that is wider than the row");
+        for width in 1..30 {
+            let text = "a long line with 日本語 and e\u{301}accents, and aVeryLongWordInIt ".repeat(3);
+            for row in wrapped(&text, width.max(2)) {
+                assert!(columns(&row) <= width.max(2), "{width}: {row:?}");
+            }
         }
     }
 

@@ -20,6 +20,8 @@ use crate::text::{self, clean, parse_time};
 
 /// Nobody has to undo more steps down than there are rows.
 const HELP_ROWS_MAX: u16 = 24;
+/// A run so long, which is `supervisor.stable_after_ms` unless it was set, makes the core forget crashes by itself.
+const FORGIVEN_BY_ITSELF_MS: u64 = 60_000;
 /// A sample so much older than the last tells that the wall clock was set back.
 const CLOCK_JUMP_MS: u64 = 3000;
 
@@ -38,6 +40,8 @@ pub enum Msg {
     },
     Resize(u16, u16),
     News(News),
+    /// What comes is no longer recorded, and why.
+    Unrecorded(String),
 }
 
 /// A key, without the terminal library's detail.
@@ -153,9 +157,16 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
             on_news(model, news);
             None
         }
+        Msg::Unrecorded(why) => {
+            model.unrecorded = Some(clean(&why));
+            None
+        }
     };
     forget_old_deaths(model);
     keep_selection_in_sight(model);
+    if matches!(model.screen(), Screen::Events(_)) {
+        keep_event_in_sight(model);
+    }
     match command {
         None if may_ask => missing_events(model),
         command => command,
@@ -178,7 +189,7 @@ fn missing_events(model: &mut Model) -> Option<Command> {
 }
 
 fn on_news(model: &mut Model, news: News) {
-    let window = log_window(model);
+    let window = model.window();
     match news {
         News::Lost { reason } => {
             let reason = clean(&reason);
@@ -233,7 +244,9 @@ fn on_news(model: &mut Model, news: News) {
                     if mended.iter().any(|order| order.word() == verb)
                         && let Some(plugin) = model.plugins.get_mut(&plugin)
                     {
-                        plugin.forget_deaths();
+                        // What was before is no part of a loop; the next snapshot says the same of the count.
+                        plugin.deaths_unix_ms.clear();
+                        plugin.status.failures = 0;
                     }
                     (true, format!("done in {}", text::span(after_ms)))
                 }
@@ -267,8 +280,6 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
         Some(seconds) if seconds > 0.0 => now.saturating_sub(then) as f64 / seconds,
         _ => 0.0,
     };
-    let events_live = !model.events.is_empty();
-
     let mut former = std::mem::take(&mut model.plugins);
     for status in std::mem::take(&mut snapshot.plugins) {
         let status = clean_plugin(status);
@@ -313,37 +324,25 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
                 },
             );
         }
-        if status.restarts > 0
-            && let Some(uptime_ms) = status.uptime_ms
-            && (status.pid != old.pid || plugin.last_restart_unix_ms.is_none())
+        // The core reckons it anew each time, so it wanders by a millisecond.
+        if let Some(at) = status.last_restart
+            && plugin.last_restart_unix_ms.is_none_or(|known| at > known + 1000)
         {
-            plugin.last_restart_unix_ms = Some(unix_ms.saturating_sub(uptime_ms));
-        } else if is_known && status.restarts > old.restarts && status.uptime_ms.is_none() {
-            // It came and went between two looks.
-            plugin.last_restart_unix_ms = Some(unix_ms);
-        }
-        // Without an audit trail a death shows as one more process after an end that nobody asked for.
-        let died = is_known
-            && passed_s.is_some()
-            && status.restarts > old.restarts
-            && status.last_exit.as_deref().is_some_and(|exit| exit != "exit code 0");
-        if died && !events_live {
-            let ordered = model.toast.as_ref().is_some_and(|toast| toast.text.contains(&status.id))
-                || model.pending.iter().any(|(_, id)| *id == status.id);
-            if !ordered {
-                plugin.deaths_unix_ms.push_back(unix_ms);
-            }
+            plugin.last_restart_unix_ms = Some(at);
         }
         // Only an order leads out of these, whoever gave it.
         let was_down = old.state == "failed" || old.state == "stopped";
-        if was_down && status.state != old.state && status.state != "crashed" {
+        let ordered = was_down && status.state != old.state && status.state != "crashed";
+        // And only an order makes the core forget so early.
+        let forgiven = old.failures > 0
+            && status.failures == 0
+            && status.state != "failed"
+            && status.uptime_ms.is_none_or(|uptime| uptime < FORGIVEN_BY_ITSELF_MS);
+        if ordered || forgiven {
             plugin.deaths_unix_ms.clear();
-            plugin.failures = 0;
         }
-        if status.state != "crashed" {
-            plugin.next_start_unix_ms = None;
-        } else if status.next_start.is_some() {
-            plugin.next_start_unix_ms = status.next_start;
+        if let Some(lines) = plugin.status.stderr.take() {
+            plugin.stderr = lines.iter().map(|line| clean(line)).collect();
         }
         model.plugins.insert(plugin.status.id.clone(), plugin);
     }
@@ -354,7 +353,13 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
         let old =
             std::mem::replace(&mut worker.status, WorkerStatus { driver: clean(&status.driver), ..status });
         worker.requests_per_s = per_second(worker.status.requests, old.requests);
-        push_bounded(&mut worker.history, worker.requests_per_s);
+        let past = std::mem::take(&mut worker.status.past_requests_per_s);
+        if past.is_empty() {
+            push_bounded(&mut worker.history, worker.requests_per_s);
+        } else {
+            // The core knows it better, also what was while the line was lost.
+            worker.history = past[past.len().saturating_sub(HISTORY_MAX)..].to_vec().into();
+        }
         model.workers.push(worker);
     }
     snapshot.version = clean(&snapshot.version);
@@ -417,8 +422,14 @@ fn on_event(model: &mut Model, event: Event) {
     if is_latest && let Some(plugin) = model.plugins.get_mut(&event.plugin) {
         learn(plugin, &event, model.now);
     }
-    if model.events_up > 0 && newer == 0 {
-        model.events_up += 1;
+    // The cursor stays on its event, and what is read where it is; at the end it follows.
+    let below = model.events.iter().rev().take(newer).filter(|known| model.shows(known)).count();
+    if model.shows(&event) {
+        let follows = model.event_at == 0 && matches!(model.screen(), Screen::Events(_));
+        if !follows && below <= model.event_at {
+            model.event_at += 1;
+            model.events_up += usize::from(model.events_up > 0);
+        }
     }
     model.events.insert(model.events.len() - newer, event);
     if model.events.len() > EVENTS_MAX {
@@ -433,10 +444,7 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
             if event.unix_ms + LOOP_WINDOW_MS > now.unix_ms {
                 plugin.deaths_unix_ms.push_back(event.unix_ms);
             }
-            plugin.failures = event.details.get("failures").and_then(|count| count.as_u64()).unwrap_or(0);
-            plugin.next_start_unix_ms =
-                event.details.get("next_start_ms").and_then(|ms| ms.as_u64()).map(|ms| event.unix_ms + ms);
-            plugin.stderr = match event.details.get("stderr") {
+            plugin.last_words = match event.details.get("stderr") {
                 Some(serde_json::Value::Array(lines)) => {
                     lines.iter().filter_map(|line| line.as_str()).map(clean).collect()
                 }
@@ -447,12 +455,8 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
         "restarting" => {
             plugin.last_restart_unix_ms = plugin.last_restart_unix_ms.max(Some(event.unix_ms));
         }
-        "ready" => plugin.next_start_unix_ms = None,
         // Given up, or ordered: whatever comes next begins a new row.
-        "disabled_after_crashes" | "enabled" | "disabled" => {
-            plugin.next_start_unix_ms = None;
-            plugin.forget_deaths();
-        }
+        "disabled_after_crashes" | "enabled" | "disabled" => plugin.deaths_unix_ms.clear(),
         _ => {}
     }
 }
@@ -547,6 +551,12 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
                 open(model, Screen::Detail(id));
             }
         }
+        Key::Enter if matches!(model.screen(), Screen::Events(_)) => {
+            let id = model.events_shown().iter().rev().nth(model.event_at).map(|event| event.id);
+            if let Some(id) = id {
+                open(model, Screen::Event(id));
+            }
+        }
         _ => {}
     }
     None
@@ -636,8 +646,11 @@ fn on_answer(model: &mut Model, confirm: Confirm, key: Key) -> Option<Command> {
 fn open(model: &mut Model, screen: Screen) {
     if *model.screen() != screen {
         model.screens.retain(|open| *open != screen);
+        if matches!(screen, Screen::Events(_)) {
+            (model.event_at, model.events_up) = (0, 0);
+        }
         model.screens.push(screen);
-        model.events_up = 0;
+        model.event_down = 0;
         model.workers_down = 0;
     }
 }
@@ -710,11 +723,6 @@ fn follow(model: &mut Model, plugins: Vec<String>) -> Option<Command> {
     Some(Command::FollowLogs { generation, plugins })
 }
 
-/// Rows of the screen that log lines have: two are the header's, one is the footer's.
-fn log_window(model: &Model) -> usize {
-    usize::from(model.size.1.saturating_sub(3))
-}
-
 /// Moves the cursor or the window by so many rows; far more than there are is the end.
 fn scroll(model: &mut Model, by: isize) {
     match model.screen().clone() {
@@ -731,14 +739,18 @@ fn scroll(model: &mut Model, by: isize) {
                 Some(bottom) => numbers.partition_point(|number| *number <= bottom).saturating_sub(1),
                 None => last,
             };
-            let full = log_window(model).saturating_sub(1).min(last);
+            let full = model.window().saturating_sub(1).min(last);
             let to = at.saturating_add_signed(by).clamp(full, last);
             // The end, reached by going down, follows again; the key for the end does so by name.
             model.logs.bottom = if to == last && by > 0 { None } else { Some(numbers[to]) };
         }
         Screen::Events(_) => {
-            let most = model.events_shown().len().saturating_sub(1);
-            model.events_up = model.events_up.saturating_add_signed(by.saturating_neg()).min(most);
+            model.event_at = model.event_at.saturating_add_signed(by.saturating_neg());
+        }
+        Screen::Event(id) => {
+            let rows = model.event(id).map_or(0, |event| event.rows(model.size.0.into()).len());
+            let most = rows.saturating_sub(model.window());
+            model.event_down = model.event_down.saturating_add_signed(by).min(most);
         }
         Screen::Workers => {
             let most = model.workers.len().saturating_sub(1);
@@ -746,6 +758,16 @@ fn scroll(model: &mut Model, by: isize) {
         }
         Screen::Detail(_) => {}
     }
+}
+
+fn keep_event_in_sight(model: &mut Model) {
+    let (count, window) = (model.events_shown().len(), model.window());
+    model.event_at = model.event_at.min(count.saturating_sub(1));
+    model.events_up = model
+        .events_up
+        .min(model.event_at)
+        .max((model.event_at + 1).saturating_sub(window))
+        .min(count.saturating_sub(window));
 }
 
 /// Numbers of the log lines of the level, also below the bottom.
@@ -884,6 +906,8 @@ pub fn completions(model: &Model, line: &str) -> Vec<String> {
     let first = head.split_whitespace().next().unwrap_or_default();
     let mut words: Vec<String> = match first {
         "" => COMMANDS.into_iter().chain(Verb::ALL.map(Verb::word)).map(str::to_owned).collect(),
+        // The others take one word.
+        first if first != "logs" && head.split_whitespace().count() > 1 => Vec::new(),
         "sort" => Column::ALL.iter().map(|column| column.title().to_lowercase().replace(' ', "-")).collect(),
         "level" => ["debug", "info", "warn", "error"].map(str::to_owned).to_vec(),
         "help" | "plugins" | "quit" | "workers" | "filter" => Vec::new(),

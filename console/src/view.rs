@@ -47,6 +47,7 @@ pub fn draw(model: &Model, look: Look, frame: &mut Frame<'_>) {
         Screen::Detail(id) => detail::draw(model, look, buffer, body, id),
         Screen::Logs => lists::draw_logs(model, look, buffer, body),
         Screen::Events(_) => lists::draw_events(model, look, buffer, body),
+        Screen::Event(id) => lists::draw_event(model, look, buffer, body, *id),
         Screen::Workers => lists::draw_workers(model, look, buffer, body),
     }
     if model.link != Link::Live {
@@ -100,7 +101,12 @@ fn put(buffer: &mut Buffer, area: Rect, line: &Line<'_>) {
     }
     buffer.set_line(area.x, area.y, line, area.width);
     if line.width() > usize::from(area.width) {
-        buffer[(area.x + area.width - 1, area.y)].set_symbol("…");
+        let last = area.x + area.width - 1;
+        // A sign of two columns would cover the mark.
+        if last > area.x && text::columns(buffer[(last - 1, area.y)].symbol()) > 1 {
+            buffer[(last - 1, area.y)].set_symbol(" ");
+        }
+        buffer[(last, area.y)].set_symbol("…");
     }
 }
 
@@ -206,7 +212,10 @@ fn census<'a>(model: &Model, look: Look) -> Vec<Span<'a>> {
     let parts = counts.into_iter().rev();
     parts
         .map(|(condition, count)| {
-            Span::styled(format!("{count} {}", condition.word()), look.condition(condition))
+            // Of a core that is lost nobody knows; a colour would say that it is so.
+            let style =
+                if model.link == Link::Live { look.condition(condition) } else { look.style(Role::Dim) };
+            Span::styled(format!("{count} {}", condition.word()), style)
         })
         .collect()
 }
@@ -216,7 +225,11 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
     let title = |text: String| Span::styled(text, look.style(Role::Title));
     let mut parts = Vec::new();
     match model.screen() {
-        Screen::Plugins => parts.push(title("Plugins".into())),
+        Screen::Plugins => {
+            parts.push(title("Plugins".into()));
+            let sort = plugins::hidden_sort(model, model.size.0);
+            parts.extend(sort.map(|sort| Span::styled(sort, look.style(Role::Key))));
+        }
         Screen::Detail(id) => parts.push(title(format!("Plugin {id}"))),
         Screen::Logs => {
             let Logs { sources, bottom, level, wrap, search, .. } = &model.logs;
@@ -243,7 +256,11 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
         }
         Screen::Events(None) => parts.push(title("Events".into())),
         Screen::Events(Some(id)) => parts.push(title(format!("Events of {id}"))),
+        Screen::Event(_) => parts.push(title("Event".into())),
         Screen::Workers => parts.push(title("Workers".into())),
+    }
+    if let Some(why) = &model.unrecorded {
+        parts.insert(0, Span::styled(format!("NOT RECORDED: {why}"), look.style(Role::Alarm)));
     }
     let reason = match &model.link {
         Link::Connecting { reason, .. } => reason.as_deref(),
@@ -359,7 +376,10 @@ fn hints<'a>(model: &Model, look: Look, width: usize) -> Line<'a> {
             ("w", "wrap"),
             ("c", "core"),
         ]),
-        Screen::Events(_) => keys.extend([("esc", "back"), ("j k", "scroll"), ("/", "filter")]),
+        Screen::Events(_) => {
+            keys.extend([("esc", "back"), ("j k", "choose"), ("enter", "whole"), ("/", "filter")]);
+        }
+        Screen::Event(_) => keys.extend([("esc", "back"), ("j k", "scroll"), ("l", "logs")]),
         Screen::Workers => keys.extend([("esc", "back"), ("j k", "scroll"), ("l", "the core's log")]),
     }
     keys.push((":", "command"));

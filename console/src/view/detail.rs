@@ -41,7 +41,12 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     }
 
     let events: Vec<_> = model.events.iter().rev().filter(|event| event.plugin == id).collect();
-    let stderr = &plugin.stderr;
+    // What it says now, else what it said at its last death.
+    let (stderr, title) = match plugin.stderr.is_empty() {
+        true => (&plugin.last_words, "Last words on stderr"),
+        false if plugin.status.pid.is_none() => (&plugin.stderr, "Last words on stderr"),
+        false => (&plugin.stderr, "Stderr (l: the log)"),
+    };
     let charts = charts(plugin);
     if area.width >= SIDE_BY_SIDE_MIN {
         // What is told below gets what it needs, up to half.
@@ -71,7 +76,9 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
     }
 
     // Titles take a row each; the rest is shared, and what one does not need the other gets.
-    let stderr_rows = if stderr.is_empty() { 0 } else { (stderr.len() as u16 + 1).min(rest.height / 2) };
+    let events_need = (events.len().max(1) + 1).min(rest.height.into()) as u16;
+    let stderr_most = (rest.height / 2).max(rest.height - events_need);
+    let stderr_rows = if stderr.is_empty() { 0 } else { (stderr.len() as u16 + 1).min(stderr_most) };
     let (above, below) = cut_top(rest, rest.height - stderr_rows);
     put(buffer, above, &Line::styled("Events (e: more)", look.style(Role::Title)));
     if events.is_empty() {
@@ -80,10 +87,10 @@ pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: &str
         put(buffer, row, &Line::styled(why, look.style(Role::Dim)));
     }
     for (row, event) in (1..above.height).zip(events) {
-        put(buffer, Rect { y: above.y + row, height: 1, ..above }, &event_line(look, event, None));
+        put(buffer, Rect { y: above.y + row, height: 1, ..above }, &event_line(model, look, event, None));
     }
     if below.height > 0 {
-        put(buffer, below, &Line::styled("Last words on stderr", look.style(Role::Title)));
+        put(buffer, below, &Line::styled(title, look.style(Role::Title)));
         let skip = stderr.len().saturating_sub(usize::from(below.height) - 1);
         for (row, line) in (1..below.height).zip(&stderr[skip..]) {
             put(buffer, Rect { y: below.y + row, height: 1, ..below }, &Line::raw(line.as_str()));
@@ -118,7 +125,7 @@ fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin, area: Rect) -> Ve
         state.push(Span::raw(format!("ping {}", text::latency(ping))));
     }
     let last = plugin
-        .last_restart_unix_ms
+        .last_restart()
         .map(|at| format!(", last {}", moment(at, model.now.unix_ms)))
         .unwrap_or_default();
     state.push(Span::raw(format!("{}{last}", counted(status.restarts as usize, "restart"))));

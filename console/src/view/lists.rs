@@ -8,7 +8,8 @@ use toru_plugin_api::status::StoreStatus;
 use super::chart::spark;
 use super::theme::{Look, Role};
 use super::{cut_top, flowed, put};
-use crate::model::{Event, Level, LogLine, Model, Worker};
+use crate::columns::moment;
+use crate::model::{EVENT_LABEL, Event, Level, LogLine, Model, Worker};
 use crate::text;
 
 pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
@@ -23,8 +24,11 @@ pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let several = logs.sources.len() > 1;
     let mut rows: Vec<Line<'_>> = Vec::new();
     for (_, line) in logs.shown().rev() {
-        let whole = log_line(model, look, line, several);
-        let mut pieces = if logs.wrap { wrapped(whole, area.width.into(), "    ") } else { vec![whole] };
+        let mut pieces = if logs.wrap {
+            wrapped(log_line(model, look, line, several, None), area.width.into(), "    ")
+        } else {
+            vec![log_line(model, look, line, several, Some(area.width.into()))]
+        };
         pieces.reverse();
         rows.extend(pieces);
         if rows.len() >= area.height.into() {
@@ -41,7 +45,15 @@ pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     }
 }
 
-fn log_line<'a>(model: &Model, look: Look, line: &'a LogLine, several: bool) -> Line<'a> {
+/// Time, level, plugin where there are several, words. Of a line that is cut at `width` the begin of the words is left
+/// out instead where else what was searched for would be.
+fn log_line<'a>(
+    model: &Model,
+    look: Look,
+    line: &'a LogLine,
+    several: bool,
+    width: Option<usize>,
+) -> Line<'a> {
     let role = match line.level {
         Level::Debug => Role::Dim,
         Level::Info => Role::Plain,
@@ -49,7 +61,7 @@ fn log_line<'a>(model: &Model, look: Look, line: &'a LogLine, several: bool) -> 
         Level::Error => Role::Bad,
     };
     let mut spans = vec![
-        Span::styled(format!("{} ", text::clock(line.unix_ms)), look.style(Role::Dim)),
+        Span::styled(format!("{:<8} ", moment(line.unix_ms, model.now.unix_ms)), look.style(Role::Dim)),
         Span::styled(format!("{:<5} ", line.level.word()), look.style(role)),
     ];
     if several {
@@ -67,7 +79,14 @@ fn log_line<'a>(model: &Model, look: Look, line: &'a LogLine, several: bool) -> 
         return Line::from(spans);
     }
     let mut at = 0;
-    for (found, _) in lower.match_indices(&words) {
+    if let (Some(width), Some(found)) = (width, lower.find(&words)) {
+        let room = width.saturating_sub(spans.iter().map(Span::width).sum());
+        at = begin_shown(&line.text, found, found + words.len(), room);
+        if at > 0 {
+            spans.push(Span::styled("…", look.style(Role::Dim)));
+        }
+    }
+    for (found, _) in lower.match_indices(&words).filter(|(found, _)| *found >= at).collect::<Vec<_>>() {
         let (Some(before), Some(hit)) = (line.text.get(at..found), line.text.get(found..found + words.len()))
         else {
             break;
@@ -78,6 +97,19 @@ fn log_line<'a>(model: &Model, look: Look, line: &'a LogLine, several: bool) -> 
     }
     spans.push(Span::styled(line.text.get(at..).unwrap_or_default(), style));
     Line::from(spans)
+}
+
+/// Where in `text` what is shown begins, so that the part from `from` to `to` is within `room` columns: a third before
+/// it.
+fn begin_shown(text: &str, from: usize, to: usize, room: usize) -> usize {
+    let columns = |part: Option<&str>| part.map_or(0, text::columns);
+    // One column is that of the sign for what is cut off behind.
+    if columns(text.get(..to)) < room {
+        return 0;
+    }
+    let before = text.get(..from).unwrap_or_default();
+    let far = |at: &usize| columns(before.get(*at..)) <= room / 3;
+    before.char_indices().map(|(at, _)| at).find(far).unwrap_or(from)
 }
 
 /// A line as rows of at most `width` columns; later rows are indented.
@@ -115,20 +147,46 @@ pub fn draw_events(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let width = events.iter().map(|event| event.plugin.chars().count()).max().unwrap_or(0).min(24);
     let end = events.len() - model.events_up.min(events.len() - 1);
     let begin = end.saturating_sub(area.height.into());
-    for (row, event) in (0..area.height).zip(&events[begin..end]) {
-        put(buffer, Rect { y: area.y + row, height: 1, ..area }, &event_line(look, event, Some(width)));
+    let cursor = events.len().checked_sub(1 + model.event_at);
+    for (row, (index, event)) in (0..area.height).zip(events.iter().enumerate().take(end).skip(begin)) {
+        let area = Rect { y: area.y + row, height: 1, ..area };
+        let mut line = event_line(model, look, event, Some(width));
+        let at_cursor = Some(index) == cursor;
+        if at_cursor {
+            line.spans[0] = line.spans[0].clone().style(look.style(Role::Selected));
+        }
+        line.spans.insert(0, Span::styled(if at_cursor { ">" } else { " " }, look.style(Role::Key)));
+        put(buffer, area, &line);
+    }
+}
+
+/// One event, whole.
+pub fn draw_event(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, id: u64) {
+    let Some(event) = model.event(id) else {
+        put(buffer, area, &Line::styled("Newer events took its place here.", look.style(Role::Dim)));
+        return;
+    };
+    let rows = event.rows(area.width.into());
+    let from = model.event_down.min(rows.len().saturating_sub(area.height.into()));
+    for (row, (label, words)) in (0..area.height).zip(rows.into_iter().skip(from)) {
+        let line = Line::from(vec![
+            Span::styled(format!("{label:<EVENT_LABEL$} "), look.style(Role::Dim)),
+            Span::raw(words),
+        ]);
+        put(buffer, Rect { y: area.y + row, height: 1, ..area }, &line);
     }
 }
 
 /// Time, plugin where wanted, what, details.
-pub fn event_line<'a>(look: Look, event: &'a Event, id_width: Option<usize>) -> Line<'a> {
+pub fn event_line<'a>(model: &Model, look: Look, event: &'a Event, id_width: Option<usize>) -> Line<'a> {
     let role = match event.kind.as_str() {
         "crashed" | "disabled_after_crashes" | "protocol_error" => Role::Bad,
         "unresponsive" | "request_timeout" | "restarting" => Role::Warn,
         "ready" => Role::Good,
         _ => Role::Plain,
     };
-    let mut spans = vec![Span::styled(format!("{} ", text::clock(event.unix_ms)), look.style(Role::Dim))];
+    let time = format!("{:<8}", moment(event.unix_ms, model.now.unix_ms));
+    let mut spans = vec![Span::styled(time, look.style(Role::Dim)), Span::raw(" ")];
     if let Some(width) = id_width {
         spans.push(Span::styled(
             format!("{:<width$} ", text::shortened_id(&event.plugin, width)),

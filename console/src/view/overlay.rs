@@ -76,8 +76,8 @@ pub fn draw_confirm(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, 
         }
         state.push(Span::raw(format!("{} in flight", plugin.status.in_flight)));
         lines.push(joined(look, state));
+        lines.push(Line::raw(verb.meaning(plugin)));
     }
-    lines.push(Line::raw(verb.meaning()));
     lines.push(Line::default());
     lines.push(Line::from(vec![
         Span::styled("y", look.style(Role::Key)),
@@ -125,15 +125,24 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, fro
                 row("j k g G", "down, up, oldest, newest; also arrows, PgUp PgDn"),
                 row("space p f", "pause, follow"),
                 row("1 2 3 4", "debug, info, warn, error and above"),
-                row("/", "search upwards"),
+                row("/", "search upwards; a line is shown from where it matches"),
                 row("n N", "next match below, above"),
                 row("w", "wrap"),
                 row("c", "the core's lines between the plugin's; :logs ID ID merges more"),
             ],
         ),
-        Screen::Events(_) => {
-            ("Events", vec![row("j k g G", "newer, older, oldest, newest"), row("/", "filter")])
-        }
+        Screen::Events(_) => (
+            "Events",
+            vec![
+                row("j k g G", "newer, older, oldest, newest"),
+                row("enter", "the whole of one: all of its words, its last lines on stderr"),
+                row("/ !", "filter by words, by what they leave over"),
+            ],
+        ),
+        Screen::Event(_) => (
+            "Event",
+            vec![row("j k g G", "down, up, first, last"), row("l", "its plugin's log"), row("esc", "back")],
+        ),
         Screen::Workers => (
             "Workers",
             vec![

@@ -8,8 +8,8 @@ use ratatui::text::{Line, Span};
 use super::chart::spark;
 use super::theme::{Look, Role};
 use super::{badge, cut_top, put};
-use crate::columns::{Column, fit, trend};
-use crate::model::{Condition, Link, Model, Plugin, Spark};
+use crate::columns::{Column, fit, next_start, trend};
+use crate::model::{Condition, Link, Model, Plugin, Sort, Spark};
 use crate::text;
 
 /// Columns for the cursor and the mark.
@@ -68,7 +68,9 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
     match worst.condition() {
         Condition::Hung => words.push_str(": no answer to pings"),
         Condition::CrashLoop if deaths >= 2 => words.push_str(&format!(": {deaths} crashes in 2 min")),
-        Condition::CrashLoop => words.push_str(&format!(": {} crashes in a row", worst.failures)),
+        Condition::CrashLoop => {
+            words.push_str(&format!(": {} crashes in a row", worst.status.failures));
+        }
         Condition::Failed => words.push_str(": given up, restart it when mended"),
         _ => {}
     }
@@ -83,14 +85,15 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
 
 /// When the core means to start it, while it waits.
 pub fn countdown(model: &Model, plugin: &Plugin) -> Option<String> {
-    if model.link != Link::Live || plugin.status.state != "crashed" {
-        return None;
-    }
-    let next = plugin.next_start_unix_ms?;
-    Some(match next.checked_sub(model.now.unix_ms) {
-        Some(ms) if ms > 0 => format!("starts in {}", text::span(ms.div_ceil(1000) * 1000)),
-        _ => "about to start".into(),
-    })
+    next_start(plugin, model.now.unix_ms).filter(|_| model.link == Link::Live)
+}
+
+/// The sort, where the header cannot mark it because its column has no room.
+pub fn hidden_sort(model: &Model, width: u16) -> Option<String> {
+    let Sort { column, descending } = model.sort;
+    let shown = fit(width.saturating_sub(GUTTER), 0);
+    let hidden = shown.iter().all(|(shown, _)| *shown != column);
+    hidden.then(|| format!("by {}{}", column.title(), if descending { "▼" } else { "▲" }))
 }
 
 fn draw_title(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, column: Column) {

@@ -6,15 +6,18 @@ use super::{Look, Theme};
 use crate::model::{Sort, Verb};
 use crate::testing::{Rig, crashed, plugin};
 use crate::update::{Key, Msg, News};
+use toru_plugin_api::status::PluginStatus;
 
 /// A small installation with some of everything, four seconds long.
 fn busy(columns: u16, rows: u16) -> Rig {
     let mut rig = Rig::new(columns, rows);
+    let restarted = rig.unix_ms() - 3_600_000;
     for second in 0..4u64 {
         let mut acme = plugin("acme");
         (acme.requests, acme.errors, acme.in_flight) = (second * (100 + second * 40), second * 2, 3);
         let mut bolt = plugin("bolt");
         (bolt.requests, bolt.restarts, bolt.last_exit) = (second * 7, 1, Some("exit code 1".into()));
+        bolt.last_restart = Some(restarted);
         let mut idle = plugin("idle");
         (idle.enabled, idle.running, idle.state, idle.health) =
             (false, false, "stopped".into(), "stopped".into());
@@ -37,7 +40,8 @@ fn trouble(columns: u16, rows: u16) -> Rig {
         "crashed",
         r#"{"exit":"killed by SIGKILL","failures":4,"next_start_ms":4000,"stderr":["opening store","panicked at \u001b[31mlib.rs:7"]}"#,
     );
-    rig.snapshot(vec![plugin("acme"), hung, crashed("zebra", 4)]);
+    let next_start = Some(rig.unix_ms() + 4000);
+    rig.snapshot(vec![plugin("acme"), hung, PluginStatus { next_start, ..crashed("zebra", 4) }]);
     rig
 }
 
@@ -93,6 +97,10 @@ fn a_lost_core_leaves_its_last_picture_grey() {
     rig.send(Msg::Tick);
     insta::assert_snapshot!("lost", rig.picture());
     let buffer = rig.buffer();
+    for column in 0..50 {
+        let cell = &buffer[(column, 0)];
+        assert!(matches!(cell.fg, Color::DarkGray | Color::Reset) && cell.bg == Color::Reset, "{cell:?}");
+    }
     for position in (super::Rect { x: 0, y: 2, width: 80, height: 9 }).positions() {
         let cell = &buffer[position];
         assert!(cell.fg == Color::DarkGray && cell.bg == Color::Reset, "{position}: {cell:?}");
@@ -127,6 +135,13 @@ fn logs() {
     insta::assert_snapshot!("logs_merged", rig.picture());
     rig.typed("w1/open").key(Key::Enter);
     insta::assert_snapshot!("logs_search_wrapped", rig.picture());
+    rig.log(
+        "acme",
+        "info",
+        &format!("{} the needle, and more of it {}", "hay ".repeat(50), "hay ".repeat(50)),
+    );
+    rig.typed("wG/needle\n");
+    insta::assert_snapshot!("logs_search_beyond_the_edge", rig.picture());
 }
 
 #[test]
@@ -134,7 +149,11 @@ fn events_and_workers() {
     let mut rig = trouble(80, 8);
     rig.typed("e");
     insta::assert_snapshot!("events", rig.picture());
-    rig.key(Key::Esc).typed("w");
+    rig.key(Key::Enter);
+    insta::assert_snapshot!("event", rig.picture());
+    rig.typed("G");
+    insta::assert_snapshot!("event_end", rig.picture());
+    rig.key(Key::Esc).key(Key::Esc).typed("w");
     insta::assert_snapshot!("workers", rig.picture());
     let mut rig = busy(80, 8);
     rig.news(News::EventsUnavailable { reason: "This core gives no events.".into() }).typed("e");
@@ -178,7 +197,7 @@ fn questions_help_and_outcomes() {
 
 #[test]
 fn ascii_draws_nothing_else() {
-    for keys in ["", "?", "r", "w", "e", "l", "/x"] {
+    for keys in ["", "?", "r", "w", "e", "e\n", "l", "/x"] {
         let mut rig = trouble(80, 16);
         rig.look = Look { ascii: true, ..Look::default() };
         rig.typed(keys);
@@ -256,16 +275,14 @@ fn colours_are_of_the_sixteen() {
 fn no_size_and_no_screen_panics_or_lets_a_control_character_through() {
     for columns in [1, 2, 19, 20, 33, 40, 74, 75, 80, 131, 240] {
         for rows in [1, 5, 6, 7, 9, 24, 60] {
-            for keys in ["", "?", "r", "w", "e", "l", ":", "/a", "d"] {
+            for keys in ["", "?", "r", "w", "e", "e\n", "l", ":", "/a", "\n"] {
                 let mut rig = trouble(columns, rows);
                 let mut evil = plugin("evil");
                 evil.last_exit = Some("\u{1b}[2J\u{9b}31m\u{202e}".into());
                 evil.version = "\u{7}\u{0}".into();
                 rig.snapshot(vec![evil.clone()]).snapshot(vec![evil]);
-                match keys {
-                    "d" => rig.key(Key::Enter),
-                    keys => rig.typed(keys),
-                };
+                rig.event(9, "evil", "crashed", r#"{"exit":"\u001b[2J","stderr":["\u001b[2J","\u009b31m"]}"#);
+                rig.typed(keys);
                 rig.log("evil", "info", "\u{1b}]0;title\u{7}");
                 for cell in &rig.buffer().content {
                     assert!(!cell.symbol().contains(char::is_control), "{columns}x{rows} {keys}: {cell:?}");
@@ -378,6 +395,72 @@ fn a_silent_core_does_not_look_live() {
         rig.send(Msg::Tick);
         let first = rig.picture().lines().next().unwrap_or_default().to_owned();
         assert!(first.ends_with(words) && !first.contains("live"), "{first:?}");
+    }
+}
+
+#[test]
+fn the_question_says_what_forgetting_does() {
+    let failed = PluginStatus { state: "failed".into(), ..crashed("zebra", 3) };
+    let disabled = PluginStatus { enabled: false, ..failed.clone() };
+    for (status, words) in [
+        (crashed("zebra", 3), "it goes on as it is."),
+        (failed, "and it starts now."),
+        (disabled, "it is disabled and stays stopped."),
+    ] {
+        let mut rig = Rig::new(80, 12);
+        rig.snapshot(vec![status]).typed("f");
+        assert!(rig.picture().contains(words), "{words}: {}", rig.picture());
+    }
+}
+
+#[test]
+fn a_sort_without_its_column_is_still_said() {
+    let mut rig = busy(80, 8);
+    let second = |rig: &Rig| rig.picture().lines().nth(1).unwrap_or_default().to_owned();
+    rig.typed("A");
+    assert!(second(&rig).starts_with("Plugins · by LAST RST▼ ·"), "{}", second(&rig));
+    rig.typed("T");
+    assert!(!second(&rig).contains(" by "), "its own title has the mark: {}", second(&rig));
+}
+
+#[test]
+fn a_recording_that_broke_off_is_said_as_long_as_it_lasts() {
+    let mut rig = busy(80, 8);
+    rig.send(Msg::Unrecorded("/tmp/x: No space left on device".into()));
+    rig.seconds += 600;
+    rig.send(Msg::Tick);
+    assert!(rig.picture().contains("NOT RECORDED: /tmp/x: No space left on device"), "{}", rig.picture());
+}
+
+#[test]
+fn what_a_plugin_that_runs_says_on_stderr_is_on_its_detail() {
+    let mut rig = busy(80, 24);
+    let says = |lines: &[&str]| {
+        let stderr = Some(lines.iter().map(|line| (*line).to_owned()).collect());
+        vec![PluginStatus { stderr, ..plugin("acme") }]
+    };
+    rig.snapshot(says(&["opened \u{1b}[31mthe store", "slow query"])).key(Key::Enter);
+    let picture = rig.picture();
+    assert!(picture.contains("Stderr (l: the log)\nopened ^[[31mthe store\nslow query"), "{picture}");
+    rig.snapshot(vec![plugin("acme")]);
+    assert!(rig.picture().contains("slow query"), "what the core does not repeat stays");
+    rig.snapshot(says(&[]));
+    assert!(!rig.picture().contains("slow query"), "another process has said nothing yet");
+    rig.event(1, "acme", "crashed", r#"{"stderr":["the end"]}"#).snapshot(vec![crashed("acme", 1)]);
+    assert!(rig.picture().contains("Last words on stderr\nthe end"), "{}", rig.picture());
+}
+
+#[test]
+fn a_sign_of_two_columns_at_the_edge_leaves_room_for_the_mark() {
+    for columns in 40..60 {
+        let mut rig = busy(columns, 8);
+        rig.typed("l").log("acme", "info", &"日本語".repeat(20));
+        let picture = rig.picture();
+        let line = picture.lines().nth(2).unwrap_or_default();
+        assert!(line.ends_with('…'), "{columns}: {picture}");
+        // The second cell of each is a space in the picture.
+        let wide = line.chars().filter(|sign| "日本語".contains(*sign)).count();
+        assert!(crate::text::columns(line) - wide <= columns.into(), "{columns}: {line:?}");
     }
 }
 
