@@ -126,6 +126,7 @@ use crate::metadata::Metadata;
 
 mod context;
 mod http;
+mod lead;
 mod serve;
 mod socket;
 #[cfg(feature = "tower")]
@@ -172,9 +173,12 @@ pub trait ToruPlugin: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Threads that handle requests, at least 1; default 2.
+    /// Threads that serve connections, at least 1, and as many for what handlers spawn on tokio; default 2.
     ///
-    /// With two, a handler that blocks its thread holds up neither `ping` nor the core's other connections.
+    /// One of them serves all connections and polls handlers on the spot. Where a handler holds it up for more than
+    /// some 100 ms, the next goes on with the other connections, so with two of them a handler that blocks delays
+    /// `ping` no longer than that. Requests behind it on its own connection wait; for a while after it, each gets
+    /// a task.
     /// A handler that computes for long belongs in `tokio::task::spawn_blocking`, or wants more threads.
     pub threads: usize,
 }
@@ -225,13 +229,13 @@ fn try_run(plugin: Arc<dyn ToruPlugin>, options: &Options) -> Result<(), String>
     }
     let path = socket::path(&metadata.id)?;
     let (listener, bound) = socket::bind(&path)?;
-    let runtime = if options.threads <= 1 {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
-    } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(options.threads).enable_all().build()
-    }
-    .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    let result = runtime.block_on(serve_until_stopped(plugin, metadata, listener));
+    let threads = options.threads.max(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("failed to start the runtime: {error}"))?;
+    let result = runtime.block_on(serve_until_stopped(plugin, metadata, listener, threads));
     drop(bound);
     // A handler that blocks must not hold up the exit past the deadline.
     runtime.shutdown_timeout(Duration::ZERO);
@@ -242,6 +246,7 @@ async fn serve_until_stopped(
     plugin: Arc<dyn ToruPlugin>,
     metadata: Metadata,
     listener: UnixListener,
+    threads: usize,
 ) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error: std::io::Error| format!("failed to watch for signals: {error}");
@@ -253,7 +258,7 @@ async fn serve_until_stopped(
             _ = interrupt.recv() => {}
         }
     };
-    let server = serve::Server::new(plugin, metadata);
+    let server = serve::Server::new(plugin, metadata, threads);
     let stop = server.stopper();
     let serving = server.serve(listener);
     tokio::pin!(serving);

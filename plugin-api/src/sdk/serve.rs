@@ -1,29 +1,33 @@
 //! Connections of the core: frames in, handlers run, answers out.
 //!
-//! One task a connection reads, decodes and writes. It polls a handler once on the spot; a handler that is
-//! done by then, as most are, costs no task, and answers to requests that came in one read go out in one write.
-//! A handler that waits becomes a task of its own, and its answer joins whatever is ready by then.
+//! A connection gets turns, from the threads in [`Lead`]: it reads, decodes, and writes what is ready.
+//! It polls handlers itself, so that one which waits for a stored value costs no other thread either, and answers that
+//! are ready together go out in one write. Where handlers compute, they become tasks of tokio's, on its threads.
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::collections::{HashMap, VecDeque};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use tokio::io::Interest;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use tokio::net::UnixListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::context::{KvAnswer, KvError, PluginContext, Start};
 use super::http::{HttpRequest, HttpResponse, KvRequest, KvResponse, PluginResult};
+use super::lead::Lead;
 use super::{PluginError, ToruPlugin};
 use crate::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, FrameError, Framing};
 use crate::from_core::{
@@ -39,6 +43,9 @@ use crate::time::{as_str, rfc3339_millis};
 /// Room for each read.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Other connections get a turn after so many full reads.
+const READS_A_TURN: usize = 4;
+
 /// With more than this waiting to be written, a connection stops reading requests.
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -48,8 +55,8 @@ const UNWRITTEN_BYTES_MAX_FOR_LOGS: usize = 1024 * 1024;
 /// An output buffer that grew past this is given back once it is written.
 const OUT_BYTES_KEPT: usize = 1024 * 1024;
 
-/// A handler that takes longer than this before its first `await` holds up the requests behind it...
-const SLOW_FIRST_POLL: Duration = Duration::from_micros(200);
+/// A handler that takes longer than this between two `await`s holds up the requests behind it...
+const SLOW_POLL: Duration = Duration::from_micros(200);
 
 /// ...so this many requests after it get tasks of their own, which other threads can take.
 const TASKS_AFTER_SLOW: u32 = 256;
@@ -66,7 +73,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 type HandlerFuture = Pin<Box<dyn Future<Output = PluginResult<HttpResponse>> + Send>>;
 
 /// A poisoned lock only says that a handler's panic passed by; the data is a buffer or a table.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -79,13 +86,18 @@ enum InitState {
     Failed(Arc<str>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    /// Answer what is there.
-    Draining,
-    /// Write what is ready, then close.
-    Closing,
+/// Phases of the process, in [`Shared::phase`].
+const SERVING: u8 = 0;
+/// Answer what is there.
+const DRAINING: u8 = 1;
+/// Write what is ready, then close.
+const CLOSING: u8 = 2;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Connections {
+    open: usize,
+    /// Those that have nothing left to do while draining.
+    drained: usize,
 }
 
 /// What all connections share.
@@ -101,9 +113,10 @@ pub(super) struct Shared {
     kv_waiting: Mutex<HashMap<u64, KvWaiting>>,
     /// The moment by which the process is to be gone, once it is to go.
     stop_at: watch::Sender<Option<Instant>>,
-    phase: watch::Sender<Phase>,
-    /// Connections that have nothing left to do while draining.
-    drained: watch::Sender<usize>,
+    phase: AtomicU8,
+    connections: watch::Sender<Connections>,
+    /// Who gives turns; nobody for a context without a core.
+    lead: OnceLock<Arc<Lead>>,
 }
 
 #[derive(Debug)]
@@ -133,8 +146,9 @@ impl Shared {
             kv_next: AtomicU64::new(1),
             kv_waiting: Mutex::new(HashMap::new()),
             stop_at: watch::Sender::new(None),
-            phase: watch::Sender::new(Phase::Serving),
-            drained: watch::Sender::new(0),
+            phase: AtomicU8::new(SERVING),
+            connections: watch::Sender::new(Connections::default()),
+            lead: OnceLock::new(),
         }
     }
 
@@ -144,6 +158,15 @@ impl Shared {
 
     pub fn frame_bytes_max(&self) -> usize {
         self.frame_bytes_max.load(Ordering::Relaxed)
+    }
+
+    fn lead(&self) -> &Lead {
+        self.lead.get().expect("a connection has its turns from somebody")
+    }
+
+    fn enter_phase(&self, phase: u8) {
+        self.phase.store(phase, Ordering::SeqCst);
+        self.lead().poke_all();
     }
 
     pub fn control_connection(&self) -> Option<Arc<Connection>> {
@@ -228,6 +251,7 @@ impl Drop for KvTicket {
 pub(super) struct Server {
     plugin: Arc<dyn ToruPlugin>,
     shared: Arc<Shared>,
+    threads: usize,
 }
 
 /// Stops a [`Server`] from outside.
@@ -240,8 +264,8 @@ impl Stopper {
 }
 
 impl Server {
-    pub fn new(plugin: Arc<dyn ToruPlugin>, metadata: Metadata) -> Self {
-        Self { plugin, shared: Arc::new(Shared::new(&metadata)) }
+    pub fn new(plugin: Arc<dyn ToruPlugin>, metadata: Metadata, threads: usize) -> Self {
+        Self { plugin, shared: Arc::new(Shared::new(&metadata)), threads }
     }
 
     pub fn stopper(&self) -> Stopper {
@@ -253,50 +277,48 @@ impl Server {
         let failed = |error: std::io::Error| format!("failed to listen: {error}");
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = UnixListener::from_std(listener).map_err(failed)?;
+        let failed = |error: std::io::Error| format!("failed to start: {error}");
+        let lead = Lead::new().map_err(failed)?;
+        let lead = self.shared.lead.get_or_init(|| lead);
+        lead.start(self.threads, &tokio::runtime::Handle::current()).map_err(failed)?;
         let mut stop_at = self.shared.stop_at.subscribe();
-        let mut connections = JoinSet::new();
         let mut next_id = 0;
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        next_id += 1;
-                        let connection = Driver::new(&self, next_id, stream);
-                        connections.spawn(connection.drive());
-                    }
-                    Err(error) => {
+                accepted = listener.accept() => {
+                    let accepted = accepted.and_then(|(stream, _)| stream.into_std());
+                    next_id += 1;
+                    let added = accepted.and_then(|stream| lead.add(next_id, Driver::new(&self, next_id, stream)));
+                    if let Err(error) = added {
                         eprintln!("failed to accept a connection: {error}");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
-                },
-                Some(ended) = connections.join_next() => report_panic(ended),
+                }
                 _ = stop_at.wait_for(Option::is_some) => break,
             }
         }
         drop(listener);
-        let wind_up = self.wind_up(connections);
+        let wind_up = self.wind_up();
         tokio::pin!(wind_up);
         loop {
             let deadline = stop_at.borrow_and_update().unwrap_or_else(Instant::now);
             tokio::select! {
-                () = &mut wind_up => return Ok(()),
+                () = &mut wind_up => break,
                 // What runs past the deadline is dropped with the runtime.
-                () = tokio::time::sleep_until(deadline.into()) => return Ok(()),
+                () = tokio::time::sleep_until(deadline.into()) => break,
                 _ = stop_at.changed() => {}
             }
         }
+        lead.stop();
+        Ok(())
     }
 
-    async fn wind_up(&self, mut connections: JoinSet<()>) {
+    async fn wind_up(&self) {
         let shared = &self.shared;
-        let mut drained = shared.drained.subscribe();
-        shared.phase.send_replace(Phase::Draining);
-        while *drained.borrow_and_update() < connections.len() {
-            tokio::select! {
-                Some(ended) = connections.join_next() => report_panic(ended),
-                changed = drained.changed() => changed.expect("the sender is in `shared`"),
-            }
-        }
+        let mut connections = shared.connections.subscribe();
+        shared.enter_phase(DRAINING);
+        let gone = "the sender is in `shared`";
+        connections.wait_for(|now| now.drained >= now.open).await.expect(gone);
         // Connections are still open: the plugin may want to store something.
         let ctx = PluginContext::new(Arc::clone(shared), Weak::new());
         let mut goodbye = self.plugin.shutdown(&ctx);
@@ -304,19 +326,8 @@ impl Server {
             ctx.log.error(format!("shutdown panicked: {}", panic_text(&*panic)));
         }
         drop(goodbye);
-        shared.phase.send_replace(Phase::Closing);
-        while let Some(ended) = connections.join_next().await {
-            report_panic(ended);
-        }
-    }
-}
-
-/// A panic in a connection's own code, which guards its handlers, is a mistake of the SDK.
-fn report_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        eprintln!("a connection to the core failed: {error}");
+        shared.enter_phase(CLOSING);
+        connections.wait_for(|now| now.open == 0).await.expect(gone);
     }
 }
 
@@ -326,8 +337,7 @@ pub(super) struct Connection {
     id: u64,
     stream: UnixStream,
     state: Mutex<State>,
-    /// There is something to write, or one handler less.
-    wake: Notify,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
@@ -343,6 +353,12 @@ struct State {
     /// Those that answer kv requests, whose ids are apart from the others'.
     kv_tasks: HashMap<String, AbortHandle>,
     in_flight: usize,
+    /// Handlers that were woken, by their number.
+    woken: VecDeque<u64>,
+    /// It is in a turn, or will be given one: what is appended now gets written.
+    is_due: bool,
+    /// It wants a turn when a handler is done, written or not.
+    counts_handlers: bool,
     logs_lost: u64,
     /// The last timestamp and the millisecond that it is of: requests come faster than milliseconds pass.
     timestamp: (u64, [u8; 24]),
@@ -369,15 +385,27 @@ impl Connection {
         self.id
     }
 
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     pub fn is_open(&self) -> bool {
         lock(&self.state).open
     }
 
     /// Appends a frame, to be written soon.
     pub fn send<R>(&self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
-        let result = lock(&self.state).append(encode);
-        self.wake.notify_one();
+        let mut state = lock(&self.state);
+        let result = state.append(encode);
+        self.ask_for_turn(state);
         result
+    }
+
+    fn ask_for_turn(&self, mut state: MutexGuard<'_, State>) {
+        if !std::mem::replace(&mut state.is_due, true) {
+            drop(state);
+            self.shared.lead().poke(self.id);
+        }
     }
 
     /// Appends a log frame, unless the core is far behind with reading.
@@ -400,18 +428,16 @@ impl Connection {
         if state.append(encode).is_err() {
             state.logs_lost += 1;
         }
-        drop(state);
-        self.wake.notify_one();
+        self.ask_for_turn(state);
     }
 
     /// Writes what the socket takes now.
-    fn flush(&self) -> std::io::Result<()> {
-        let mut state = lock(&self.state);
+    fn flush(&self, state: &mut State) -> Result<(), Errno> {
         while state.unwritten() > 0 {
-            match self.stream.try_write(&state.out[state.written..]) {
+            match rustix::net::send(&self.stream, &state.out[state.written..], SendFlags::NOSIGNAL) {
                 Ok(written) => state.written += written,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -447,7 +473,7 @@ impl Connection {
         };
         // Twice at most: what says that a response was too large is small.
         loop {
-            let encoded = lock(&self.state).append(|out, framing, timestamp| {
+            let encoded = self.send(|out, framing, timestamp| {
                 let (request_id, status) = (ids.request_id(), response.status);
                 let start = ResponseStart { request_id, timestamp, status };
                 let headers = response.headers.iter().map(|(name, value)| (&**name, &**value));
@@ -560,7 +586,7 @@ fn has_hung_up(stream: &UnixStream) -> bool {
 
 type Panic = Box<dyn Any + Send>;
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     if let Some(text) = panic.downcast_ref::<&str>() {
         text
     } else if let Some(text) = panic.downcast_ref::<String>() {
@@ -600,21 +626,66 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        lock(&self.0.state).in_flight -= 1;
-        self.0.wake.notify_one();
+        let mut state = lock(&self.0.state);
+        state.in_flight -= 1;
+        if state.counts_handlers {
+            self.0.ask_for_turn(state);
+        }
     }
 }
 
-/// What the connection's own task owns.
-struct Driver {
+/// A handler that waits for something.
+struct Waiting {
+    future: HandlerFuture,
+    ids: RequestIds,
+    waker: Waker,
+    wake: Arc<WakeHandler>,
+    _in_flight: InFlight,
+}
+
+/// Has a handler polled in a turn of its connection.
+struct WakeHandler {
+    connection: Weak<Connection>,
+    number: u64,
+    is_woken: AtomicBool,
+}
+
+impl Wake for WakeHandler {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.is_woken.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Some(connection) = self.connection.upgrade() {
+            let mut state = lock(&connection.state);
+            state.woken.push_back(self.number);
+            connection.ask_for_turn(state);
+        }
+    }
+}
+
+/// What only a thread that gives the connection its turn has.
+pub(super) struct Driver {
     plugin: Arc<dyn ToruPlugin>,
     shared: Arc<Shared>,
     connection: Arc<Connection>,
     ctx: Arc<PluginContext>,
     decoder: Decoder,
+    waiting: HashMap<u64, Waiting>,
+    /// Handlers that waited so far.
+    waited: u64,
     /// Requests that get tasks at once, after one was slow.
     tasks_first: u32,
     is_drained: bool,
+    /// There may be more to read.
+    may_read: bool,
+    /// The other side writes nothing more.
+    is_end: bool,
+    /// What the socket did not take is waited for.
+    awaits_room: bool,
 }
 
 impl Driver {
@@ -630,12 +701,16 @@ impl Driver {
                 tasks: HashMap::new(),
                 kv_tasks: HashMap::new(),
                 in_flight: 0,
+                woken: VecDeque::new(),
+                is_due: false,
+                counts_handlers: false,
                 logs_lost: 0,
                 timestamp: (0, rfc3339_millis(0)),
             }),
-            wake: Notify::new(),
+            shared: Arc::clone(&server.shared),
         });
         let shared = Arc::clone(&server.shared);
+        shared.connections.send_modify(|connections| connections.open += 1);
         let link = Arc::downgrade(&connection);
         Self {
             plugin: Arc::clone(&server.plugin),
@@ -643,15 +718,22 @@ impl Driver {
             decoder: Decoder::detecting(shared.frame_bytes_max()),
             shared,
             connection,
+            waiting: HashMap::new(),
+            waited: 0,
             tasks_first: 0,
             is_drained: false,
+            may_read: false,
+            is_end: false,
+            awaits_room: false,
         }
     }
 
-    async fn drive(mut self) {
-        if let Err(reason) = self.exchange().await {
-            eprintln!("closing a connection to the core: {reason}");
-        }
+    pub fn connection(&self) -> Arc<Connection> {
+        Arc::clone(&self.connection)
+    }
+
+    /// After the last turn.
+    pub fn close(&mut self) {
         self.set_drained(false);
         let (tasks, kv_tasks) = {
             let mut state = lock(&self.connection.state);
@@ -659,94 +741,105 @@ impl Driver {
             (std::mem::take(&mut state.tasks), std::mem::take(&mut state.kv_tasks))
         };
         // Nobody is left to hear their answers.
+        self.waiting.clear();
         for task in tasks.into_values().chain(kv_tasks.into_values()) {
             task.abort();
         }
         self.shared.fail_kv(self.connection.id);
+        // A handler that cannot be aborted keeps the descriptor.
+        let _ = self.connection.stream.shutdown(Shutdown::Both);
+        self.shared.connections.send_modify(|connections| connections.open -= 1);
     }
 
-    /// Reads and writes until there is nothing more to do.
-    ///
-    /// Errors: what the core sent is not the protocol. That it went away is no error.
-    async fn exchange(&mut self) -> Result<(), String> {
-        let connection = Arc::clone(&self.connection);
-        let stream = &connection.stream;
-        let mut phase = self.shared.phase.subscribe();
-        let mut is_end = false;
-        loop {
-            let unwritten = lock(&connection.state).unwritten();
-            let reads = !is_end && unwritten < UNWRITTEN_BYTES_MAX;
-            if reads {
-                let mut buffer = self.decoder.take_buffer(READ_BYTES);
-                let read = stream.try_read_buf(&mut buffer);
-                self.decoder.restore_buffer(buffer);
-                match read {
-                    // The other side may have closed for writing only, and wait for answers.
-                    Ok(0) => is_end = true,
-                    Ok(_) => {
-                        let handled = self.handle_frames();
-                        if handled.is_err() {
-                            // What was answered before the mistake is theirs.
-                            let _ = connection.flush();
-                        }
-                        handled?;
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(_) => return Ok(()),
-                }
-            }
-            if connection.flush().is_err() {
-                return Ok(());
-            }
-            let (in_flight, unwritten) = {
-                let state = lock(&connection.state);
-                (state.in_flight, state.unwritten())
-            };
-            if is_end && (in_flight == 0 && unwritten == 0 || has_hung_up(stream)) {
-                return Ok(());
-            }
-            match *phase.borrow_and_update() {
-                Phase::Serving => {}
-                Phase::Draining => {
-                    // Asked of the kernel: what tokio knows may be older than the last bytes.
-                    let unread = rustix::io::ioctl_fionread(stream).unwrap_or(0);
-                    let is_busy = in_flight > 0 || unwritten > 0 || self.decoder.is_mid_frame();
-                    self.set_drained(!is_busy && (is_end || unread == 0));
-                }
-                Phase::Closing if unwritten == 0 => return Ok(()),
-                Phase::Closing => {}
-            }
-            let mut interest = None;
-            if !is_end && unwritten < UNWRITTEN_BYTES_MAX {
-                interest = Some(Interest::READABLE);
-            }
-            if unwritten > 0 {
-                let writable = Interest::WRITABLE;
-                interest = Some(interest.map_or(writable, |readable| readable | writable));
-            }
-            if in_flight > 0 {
-                // Handlers get their turn between two reads, however fast requests come.
-                tokio::task::yield_now().await;
-            }
-            tokio::select! {
-                biased;
-                () = connection.wake.notified() => {}
-                _ = phase.changed() => {}
-                ready = stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
-                    if ready.is_err() {
-                        return Ok(());
-                    }
-                }
+    /// Reads, handles and writes what there is; gives whether there is more to come.
+    pub fn take_turn(&mut self, is_readable: bool, has_closed: bool) -> bool {
+        self.may_read |= is_readable;
+        match self.exchange(has_closed) {
+            Ok(goes_on) => goes_on,
+            Err(reason) => {
+                eprintln!("closing a connection to the core: {reason}");
+                false
             }
         }
+    }
+
+    /// Errors: what the core sent is not the protocol. That it went away is no error.
+    fn exchange(&mut self, has_closed: bool) -> Result<bool, String> {
+        let connection = Arc::clone(&self.connection);
+        let mut unwritten = {
+            let mut state = lock(&connection.state);
+            state.is_due = true;
+            state.unwritten()
+        };
+        for _ in 0..READS_A_TURN {
+            if !self.may_read || self.is_end || unwritten >= UNWRITTEN_BYTES_MAX {
+                break;
+            }
+            let mut buffer = self.decoder.take_buffer(READ_BYTES);
+            let room = buffer.capacity() - buffer.len();
+            let read = rustix::io::read(&connection.stream, spare_capacity(&mut buffer));
+            self.decoder.restore_buffer(buffer);
+            match read {
+                // The other side may have closed for writing only, and wait for answers.
+                Ok(0) => self.is_end = true,
+                Ok(count) => {
+                    // What comes after fewer bytes than there was room for is an event, but for a close before that.
+                    self.may_read = count == room || has_closed;
+                    let handled = self.handle_frames();
+                    if handled.is_err() {
+                        // What was answered before the mistake is theirs.
+                        let _ = connection.flush(&mut lock(&connection.state));
+                    }
+                    handled?;
+                }
+                Err(Errno::AGAIN) => self.may_read = false,
+                Err(Errno::INTR) => {}
+                Err(_) => return Ok(false),
+            }
+            unwritten = lock(&connection.state).unwritten();
+        }
+        self.poll_woken();
+        let phase = self.shared.phase.load(Ordering::SeqCst);
+        let (in_flight, is_woken);
+        {
+            let mut state = lock(&connection.state);
+            // From here on, what is appended asks for a turn.
+            state.is_due = false;
+            if connection.flush(&mut state).is_err() {
+                return Ok(false);
+            }
+            (in_flight, unwritten) = (state.in_flight, state.unwritten());
+            is_woken = !state.woken.is_empty();
+            state.counts_handlers = self.is_end || phase != SERVING;
+        }
+        if self.is_end && (in_flight == 0 && unwritten == 0 || has_hung_up(&connection.stream)) {
+            return Ok(false);
+        }
+        if phase == DRAINING {
+            // Asked of the kernel: what is known here may be older than the last bytes.
+            let unread = rustix::io::ioctl_fionread(&connection.stream).unwrap_or(0);
+            let is_busy = in_flight > 0 || unwritten > 0 || self.decoder.is_mid_frame();
+            self.set_drained(!is_busy && (self.is_end || unread == 0));
+        }
+        if phase == CLOSING && unwritten == 0 {
+            return Ok(false);
+        }
+        if self.awaits_room != (unwritten > 0) {
+            self.awaits_room = unwritten > 0;
+            self.shared.lead().watch_room(connection.id, &connection, self.awaits_room);
+        }
+        if is_woken || self.may_read && !self.is_end && unwritten < UNWRITTEN_BYTES_MAX {
+            self.shared.lead().again(connection.id);
+        }
+        Ok(true)
     }
 
     fn set_drained(&mut self, is_drained: bool) {
         if self.is_drained != is_drained {
             self.is_drained = is_drained;
-            self.shared.drained.send_modify(|drained| match is_drained {
-                true => *drained += 1,
-                false => *drained -= 1,
+            self.shared.connections.send_modify(|connections| match is_drained {
+                true => connections.drained += 1,
+                false => connections.drained -= 1,
             });
         }
     }
@@ -801,8 +894,9 @@ impl Driver {
             }
             CoreMessage::Cancel { request_id } => {
                 let task = lock(&connection.state).tasks.remove(&*request_id);
-                if let Some(task) = task {
-                    task.abort();
+                match task {
+                    Some(task) => task.abort(),
+                    None => self.waiting.retain(|_, waiting| waiting.ids.request_id() != request_id),
                 }
             }
             CoreMessage::Init(init) => self.handle_init(init),
@@ -889,19 +983,64 @@ impl Driver {
         };
         if self.tasks_first > 0 {
             self.tasks_first -= 1;
-        } else {
-            let began = Instant::now();
-            // A future must take the waker of its latest poll, so a first poll that wakes nobody
-            // is made good by the second, which a new task always makes.
-            let polled = poll_guarded(&mut future.as_mut(), &mut Context::from_waker(Waker::noop()));
-            if began.elapsed() > SLOW_FIRST_POLL {
-                self.tasks_first = TASKS_AFTER_SLOW;
-            }
-            if let Poll::Ready(outcome) = polled {
-                self.connection.respond(&self.ctx, &ids, outcome, frame_bytes_max);
-                return;
+            return self.spawn_handler(future, ids);
+        }
+        // A future must take the waker of its latest poll, so a first poll that wakes nobody
+        // is made good by the second, which is made in any case.
+        match self.poll_handler(&mut future, Waker::noop()) {
+            Poll::Ready(outcome) => self.connection.respond(&self.ctx, &ids, outcome, frame_bytes_max),
+            Poll::Pending => {
+                self.waited += 1;
+                let number = self.waited;
+                let wake = Arc::new(WakeHandler {
+                    connection: Arc::downgrade(&self.connection),
+                    number,
+                    is_woken: AtomicBool::new(true),
+                });
+                let waker = Waker::from(Arc::clone(&wake));
+                let _in_flight = self.in_flight();
+                self.waiting.insert(number, Waiting { future, ids, waker, wake, _in_flight });
+                lock(&self.connection.state).woken.push_back(number);
             }
         }
+    }
+
+    fn poll_handler(
+        &mut self,
+        future: &mut HandlerFuture,
+        waker: &Waker,
+    ) -> Poll<Result<PluginResult<HttpResponse>, Panic>> {
+        self.shared.lead().be_watched();
+        let began = Instant::now();
+        let polled = poll_guarded(&mut future.as_mut(), &mut Context::from_waker(waker));
+        if began.elapsed() > SLOW_POLL {
+            self.tasks_first = TASKS_AFTER_SLOW;
+        }
+        polled
+    }
+
+    /// Polls the handlers that have been woken, each once.
+    fn poll_woken(&mut self) {
+        let count = lock(&self.connection.state).woken.len();
+        for _ in 0..count {
+            let Some(number) = lock(&self.connection.state).woken.pop_front() else { break };
+            // It may have been cancelled.
+            let Some(mut waiting) = self.waiting.remove(&number) else { continue };
+            waiting.wake.is_woken.store(false, Ordering::SeqCst);
+            match self.poll_handler(&mut waiting.future, &waiting.waker) {
+                Poll::Pending => {
+                    self.waiting.insert(number, waiting);
+                }
+                Poll::Ready(outcome) => {
+                    let frame_bytes_max = self.shared.frame_bytes_max();
+                    self.connection.respond(&self.ctx, &waiting.ids, outcome, frame_bytes_max);
+                }
+            }
+        }
+    }
+
+    fn spawn_handler(&self, mut future: HandlerFuture, ids: RequestIds) {
+        let frame_bytes_max = self.shared.frame_bytes_max();
         let in_flight = self.in_flight();
         let ctx = Arc::clone(&self.ctx);
         let key = ids.request_id().to_owned();
@@ -929,7 +1068,7 @@ impl Driver {
         let init = self.shared.init.subscribe();
         let in_flight = self.in_flight();
         let key = request_id.clone();
-        // Held over the spawn, for the reason given in `handle_request`.
+        // Held over the spawn, for the reason given in `spawn_handler`.
         let mut state = lock(&self.connection.state);
         let task = tokio::spawn(async move {
             let ctx_of_handler = Arc::clone(&ctx);

@@ -286,6 +286,56 @@ fn requests_behind_a_slow_handler_are_answered_too() {
 }
 
 #[test]
+fn a_handler_that_blocks_its_thread_holds_up_no_other_connection() {
+    for threads in [2, 3] {
+        let probe = Probe::start_in(tempfile::tempdir().expect("a directory"), threads);
+        let mut others = [probe.connect(Framing::Length), probe.connect(Framing::Lines)];
+        // The lead goes from one thread to the next and back.
+        for round in 0..8 {
+            let path = if round % 2 == 0 { "/block" } else { "/block-later" };
+            let mut blocked: Vec<Core> = (1..threads).map(|_| probe.connect(Framing::Length)).collect();
+            for (number, core) in blocked.iter_mut().enumerate() {
+                core.send(&http("b", path, None));
+                let began = Instant::now();
+                while response(&others[0].ask(&http("n", "/blocked", None))).1 != (number + 1).to_string() {
+                    assert!(began.elapsed() < PATIENCE, "it does not begin");
+                }
+                for core in &mut others {
+                    let mut ping = lifecycle("ping");
+                    ping["payload"]["seq"] = json!(round);
+                    assert_eq!(core.ask(&ping)["payload"]["seq"], round);
+                    assert_eq!(response(&core.ask(&http("e", "/echo", Some("x")))), (200, "x".to_owned()));
+                }
+            }
+            others[1].ask(&http("u", "/unblock", None));
+            for core in &mut blocked {
+                assert_eq!(response(&core.next()), (200, "unblocked".to_owned()));
+                // And on this connection it goes on as if nothing had been.
+                assert_eq!(response(&core.ask(&http("e", "/echo", Some("y")))), (200, "y".to_owned()));
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_wait_for_a_core_that_reads_late() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    let mut ids: Vec<String> = (0..40).map(|index| format!("r{index}")).collect();
+    for id in &ids {
+        core.send(&http(id, "/bytes/200000", None));
+    }
+    // By now the socket is full; another connection finds nobody waiting for it.
+    assert_eq!(response(&probe.connect(Framing::Length).ask(&http("o", "/echo", Some("x")))).0, 200);
+    while !ids.is_empty() {
+        let answer = core.next();
+        assert_eq!(response(&answer).1.len(), 200_000);
+        ids.retain(|id| answer["request_id"] != **id);
+    }
+    assert_eq!(response(&core.ask(&http("e", "/echo", Some("y")))), (200, "y".to_owned()));
+}
+
+#[test]
 fn pings_are_answered_with_their_number() {
     let probe = Probe::start();
     let mut core = probe.connect(Framing::Length);

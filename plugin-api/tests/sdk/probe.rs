@@ -15,6 +15,8 @@ pub struct Probe {
     turn: watch::Sender<usize>,
     /// Handlers of `/hold` that were dropped.
     dropped: watch::Sender<usize>,
+    /// Handlers that block their thread, until it is 0.
+    blocked: AtomicUsize,
     is_initialized: AtomicBool,
     inits: AtomicUsize,
 }
@@ -24,6 +26,7 @@ impl Probe {
         Self {
             turn: watch::Sender::new(usize::MAX),
             dropped: watch::Sender::new(0),
+            blocked: AtomicUsize::new(0),
             is_initialized: AtomicBool::new(false),
             inits: AtomicUsize::new(0),
         }
@@ -85,6 +88,27 @@ impl ToruPlugin for Probe {
             "dropped" => {
                 let count = number()?;
                 self.dropped.subscribe().wait_for(|dropped| *dropped >= count).await?;
+                Ok(HttpResponse::status(204))
+            }
+            "block" => {
+                // As a call that knows no `await` does.
+                self.blocked.fetch_add(1, Ordering::SeqCst);
+                while self.blocked.load(Ordering::SeqCst) > 0 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Ok(HttpResponse::text("unblocked"))
+            }
+            "block-later" => {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                self.blocked.fetch_add(1, Ordering::SeqCst);
+                while self.blocked.load(Ordering::SeqCst) > 0 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Ok(HttpResponse::text("unblocked"))
+            }
+            "blocked" => Ok(HttpResponse::json(&self.blocked.load(Ordering::SeqCst))),
+            "unblock" => {
+                self.blocked.store(0, Ordering::SeqCst);
                 Ok(HttpResponse::status(204))
             }
             "panic" => panic!("before any await"),
