@@ -333,8 +333,9 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
         // Only an order leads out of these, whoever gave it.
         let was_down = old.state == "failed" || old.state == "stopped";
         let ordered = was_down && status.state != old.state && status.state != "crashed";
-        // And only an order makes the core forget so early.
-        let forgiven = old.failures > 0
+        // And only an order makes a core forget so early; a new one knows nothing of them.
+        let forgiven = passed_s.is_some()
+            && old.failures > 0
             && status.failures == 0
             && status.state != "failed"
             && status.uptime_ms.is_none_or(|uptime| uptime < FORGIVEN_BY_ITSELF_MS);

@@ -309,6 +309,10 @@ fn what_a_plugin_prints_never_steers_the_terminal() {
     terminal.wait_text("PLUGIN");
     terminal.keys(&["Enter"]);
     terminal.wait_text("Last words on stderr");
+    terminal.keys(&["e"]);
+    terminal.wait_text("Events of evil");
+    terminal.keys(&["Enter"]);
+    terminal.wait_text("plugin         evil");
     let state = terminal.tmux(&["display-message", "-p", "#{alternate_on} #{pane_title}"]);
     let state = String::from_utf8_lossy(&state.stdout).into_owned();
     assert!(state.starts_with("1 ") && !state.contains("gotcha"), "{state}");

@@ -472,6 +472,13 @@ fn a_mended_plugin_is_in_no_loop() {
     assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop);
     rig.snapshot(vec![crashed("zebra", 4)]);
     assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Crashed);
+    // A new core that has not seen them mends nothing.
+    looping(&mut rig);
+    rig.snapshot(vec![PluginStatus { failures: 2, ..crashed("zebra", 4) }]);
+    let plugins = vec![PluginStatus { uptime_ms: Some(500), ..plugin("zebra") }];
+    let again = Snapshot { pid: 778, plugins, ..Snapshot::default() };
+    rig.news(News::Snapshot(Box::new(again)));
+    assert_eq!(rig.model.plugins["zebra"].condition(), Condition::CrashLoop);
 }
 
 #[test]
