@@ -91,6 +91,26 @@ bench-peers *flags:
     cargo build --release --workspace --bins
     python3 benches/load/peers.py {{flags}}
 
+# The latency of one plugin beside another that is slow or flooded. Needs a release build, and wrk.
+bench-fairness *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/fairness.py {{flags}}
+
+# A thousand requests in flight to one plugin. Needs a release build.
+bench-flight *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/flight.py {{flags}}
+
+# Ten minutes of load of mixed sizes: is memory flat? Needs a release build, and wrk.
+bench-soak *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/soak.py {{flags}}
+
+# CPU of a request as workers, plugins and connections grow. Needs a release build, and wrk.
+bench-scaling *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/scaling.py {{flags}}
+
 # Everything that has to pass before a change lands.
 ci:
     .ci/run

@@ -9,24 +9,18 @@ Also counts how often the console draws (a synchronized update each), its CPU an
 its one reader. Needs `cargo build --release --workspace --bins` first.
 """
 
-import argparse
 import fcntl
 import http.client
 import os
-import platform
 import pty
 import select
-import shutil
 import signal
 import struct
-import subprocess
-import tempfile
 import termios
 import threading
 import time
-from pathlib import Path
 
-from plugins import cpu_seconds, pss_kib, ready, running, wait_until
+from common import Toru, arguments, cpu_seconds, headline, pss_mb
 
 FRAME = b"\x1b[?2026h"
 
@@ -89,43 +83,29 @@ def load(address, plugins, rate, stop, asked):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser, finish = arguments(__doc__, "toru-console", programs=())
     parser.add_argument("--plugins", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=30, help="of each phase")
     parser.add_argument("--size", default="80x24", help="columns x rows")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second while busy")
-    parser.add_argument("--bin", default="target/release")
-    args = parser.parse_args()
-    binaries = Path(args.bin).resolve()
+    args = finish()
     columns, rows = map(int, args.size.split("x"))
-    with tempfile.TemporaryDirectory(prefix="toru-", dir="/tmp") as folder:
-        place = Path(folder)
-        (place / "p").mkdir()
-        for number in range(args.plugins):
-            shutil.copy(binaries / "toru-plugin-echo", place / "p" / f"echo-{number}.binary")
-        control = str(place / "c")
-        flags = {"plugins-dir": "p", "socket-dir": "s", "log-dir": "l", "data-dir": "d"}
-        command = [str(binaries / "toru"), "serve", "--listen", "127.0.0.1:0", "--control-socket", control]
-        for flag, name in flags.items():
-            command += [f"--{flag}", str(place / name)]
-        daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with Toru(args.bin, [f"echo-{number}" for number in range(args.plugins)]) as toru:
         stop, asked = threading.Event(), [0]
-        print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
+        print(headline())
         print(f"{args.plugins} plugins, {args.size}, {args.seconds:.0f} s each")
         try:
-            address = daemon.stdout.readline().strip().removeprefix("listening on http://")
-            wait_until("start", lambda: ready(control) and running(control) == args.plugins)
-            console = Console(str(binaries / "toru-console"), control, columns, rows)
+            console = Console(str(args.bin / "toru-console"), str(toru.control), columns, rows)
 
             def phase(name):
-                before = cpu_seconds(console.pid), cpu_seconds(daemon.pid), asked[0]
+                before = cpu_seconds(console.pid), cpu_seconds(toru.pid), asked[0]
                 sent, frames = console.read(args.seconds)
-                after = cpu_seconds(console.pid), cpu_seconds(daemon.pid), asked[0]
+                after = cpu_seconds(console.pid), cpu_seconds(toru.pid), asked[0]
                 cpu, core = ((b - a) / args.seconds * 100 for a, b in zip(before[:2], after[:2]))
                 print(
                     f"{name:<22}{sent / args.seconds:8.0f} bytes/s {frames / args.seconds:5.1f} frames/s "
                     f"{(after[2] - before[2]) / args.seconds:6.0f} req/s   console {cpu:.1f} % "
-                    f"{pss_kib(console.pid) / 1024:.1f} MB, core {core:.1f} %"
+                    f"{pss_mb(console.pid):.1f} MB, core {core:.1f} %"
                 )
 
             sent, _ = console.read(2)
@@ -135,7 +115,7 @@ def main():
             console.read(1)
             phase("detail, at rest")
             console.press(b"\x1b")
-            worker = threading.Thread(target=load, args=(address, args.plugins, args.rate, stop, asked))
+            worker = threading.Thread(target=load, args=(toru.address, args.plugins, args.rate, stop, asked))
             worker.start()
             # Until the latencies are those of the load.
             console.read(12)
@@ -149,8 +129,6 @@ def main():
             console.quit()
         finally:
             stop.set()
-            daemon.terminate()
-            daemon.wait(timeout=60)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,16 @@ All setups run at once and idle but for the one under load; rounds are interleav
 compare. CPU is user and system time of front and backend over the requests answered, from /proc.
 """
 
-import argparse
 import json
 import os
-import platform
-import re
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from common import ROOT, Processes, Toru, arguments, free_port, headline, tree, wait_for, wrk
 
 BARE = """
 import json
@@ -92,161 +86,88 @@ http {{
 """
 
 
-def cpu_seconds(pids):
-    total = 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except FileNotFoundError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
-def tree(pid):
-    """A process and all below it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += tree(int(child))
-    return found
-
-
-def wait_until(what, probe):
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            found = probe()
-        except OSError:
-            found = None
-        if found:
-            return found
-        time.sleep(0.05)
-    raise SystemExit(f"waited 30 s for {what}")
-
-
 def answers(url):
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return json.load(answer) == {"hello": "world", "number": 1}
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer) == {"hello": "world", "number": 1}
+    except OSError:
+        return False
 
 
 def load(url, clients, seconds, pids):
     """Requests a second, µs of CPU for each, p50 and p99 in ms."""
-    before = cpu_seconds(pids)
-    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--latency", url]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    spent = cpu_seconds(pids) - before
-    if "Non-2xx" in said or "Socket errors" in said:
-        raise SystemExit(f"{url}: {said}")
-    requests = int(re.search(r"(\d+) requests in", said)[1])
-    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])
-    units = {"us": 0.001, "ms": 1.0, "s": 1000.0}
-    at = {p: float(n) * units[u] for p, n, u in re.findall(r"(\d+)%\s+([\d.]+)(us|ms|s)", said)}
-    return rate, spent / requests * 1e6, at["50"], at["99"]
+    row = wrk(url, clients, seconds, pids=pids)
+    if row["not_2xx"] or row["socket_errors"]:
+        raise SystemExit(f"{url}: {row}")
+    return row["per_second"], row["cpu_us"], row["p50_us"] / 1000, row["p99_us"] / 1000
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser, finish = arguments(__doc__, programs=("wrk", "nginx"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--bin", type=Path, default=ROOT / "target/release")
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--port", type=int, default=18099, help="for nginx")
-    arguments = parser.parse_args()
-    python = arguments.python
-    for program in ("wrk", "nginx"):
-        if shutil.which(program) is None:
-            raise SystemExit(f"{program} is not installed")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        started = []
-
-        def start(command, **more):
-            process = subprocess.Popen([str(word) for word in command], **more)
-            started.append(process)
-            return process
-
-        try:
-            sdk = str(ROOT / "plugin-api/python/src")
-            (folder / "bare.py").write_text(BARE)
-            (folder / "fastapi_app.py").write_text(FASTAPI)
-            plugins = folder / "plugins"
-            plugins.mkdir()
-            scripts = {
-                "native": NATIVE.format(python=python, sdk=sdk),
-                "bare": ADAPTED.format(folder=folder, sdk=sdk, python=python, name="bare"),
-                "fastapi": ADAPTED.format(folder=folder, sdk=sdk, python=python, name="fastapi_app").replace(
-                    "--id fastapi_app", "--id fastapi"
-                ),
-            }
-            for name, text in scripts.items():
-                path = plugins / f"{name}.binary"
-                path.write_text(text)
-                path.chmod(0o755)
-            toru = start(
-                [arguments.bin / "toru", "serve", "--listen", "127.0.0.1:0", "--plugins-dir", plugins]
-                + ["--socket-dir", folder / "s", "--log-dir", folder / "l", "--data-dir", folder / "d"]
-                + ["--control-socket", folder / "c.sock"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "XDG_CONFIG_HOME": str(folder)},
+    args = finish()
+    python, sdk = args.python, str(ROOT / "plugin-api/python/src")
+    with tempfile.TemporaryDirectory(prefix="toru-", dir="/tmp") as folder, Processes() as processes:
+        folder, port = Path(folder), free_port()
+        (folder / "bare.py").write_text(BARE)
+        (folder / "fastapi_app.py").write_text(FASTAPI)
+        adapted = lambda name: ADAPTED.format(folder=folder, sdk=sdk, python=python, name=name)
+        scripts = {
+            "native": NATIVE.format(python=python, sdk=sdk),
+            "bare": adapted("bare"),
+            "fastapi": adapted("fastapi_app").replace("--id fastapi_app", "--id fastapi"),
+        }
+        toru = Toru(args.bin, ids=(), scripts=scripts)
+        processes.also(toru)
+        backends = {}
+        for name, module in (("bare", "bare"), ("fastapi", "fastapi_app")):
+            socket = folder / f"{name}.sock"
+            backends[name] = processes.start(
+                [python, "-m", "uvicorn", f"{module}:app", "--uds", socket, "--no-access-log"]
+                + ["--log-level", "warning"],
+                env={**os.environ, "PYTHONPATH": str(folder)},
             )
-            base = toru.stdout.readline().split()[-1]
-            environment = {**os.environ, "PYTHONPATH": str(folder)}
-            backends = {}
-            for name, module in (("bare", "bare"), ("fastapi", "fastapi_app")):
-                socket = folder / f"{name}.sock"
-                backends[name] = start(
-                    [python, "-m", "uvicorn", f"{module}:app", "--uds", socket, "--no-access-log"]
-                    + ["--log-level", "warning"],
-                    env=environment,
-                )
-                wait_until(name, socket.exists)
-            # The workers must reach into a folder of mode 0700.
-            user = "user root;" if os.geteuid() == 0 else ""
-            (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=arguments.port, user=user))
-            nginx = start(
-                ["nginx", "-e", folder / "nginx.log", "-c", folder / "nginx.conf", "-g", "daemon off;"]
-            )
-            front = f"http://127.0.0.1:{arguments.port}"
-            setups = {
-                "SDK handler, Toru": (f"{base}/api/plugins/native/", toru, None),
-                "bare ASGI, Toru": (f"{base}/api/plugins/bare/", toru, None),
-                "bare ASGI, uvicorn, nginx": (f"{front}/bare/", nginx, backends["bare"]),
-                "FastAPI, Toru": (f"{base}/api/plugins/fastapi/", toru, None),
-                "FastAPI, uvicorn, nginx": (f"{front}/fastapi/", nginx, backends["fastapi"]),
-            }
-            for url, _, _ in setups.values():
-                wait_until(url, lambda url=url: answers(url))
-            measured = {name: [] for name in setups}
-            for _ in range(arguments.rounds):
-                for name, (url, first, second) in setups.items():
-                    pids = tree(first.pid) + (tree(second.pid) if second else [])
-                    measured[name].append(load(url, arguments.clients, arguments.seconds, pids))
-            print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python ", end="")
-            print(subprocess.run([python, "-V"], capture_output=True, text=True).stdout.split()[1], end=", ")
-            print(f"{arguments.clients} clients, {arguments.rounds} rounds of {arguments.seconds} s\n")
-            print("| setup | req/s | CPU µs a request | p50 ms | p99 ms |\n| --- | --- | --- | --- | --- |")
-            for name, rounds in measured.items():
-                rate, cpu, p50, p99 = (statistics.median(column) for column in zip(*rounds))
-                print(f"| {name} | {rate:.0f} | {cpu:.0f} | {p50:.1f} | {p99:.1f} |")
-            print("\n| ratio of the medians over rounds | req/s | CPU |\n| --- | --- | --- |")
-            for ours, theirs in (
-                ("SDK handler, Toru", "bare ASGI, uvicorn, nginx"),
-                ("bare ASGI, Toru", "bare ASGI, uvicorn, nginx"),
-                ("FastAPI, Toru", "FastAPI, uvicorn, nginx"),
-            ):
-                pairs = list(zip(measured[ours], measured[theirs]))
-                rate = statistics.median(a[0] / b[0] for a, b in pairs)
-                cpu = statistics.median(a[1] / b[1] for a, b in pairs)
-                print(f"| {ours} / {theirs} | {rate:.2f} | {cpu:.2f} |")
-        finally:
-            for process in reversed(started):
-                process.send_signal(signal.SIGTERM)
-            for process in started:
-                process.wait()
+            wait_for(name, socket.exists)
+        # The workers must reach into a folder of mode 0700.
+        user = "user root;" if os.geteuid() == 0 else ""
+        (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=port, user=user))
+        nginx = processes.start(
+            ["nginx", "-e", folder / "nginx.log", "-c", folder / "nginx.conf", "-g", "daemon off;"]
+        )
+        front = f"http://127.0.0.1:{port}"
+        setups = {
+            "SDK handler, Toru": (toru.url("native"), toru, None),
+            "bare ASGI, Toru": (toru.url("bare"), toru, None),
+            "bare ASGI, uvicorn, nginx": (f"{front}/bare/", nginx, backends["bare"]),
+            "FastAPI, Toru": (toru.url("fastapi"), toru, None),
+            "FastAPI, uvicorn, nginx": (f"{front}/fastapi/", nginx, backends["fastapi"]),
+        }
+        for url, _, _ in setups.values():
+            wait_for(url, lambda url=url: answers(url))
+        measured = {name: [] for name in setups}
+        for _ in range(args.rounds):
+            for name, (url, first, second) in setups.items():
+                pids = tree(first.pid) + (tree(second.pid) if second else [])
+                measured[name].append(load(url, args.clients, args.seconds, pids))
+    version = subprocess.run([python, "-V"], capture_output=True, text=True).stdout.strip()
+    print(f"{headline()}; {version}, {args.clients} clients, {args.rounds} rounds of {args.seconds} s\n")
+    print("| setup | req/s | CPU µs a request | p50 ms | p99 ms |\n| --- | --- | --- | --- | --- |")
+    for name, rounds in measured.items():
+        rate, cpu, p50, p99 = (statistics.median(column) for column in zip(*rounds))
+        print(f"| {name} | {rate:.0f} | {cpu:.0f} | {p50:.1f} | {p99:.1f} |")
+    print("\n| ratio of the medians over rounds | req/s | CPU |\n| --- | --- | --- |")
+    for ours, theirs in (
+        ("SDK handler, Toru", "bare ASGI, uvicorn, nginx"),
+        ("bare ASGI, Toru", "bare ASGI, uvicorn, nginx"),
+        ("FastAPI, Toru", "FastAPI, uvicorn, nginx"),
+    ):
+        pairs = list(zip(measured[ours], measured[theirs]))
+        rate = statistics.median(a[0] / b[0] for a, b in pairs)
+        cpu = statistics.median(a[1] / b[1] for a, b in pairs)
+        print(f"| {ours} / {theirs} | {rate:.2f} | {cpu:.2f} |")
 
 
 if __name__ == "__main__":
