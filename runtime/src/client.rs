@@ -10,28 +10,24 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use monoio::buf::IoBuf as _;
 use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
 use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Response, ResponseHead};
-use toru_plugin_api::from_core::{EncodeError, HttpRequestFrame, RequestStart};
-use toru_plugin_api::metadata::Protocol;
+use toru_plugin_api::from_core::{HttpRequestFrame, RequestStart};
 use toru_plugin_api::time::as_str;
-use toru_supervisor::Command;
 
-use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
+use crate::answer::{Failure, LocalAnswer, add_field};
 use crate::api;
 use crate::config::Access;
 use crate::exchange::ExchangeId;
-use crate::files::{self, Ask, Outcome, Reply, Transfer};
+use crate::files::{self, Ask};
 use crate::forward::{Own, usable_request_id};
-use crate::gate::Full;
 use crate::history;
-use crate::legacy;
-use crate::place::{Counted, Place, Queued};
 use crate::route::{Destination, route};
+use crate::work::{ExchangeGuard, Flight, Otherwise, Progress, Recipient, Request, Work, Working};
 use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Presence, Target, Worker};
 
 /// What an idle connection keeps for reading; most heads fit.
@@ -43,176 +39,6 @@ const READ_BYTES_LARGE: usize = 64 * 1024;
 /// have to send is out, so this is as much as a fast one sends in that time.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// A request on its way to whoever answers it.
-struct Request {
-    exchange: ExchangeGuard,
-    request_id: String,
-    to: Recipient,
-    body: Vec<u8>,
-    /// For the access log.
-    method: String,
-    path: String,
-    started: Instant,
-}
-
-enum Recipient {
-    Plugin {
-        target: Rc<Target>,
-        frame: HttpRequestFrame,
-    },
-    Core {
-        call: api::Call,
-        /// A stream is over with its head.
-        head_only: bool,
-    },
-    File {
-        ask: Box<Ask>,
-        otherwise: Otherwise,
-    },
-}
-
-/// Who answers when there is no file.
-enum Otherwise {
-    Plugin {
-        target: Rc<Target>,
-        frame: HttpRequestFrame,
-    },
-    /// `target` would have, if it ran.
-    Nobody {
-        failure: Failure,
-        target: Option<Rc<Target>>,
-    },
-}
-
-/// Closes its exchange on drop; if the answer is still due, the plugin is told to forget it.
-struct ExchangeGuard {
-    worker: Rc<Worker>,
-    id: ExchangeId,
-}
-
-impl ExchangeGuard {
-    fn open(worker: &Rc<Worker>) -> Self {
-        let id = worker.exchanges.borrow_mut().open();
-        Self { worker: worker.clone(), id }
-    }
-}
-
-impl Drop for ExchangeGuard {
-    fn drop(&mut self) {
-        let due = self.worker.exchanges.borrow_mut().close(self.id);
-        if let Some(link) = due {
-            link.cancel(&self.worker, self.id);
-        }
-    }
-}
-
-/// What more of an answer comes from.
-enum Flight {
-    /// A plugin that has the request.
-    Plugin {
-        exchange: ExchangeGuard,
-        place: Place,
-    },
-    /// A stream of the core's own.
-    Core(api::Stream),
-    File(Transfer),
-}
-
-impl Flight {
-    /// Whether it goes on without pauses of its own, so that writing it tells when the client has gone.
-    fn is_steady(&self) -> bool {
-        matches!(self, Flight::File(_) | Flight::Core(api::Stream::Values(_)))
-    }
-}
-
-/// The next thing to do for an answer.
-enum Work {
-    Launch(Request),
-    Continue(Flight),
-}
-
-/// Work that is being done.
-enum Working {
-    /// The plugin has the request. Nearly all requests are this and nothing else, so it costs no future of its own:
-    /// those are large, and each was moved twice.
-    Exchange { exchange: ExchangeGuard, place: Place },
-    /// Whatever has to wait for more than that.
-    Task(Pin<Box<dyn Future<Output = Progress>>>),
-}
-
-impl Working {
-    fn begin(worker: &Rc<Worker>, work: Work) -> Self {
-        let place = match &work {
-            Work::Launch(Request { to: Recipient::Plugin { target, .. }, .. })
-                if target.view.borrow().metadata.protocol == Protocol::V1_1 =>
-            {
-                target.shared.gate.try_enter().map(|permit| Place::new(worker, target, permit))
-            }
-            _ => None,
-        };
-        match (work, place) {
-            (
-                Work::Launch(Request {
-                    exchange,
-                    to: Recipient::Plugin { target, frame },
-                    body,
-                    started,
-                    ..
-                }),
-                Some(place),
-            ) => {
-                let deadline = started + worker.time_limit(&target.view.borrow());
-                let sent = finish(worker, frame, &body)
-                    .and_then(|frame| submit(worker, &exchange, &target, &frame, deadline));
-                match sent {
-                    Ok(()) => Working::Exchange { exchange, place },
-                    Err(failure) => Working::Task(Box::pin(async { Progress::Failed(failure) })),
-                }
-            }
-            (Work::Continue(Flight::Plugin { exchange, place }), _) => Working::Exchange { exchange, place },
-            (work, _) => Working::Task(Box::pin(advance(worker.clone(), work))),
-        }
-    }
-
-    /// Ready when something has come of the answer, which ends the work.
-    fn poll(working: &mut Option<Self>, worker: &Worker, cx: &mut Context<'_>) -> Poll<Progress> {
-        match working {
-            None => Poll::Pending,
-            Some(Working::Task(task)) => {
-                let progress = std::task::ready!(task.as_mut().poll(cx));
-                *working = None;
-                Poll::Ready(progress)
-            }
-            Some(Working::Exchange { exchange, .. }) => {
-                let news = std::task::ready!(worker.exchanges.borrow_mut().poll(exchange.id, cx));
-                let ended = working.take();
-                Poll::Ready(match (news, ended) {
-                    (Ok(pieces), Some(Working::Exchange { exchange, place })) => {
-                        let flight = (!pieces.complete).then_some(Flight::Plugin { exchange, place });
-                        Progress::Pieces { flight, pieces }
-                    }
-                    (Ok(pieces), _) => Progress::Pieces { flight: None, pieces },
-                    (Err(failure), ended) => {
-                        if let (Failure::PluginGone(_), Some(Working::Exchange { place, .. })) =
-                            (&failure, ended)
-                        {
-                            place.lost();
-                        }
-                        Progress::Failed(failure)
-                    }
-                })
-            }
-        }
-    }
-}
-
-enum Progress {
-    Pieces { flight: Option<Flight>, pieces: Pieces },
-    Local(LocalAnswer),
-    File(Reply),
-    Failed(Failure),
-}
 
 /// What to note when the answer is complete.
 struct Account {
@@ -730,169 +556,6 @@ fn file_request(
 /// Whether the core knows a method, though not for every resource; plugins may know others.
 fn is_known(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "QUERY")
-}
-
-/// Does the next thing for an answer, to its end.
-///
-/// A connection at rest keeps room for this future, so all but the usual way to a 1.1 plugin is boxed.
-async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
-    let outcome = match work {
-        Work::Launch(Request { to: Recipient::Core { call, head_only }, body, .. }) => {
-            return match Box::pin(call.answer(&worker, &body)).await {
-                Ok(api::Answer::Whole(answer)) => Progress::Local(answer),
-                Ok(api::Answer::Stream(head, stream)) => Progress::Pieces {
-                    flight: (!head_only).then_some(Flight::Core(stream)),
-                    pieces: Pieces { head: Some(head), content: Vec::new(), complete: head_only },
-                },
-                Err(failure) => Progress::Failed(failure),
-            };
-        }
-        Work::Launch(Request {
-            exchange, to: Recipient::Plugin { target, frame }, body, started, ..
-        }) => launch(&worker, exchange, &target, frame, body, started).await,
-        Work::Continue(Flight::Plugin { exchange, place }) => next_pieces(&worker, exchange, place).await,
-        Work::Launch(Request { exchange, to: Recipient::File { ask, otherwise }, body, started, .. }) => {
-            match (Box::pin(files::answer(&worker, *ask)).await, otherwise) {
-                (Ok(Outcome::Reply(reply)), _) => return Progress::File(reply),
-                (Ok(Outcome::Local(answer)), _) => return Progress::Local(answer),
-                (Err(Failure::NotFound(_)), Otherwise::Plugin { target, frame }) => {
-                    Box::pin(launch(&worker, exchange, &target, frame, body, started)).await
-                }
-                (Err(Failure::NotFound(_)), Otherwise::Nobody { failure, .. }) | (Err(failure), _) => {
-                    Err(failure)
-                }
-            }
-        }
-        Work::Continue(Flight::File(mut transfer)) => Box::pin(transfer.next(&worker)).await.map(|pieces| {
-            let more = !pieces.complete;
-            (more.then_some(Flight::File(transfer)), pieces)
-        }),
-        Work::Continue(Flight::Core(mut stream)) => {
-            let content = Box::pin(stream.next(&worker)).await;
-            let complete = content.is_none();
-            let pieces = Pieces { head: None, content: content.unwrap_or_default(), complete };
-            Ok(((!complete).then_some(Flight::Core(stream)), pieces))
-        }
-    };
-    match outcome {
-        Ok((flight, pieces)) => Progress::Pieces { flight, pieces },
-        Err(failure) => Progress::Failed(failure),
-    }
-}
-
-/// A request's frame with its content.
-fn finish(worker: &Worker, frame: HttpRequestFrame, body: &[u8]) -> Result<Vec<u8>, Failure> {
-    let bytes_max = worker.config().message_bytes_max;
-    frame.finish(body, bytes_max).map_err(|error| match error {
-        EncodeError::NotText => Failure::NotText,
-        EncodeError::TooLarge { .. } => Failure::TooLarge { bytes_max },
-    })
-}
-
-/// The request may have waited, for its content or its turn: the plugin it was meant for may be gone.
-fn may_ask(target: &Target) -> Result<(), Failure> {
-    target.refusal().map_or(Ok(()), Err)
-}
-
-/// Sends a request to its 1.1 plugin.
-fn submit(
-    worker: &Rc<Worker>,
-    exchange: &ExchangeGuard,
-    target: &Rc<Target>,
-    frame: &[u8],
-    deadline: Instant,
-) -> Result<(), Failure> {
-    may_ask(target)?;
-    target.link(worker).submit(worker, exchange.id, frame, deadline)?;
-    worker.expect_deadlines();
-    Ok(())
-}
-
-/// Sends a request to its plugin once there is room, and waits for the first of the answer.
-async fn launch(
-    worker: &Rc<Worker>,
-    exchange: ExchangeGuard,
-    target: &Rc<Target>,
-    frame: HttpRequestFrame,
-    body: Vec<u8>,
-    started: Instant,
-) -> Result<(Option<Flight>, Pieces), Failure> {
-    let frame = finish(worker, frame, &body)?;
-    drop(body);
-    let deadline = started + worker.time_limit(&target.view.borrow());
-    let place = enter(worker, target, deadline).await?;
-    let view = target.view.borrow().clone();
-    match view.metadata.protocol {
-        Protocol::V1_0 => {
-            may_ask(target)?;
-            let id = exchange.id.text();
-            let _counted = Counted::new(worker, target, |stats| &stats.links);
-            let framing = view.metadata.framing;
-            match Box::pin(legacy::exchange(worker, &view.socket, framing, frame, id.as_str(), deadline))
-                .await
-            {
-                Ok(pieces) => Ok((None, pieces)),
-                Err(legacy::LegacyFailure { failure, broken }) => {
-                    let generation = view.generation.unwrap_or(0);
-                    if failure == Failure::Unreachable {
-                        Box::pin(target.await_verdict(generation)).await;
-                        return Err(target.refusal().unwrap_or(failure));
-                    }
-                    match broken {
-                        Some(reason) if failure == Failure::BadAnswer => {
-                            worker.report_bad_answer(target, generation, &reason);
-                        }
-                        Some(reason) => worker.report_broken(view.index, generation, reason, true),
-                        None => {}
-                    }
-                    if failure == Failure::TimedOut {
-                        worker.shared.supervisor.send(Command::RequestTimeout { index: view.index });
-                    }
-                    if let Failure::PluginGone(_) = failure {
-                        place.lost();
-                    }
-                    Err(failure)
-                }
-            }
-        }
-        Protocol::V1_1 => {
-            submit(worker, &exchange, target, &frame, deadline)?;
-            drop(frame);
-            next_pieces(worker, exchange, place).await
-        }
-    }
-}
-
-/// Waits for a place with the plugin.
-async fn enter(worker: &Worker, target: &Rc<Target>, deadline: Instant) -> Result<Place, Failure> {
-    let gate = &target.shared.gate;
-    if let Some(permit) = gate.try_enter() {
-        return Ok(Place::new(worker, target, permit));
-    }
-    let entering = gate.enter().map_err(|Full| Failure::Busy)?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    let _queued = Queued::new(worker, target);
-    let entered = Box::pin(monoio::time::timeout(left, entering)).await;
-    let permit = entered.map_err(|_| Failure::QueuedTooLong)?;
-    Ok(Place::new(worker, target, permit))
-}
-
-async fn next_pieces(
-    worker: &Worker,
-    exchange: ExchangeGuard,
-    place: Place,
-) -> Result<(Option<Flight>, Pieces), Failure> {
-    let pieces = match std::future::poll_fn(|cx| worker.exchanges.borrow_mut().poll(exchange.id, cx)).await {
-        Ok(pieces) => pieces,
-        Err(failure) => {
-            if let Failure::PluginGone(_) = failure {
-                place.lost();
-            }
-            return Err(failure);
-        }
-    };
-    let more = !pieces.complete;
-    Ok((more.then_some(Flight::Plugin { exchange, place }), pieces))
 }
 
 /// Writes what has come of an answer; gives back the request if more follows.

@@ -33,6 +33,7 @@ mod service;
 mod site;
 mod status;
 mod summary;
+mod work;
 mod worker;
 
 use std::fs::{self, File, OpenOptions};

@@ -214,7 +214,7 @@ fn one_file_opens_sqlite() {
 
 #[test]
 fn nobody_takes_a_lock_on_the_way_of_a_request() {
-    for name in ["worker.rs", "client.rs", "link.rs", "route.rs"] {
+    for name in ["worker.rs", "client.rs", "work.rs", "link.rs", "route.rs"] {
         let path = repository().join("runtime/src").join(name);
         assert_absent(&path, &["Mutex", "RwLock", ".lock()", "Condvar", "block_on"]);
     }
