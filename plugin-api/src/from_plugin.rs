@@ -13,6 +13,8 @@ use crate::json::{write_base64, write_string, write_u64};
 mod read;
 #[cfg(feature = "core")]
 pub use read::*;
+#[cfg(feature = "core")]
+mod usual;
 
 /// A kv request of a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,7 @@ pub mod metadata;
 pub mod status;
 pub mod time;
 
+mod cursor;
 mod headers;
 
 #[cfg(feature = "sdk")]

@@ -87,7 +87,7 @@ async fn attempt(
                     "answered the request {theirs:?} instead of {request_id:?}"
                 )))
             }
-            PluginMessage::HttpResponse { response: Ok(response), .. } => Ok(pieces(&response)),
+            PluginMessage::HttpResponse { response: Ok(response), .. } => Ok(pieces(response)),
             PluginMessage::HttpResponse { response: Err(bad), .. } => {
                 Err(LegacyFailure { failure: Failure::BadAnswer, broken: Some(bad.to_string()) })
             }

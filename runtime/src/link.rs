@@ -401,9 +401,9 @@ fn take(
     match message {
         PluginMessage::HttpResponse { request_id, response } => {
             let id = ExchangeId::parse(request_id);
-            let news = match &response {
-                Ok(response) => Ok(pieces(response)),
-                Err(_) => Err(Failure::BadAnswer),
+            let (news, bad) = match response {
+                Ok(response) => (Ok(pieces(response)), None),
+                Err(bad) => (Err(Failure::BadAnswer), Some(bad)),
             };
             let delivery =
                 id.map_or(Delivery::Stray, |id| worker.exchanges.borrow_mut().deliver(id, link, news));
@@ -414,7 +414,7 @@ fn take(
                         "sent more than {STRAYS_PER_SECOND_MAX} answers to nobody within a second"
                     ));
                 }
-            } else if let Err(bad) = response {
+            } else if let Some(bad) = bad {
                 worker.report_bad_answer(target, link.generation, &bad.to_string());
             }
         }
@@ -446,8 +446,9 @@ fn take(
 }
 
 /// A whole answer as the pieces that a client's task takes.
-pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
-    let mut fields = Vec::with_capacity(128);
+pub fn pieces(response: HttpResponse<'_>) -> Pieces {
+    // With room for the request's id.
+    let mut fields = Vec::with_capacity(256);
     let mut has_content_type = false;
     let connection = response.headers.clone().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
     let names = |name: &str| {
@@ -456,7 +457,7 @@ pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
     };
     // Hardly any plugin has one, and each field is looked for in it.
     let any_named = connection.clone().next().is_some();
-    for (name, value) in response.headers.clone() {
+    for (name, value) in response.headers {
         has_content_type |= name.eq_ignore_ascii_case("content-type");
         // The core frames the answer and names the request; what the plugin says about that would only contradict it.
         let dropped = is_reserved_in_response(name)
@@ -473,7 +474,7 @@ pub fn pieces(response: &HttpResponse<'_>) -> Pieces {
         add_field(&mut fields, "content-type", "application/json");
     }
     let head = AnswerHead { status: response.status, fields };
-    Pieces { head: Some(head), content: response.body.to_vec(), complete: true }
+    Pieces { head: Some(head), content: response.body.into_owned(), complete: true }
 }
 
 impl Worker {
@@ -509,7 +510,7 @@ mod tests {
         let mut frame = format!(r#"{{"type":"http","request_id":"r","payload":{payload}}}"#).into_bytes();
         let fields = PluginMessageReader::new().read(&mut frame, |message| match message {
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
-                pieces(&response).head.expect("a whole answer has one").fields
+                pieces(response).head.expect("a whole answer has one").fields
             }
             other => panic!("{other:?}"),
         });

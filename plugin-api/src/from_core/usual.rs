@@ -10,60 +10,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{CoreMessage, HttpRequestMessage};
-use crate::json::next_to_escape;
-
-/// What is left of a frame.
-struct Cursor<'a>(&'a str);
-
-impl<'a> Cursor<'a> {
-    fn skip(&mut self, literal: &str) -> Option<()> {
-        self.0 = self.0.strip_prefix(literal)?;
-        Some(())
-    }
-
-    /// The rest of a string whose opening quote was skipped, if nothing in it is escaped.
-    fn string(&mut self) -> Option<&'a str> {
-        let end = next_to_escape(self.0.as_bytes())?;
-        let (string, rest) = self.0.split_at_checked(end)?;
-        self.0 = rest.strip_prefix('"')?;
-        Some(string)
-    }
-
-    /// The same, unescaped if need be: `forwarded` quotes its hosts, so every request has one of these.
-    fn text(&mut self) -> Option<Cow<'a, str>> {
-        let (mut end, bytes) = (0, self.0.as_bytes());
-        let mut is_escaped = false;
-        loop {
-            end += next_to_escape(bytes.get(end..)?)?;
-            match bytes[end] {
-                b'"' => break,
-                // Takes at least one more byte; what escapes are allowed is judged below.
-                b'\\' => (end, is_escaped) = (end + 2, true),
-                _ => return None,
-            }
-        }
-        let (content, rest) = self.0.split_at_checked(end)?;
-        self.0 = &rest[1..];
-        if !is_escaped {
-            return Some(Cow::Borrowed(content));
-        }
-        serde_json::from_str(&format!("\"{content}\"")).ok().map(Cow::Owned)
-    }
-
-    fn number(&mut self) -> Option<u64> {
-        let digits = self.0.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, rest) = self.0.split_at_checked(digits)?;
-        if number.len() > 1 && number.starts_with('0') {
-            return None;
-        }
-        self.0 = rest;
-        number.parse().ok()
-    }
-}
+use crate::cursor::Cursor;
 
 /// `None` leaves the frame to the general reader.
 pub(super) fn read(frame: &[u8]) -> Option<CoreMessage<'_>> {
-    let mut at = Cursor(std::str::from_utf8(frame).ok()?);
+    let mut at = Cursor::new(frame)?;
     at.skip(r#"{"type":"http","timestamp":""#)?;
     at.string()?;
     at.skip(r#","request_id":""#)?;
@@ -133,16 +84,15 @@ fn body(json: &str) -> Option<Cow<'_, [u8]>> {
         return Some(Cow::Borrowed(&[]));
     }
     let mut at = Cursor(json.strip_prefix('"')?);
-    if let Some(text) = at.string() {
-        if at.0.is_empty() {
-            return Some(Cow::Borrowed(text.as_bytes()));
-        }
-        at.skip(r#","body_encoding":"base64""#)?;
-        return if at.0.is_empty() { STANDARD.decode(text).ok().map(Cow::Owned) } else { None };
+    let text = at.content()?;
+    if at.0.is_empty() {
+        return Some(match text {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        });
     }
-    // Escapes, as JSON in a string has: unescaped by whom can do that, with the rest of the frame read already.
-    let text: String = serde_json::from_str(json).ok()?;
-    Some(Cow::Owned(text.into_bytes()))
+    let is_last = at.0 == r#","body_encoding":"base64""#;
+    if is_last { STANDARD.decode(&*text).ok().map(Cow::Owned) } else { None }
 }
 
 #[cfg(test)]

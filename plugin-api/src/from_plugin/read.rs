@@ -1,4 +1,4 @@
-//! The core's decoder: simd-json's tape, walked in place.
+//! The core's decoder: by position what the SDKs write, anything else as simd-json's tape, walked in place.
 //!
 //! No value tree is built, and strings, bodies above all, are borrowed from the frame.
 
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use simd_json::{Buffers, ErrorType, Node, StaticNode, Tape};
 use thiserror::Error;
 
-use super::{BadKvRequest, KvRequest};
+use super::{BadKvRequest, KvRequest, usual};
 use crate::headers::{is_field_value, is_token};
 use crate::json::{write_string, write_u64};
 use crate::message::MessageError;
@@ -63,6 +63,20 @@ impl PluginMessageReader {
     /// Bounds: [`DEPTH_MAX`] levels. Errors: the plugin broke the protocol; close the connection.
     /// A response or kv request that is wrong in itself is no error but a message that says so.
     pub fn read<R>(
+        &mut self,
+        frame: &mut [u8],
+        use_message: impl FnOnce(PluginMessage<'_>) -> R,
+    ) -> Result<R, MessageError> {
+        if let Some(usual::Answer { request_id, status, headers, body }) = usual::read(frame) {
+            let headers = ResponseHeaders(Headers::Text(headers));
+            let response = Ok(HttpResponse { status, headers, body, body_is_json: false });
+            return Ok(use_message(PluginMessage::HttpResponse { request_id, response }));
+        }
+        self.read_general(frame, use_message)
+    }
+
+    /// Reads any frame, however it is written.
+    pub(super) fn read_general<R>(
         &mut self,
         frame: &mut [u8],
         use_message: impl FnOnce(PluginMessage<'_>) -> R,
@@ -199,7 +213,27 @@ pub enum BadResponse {
 
 /// The headers of a response, in order; arrays are flattened.
 #[derive(Clone, Debug)]
-pub struct ResponseHeaders<'a> {
+pub struct ResponseHeaders<'a>(Headers<'a>);
+
+#[derive(Clone, Debug)]
+enum Headers<'a> {
+    Text(usual::Headers<'a>),
+    Tape(TapeHeaders<'a>),
+}
+
+impl<'a> Iterator for ResponseHeaders<'a> {
+    type Item = (&'a str, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Headers::Text(headers) => headers.next(),
+            Headers::Tape(headers) => headers.next(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct TapeHeaders<'a> {
     /// The rest of the object's entries.
     nodes: &'a [Node<'a>],
     /// Inside an array: its name, and how many elements are still to come.
@@ -207,7 +241,7 @@ pub struct ResponseHeaders<'a> {
     number_texts: &'a str,
 }
 
-impl<'a> Iterator for ResponseHeaders<'a> {
+impl<'a> Iterator for TapeHeaders<'a> {
     type Item = (&'a str, &'a str);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -511,7 +545,8 @@ fn read_headers<'a>(
             }
         }
     }
-    Ok(ResponseHeaders { nodes: nodes.get(1..).unwrap_or(&[]), array: None, number_texts })
+    let nodes = nodes.get(1..).unwrap_or(&[]);
+    Ok(ResponseHeaders(Headers::Tape(TapeHeaders { nodes, array: None, number_texts })))
 }
 
 fn read_kv<'a>(nodes: &'a [Node<'a>]) -> Result<KvRequest<'a>, BadKvRequest> {
