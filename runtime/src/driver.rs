@@ -1,11 +1,15 @@
 //! Which event loop a worker runs on: io_uring where the kernel allows it, else epoll.
 //!
-//! This file, `worker.rs`, `client.rs`, `work.rs`, `link.rs` and `legacy.rs` are the only ones of a request that know monoio.
+//! This file, `worker.rs`, `client.rs`, `work.rs`, `link.rs` and `legacy.rs` are the only ones on a
+//! request's way that know monoio.
 
 use std::future::Future;
 use std::io;
+use std::os::fd::RawFd;
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::config::DriverChoice;
 
@@ -110,6 +114,19 @@ fn ring_shape() -> io::Result<(RingFlags, u32)> {
     Err(last)
 }
 
+/// Sends what a stream socket takes at once; gives how many bytes that was, 0 where it takes none now.
+///
+/// Most sends can be done at once, and then a system call costs less than a submission, its completion and the turn of
+/// the loop in between. Whatever is left goes the long way, which waits.
+/// Errors: the other side is gone.
+pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    match send(socket, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        Ok(count) => Ok(count),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn probe() -> Result<(), String> {
     let (flags, entries) = ring_shape().map_err(|error| match error.raw_os_error() {
         Some(nix::libc::ENOMEM) => format!("{error}; the locked-memory limit is too low, see ulimit -l"),
@@ -124,4 +141,28 @@ fn probe() -> Result<(), String> {
         return Err("the kernel lacks IORING_FEAT_EXT_ARG".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_full_socket_takes_nothing_and_keeps_nobody_waiting() {
+        let (socket, mut peer) = UnixStream::pair().expect("a pair");
+        let bytes = vec![b'x'; 64 * 1024];
+        let send = || send_now(socket.as_raw_fd(), &bytes).expect("the peer is there");
+        let taken: usize = (0..10_000).map(|_| send()).take_while(|count| *count > 0).sum();
+        assert!(taken > 0 && send() == 0, "{taken} bytes");
+        let mut read = vec![0; taken];
+        peer.read_exact(&mut read).expect("all that was taken");
+        assert!(send() > 0);
+        drop(peer);
+        let gone = send_now(socket.as_raw_fd(), &bytes).expect_err("nobody is there");
+        assert!(matches!(gone.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset), "{gone}");
+    }
 }

@@ -3,6 +3,7 @@
 //! What only a proxy may say (`forwarded`, `x-forwarded-*`, `x-real-ip`) is replaced, unless the client is a proxy that
 //! the configuration trusts: a plugin may believe these fields.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -101,7 +102,7 @@ impl Origin {
 /// What the core says of a request in its own name.
 pub struct Own<'a> {
     request_id: &'a str,
-    forwarded_for: Vec<u8>,
+    forwarded_for: Cow<'a, [u8]>,
     forwarded: Vec<u8>,
     proto: &'static str,
     host: Option<&'a [u8]>,
@@ -112,13 +113,16 @@ pub struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    pub fn new(head: &RequestHead<'a>, origin: &Origin, request_id: &'a str, keep_secret: bool) -> Self {
-        let mut forwarded_for = Vec::with_capacity(64);
+    pub fn new(head: &RequestHead<'a>, origin: &'a Origin, request_id: &'a str, keep_secret: bool) -> Self {
+        let mut forwarded_for = Cow::Borrowed(origin.plain.as_bytes());
         let mut forwarded = Vec::with_capacity(128);
         let mut proto = "http";
         let mut host = head.host.map(str::as_bytes);
         if origin.believed {
-            join(&mut forwarded_for, head.fields.get_all("x-forwarded-for"));
+            let mut all = Vec::with_capacity(64);
+            join(&mut all, head.fields.get_all("x-forwarded-for"));
+            all.extend_from_slice(&forwarded_for);
+            forwarded_for = Cow::Owned(all);
             join(&mut forwarded, head.fields.get_all("forwarded"));
             if only(head.fields.get_all("x-forwarded-proto")).is_some_and(|said| said == b"https") {
                 proto = "https";
@@ -126,7 +130,6 @@ impl<'a> Own<'a> {
             let said = only(head.fields.get_all("x-forwarded-host")).filter(|said| is_authority(said));
             host = said.or(host);
         }
-        forwarded_for.extend_from_slice(origin.plain.as_bytes());
         forwarded.extend_from_slice(origin.node.as_bytes());
         if let Some(host) = head.host {
             // A host has no character that would have to be escaped between quotes.
@@ -153,7 +156,7 @@ impl<'a> Own<'a> {
         let ours = [
             Some(("x-request-id", self.request_id.as_bytes())),
             Some(("forwarded", self.forwarded.as_slice())),
-            Some(("x-forwarded-for", self.forwarded_for.as_slice())),
+            Some(("x-forwarded-for", &*self.forwarded_for)),
             Some(("x-forwarded-proto", self.proto.as_bytes())),
             self.host.map(|host| ("x-forwarded-host", host)),
         ];

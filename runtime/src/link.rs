@@ -1,8 +1,8 @@
 //! One worker's connection to one 1.1 plugin: frames out, frames in, many requests at once.
 //!
-//! Frames that are ready together go out in one write: requests append to the outbox, and the writer takes all of it
-//! whenever the last write is done. Answers are read into one buffer, parsed where they lie, and handed to the
-//! exchange that waits for them; they may come in any order.
+//! Frames that are ready together go out in one write: requests append to the outbox, and the writer, which has its turn
+//! behind them, takes all of it once its last write is done. Answers are read into one buffer, read where they lie, and
+//! handed to the exchange that waits for them; they may come in any order.
 //! The link never decides what a plugin *is*: it fails its own requests and reports to the supervisor.
 
 use std::cell::{Cell, RefCell};
@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use monoio::buf::IoBufMut as _;
+use monoio::buf::{IoBuf as _, IoBufMut as _};
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
 use monoio::net::UnixStream;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -28,7 +28,7 @@ use toru_plugin_api::time::as_str;
 use toru_supervisor::{Command, KvAnswer, Level, Phase};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
-use crate::driver::Driver;
+use crate::driver::{Driver, send_now};
 use crate::exchange::{Delivery, ExchangeId};
 use crate::log::LineBudget;
 use crate::place::Counted;
@@ -336,13 +336,18 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
             return;
         }
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
-        link.write_since.set(Some(Instant::now()));
-        let (outcome, batch) = half.write_all(batch).await;
-        link.write_since.set(None);
-        if outcome.is_err() {
-            return link.close();
-        }
+        let sent = link.fd.get().map_or(Ok(0), |fd| send_now(fd, &batch));
+        let Ok(sent) = sent else { return link.close() };
         spare = batch;
+        if sent < spare.len() {
+            link.write_since.set(Some(Instant::now()));
+            let (outcome, rest) = half.write_all(spare.slice(sent..)).await;
+            link.write_since.set(None);
+            if outcome.is_err() {
+                return link.close();
+            }
+            spare = rest.into_inner();
+        }
         spare.clear();
         if spare.capacity() > OUTBOX_BYTES_KEPT {
             spare = Vec::new();
@@ -365,12 +370,14 @@ async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: i
             Ok(0) | Err(_) => return End::Closed,
             Ok(_) => {}
         }
+        let mut frames = 0;
         loop {
             let frame = match decoder.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(error) => return End::Broken(error.to_string()),
             };
+            frames += 1;
             let read = worker.reader.borrow_mut().read(frame, |message| take(worker, target, link, message));
             match read {
                 Ok(Ok(())) => {}
@@ -378,6 +385,7 @@ async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: i
                 Err(error) => return End::Broken(error.to_string()),
             }
         }
+        worker.crowded_answers.set(frames > 1);
         let mid_frame = decoder.is_mid_frame();
         link.frame_since.set(mid_frame.then(|| link.frame_since.get().unwrap_or_else(Instant::now)));
         if mid_frame {

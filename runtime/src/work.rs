@@ -162,8 +162,11 @@ impl Working {
                 Some(place),
             ) => {
                 let deadline = started + worker.time_limit(&target.view.borrow());
-                let sent = finish(worker, frame, &body)
-                    .and_then(|frame| submit(worker, &exchange, &target, &frame, deadline));
+                let sent = finish(worker, frame, &body).and_then(|frame| {
+                    submit(worker, &exchange, &target, &frame, deadline)?;
+                    worker.reuse_frame(frame);
+                    Ok(())
+                });
                 match sent {
                     Ok(()) => Working::Asked(Asked { exchange, place }),
                     Err(failure) => Working::Task(Box::pin(async { Progress::Failed(failure) })),

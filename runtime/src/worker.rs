@@ -30,7 +30,7 @@ use toru_supervisor::{Command, KvAnswer, Level, PluginView};
 use crate::answer::Failure;
 use crate::client;
 use crate::config::{Config, HttpConfig};
-use crate::driver::Driver;
+use crate::driver::{Driver, send_now};
 use crate::exchange::Exchanges;
 use crate::files::{Files, KeptFiles};
 use crate::forward::Origin;
@@ -42,6 +42,9 @@ use crate::link::Link;
 use crate::log::Logger;
 use crate::summary;
 
+/// What a frame of a request without content takes, mostly.
+const FRAME_BYTES: usize = 1024;
+const FRAME_BYTES_KEPT: usize = 16 * 1024;
 /// Pause in accepting when the system is out of descriptors; a shorter one would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The same while as many clients are told that there is no room as may be told at once.
@@ -233,7 +236,11 @@ pub struct Worker {
     pub mailbox: Mailbox,
     pub exchanges: RefCell<Exchanges>,
     pub reader: RefCell<PluginMessageReader>,
+    /// The last read from a plugin brought several messages: answers to several clients go out in this turn of the loop.
+    pub crowded_answers: Cell<bool>,
     pub kept_files: KeptFiles,
+    /// For the next request's frame: one is begun and submitted in one go, unless it has content or has to wait.
+    frame: Cell<Vec<u8>>,
     targets: RefCell<Targets>,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     date: RefCell<(u64, String)>,
@@ -285,7 +292,9 @@ pub async fn run(
         mailbox,
         exchanges: RefCell::new(Exchanges::new(number)),
         reader: RefCell::new(PluginMessageReader::new()),
+        crowded_answers: Cell::new(false),
         kept_files: RefCell::default(),
+        frame: Cell::default(),
         targets: RefCell::default(),
         clients: RefCell::default(),
         date: RefCell::default(),
@@ -766,6 +775,21 @@ impl Worker {
         use_date(&date.1)
     }
 
+    /// An empty buffer for a request's frame.
+    pub fn take_frame(&self) -> Vec<u8> {
+        let mut buffer = self.frame.take();
+        buffer.reserve(FRAME_BYTES);
+        buffer
+    }
+
+    /// Takes it back once it is sent.
+    pub fn reuse_frame(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= FRAME_BYTES_KEPT {
+            buffer.clear();
+            self.frame.set(buffer);
+        }
+    }
+
     pub fn unix_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
@@ -874,6 +898,11 @@ impl ClientSlot {
             watcher.wake_by_ref();
         }
         true
+    }
+
+    /// Sends what the socket takes at once; see [`send_now`].
+    pub fn send_now(&self, bytes: &[u8]) -> std::io::Result<usize> {
+        send_now(self.fd, bytes)
     }
 
     pub fn shutdown_write(&self) {
