@@ -13,13 +13,13 @@ use rustix::mm::{Advice, madvise};
 /// When the start is over, its plugins' included.
 pub const SETTLED: Duration = Duration::from_secs(5);
 
-/// Unmaps the pages of the program's code, which come back from the page cache one by one as they are run, and gives
+/// Unmaps the pages of the program's code and constants, which come back from the page cache as they are used, and gives
 /// free heap back to the system. Does nothing where `/proc` cannot be read.
 pub fn give_back() {
-    for (start, bytes) in code_of(&fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
-        // SAFETY: the range is a private, file-backed mapping without write permission, as the kernel has just listed
-        // it, and nothing unmaps the program's own code: its pages hold what the file holds, so dropping them loses
-        // nothing, and the next access reads them anew.
+    for (start, bytes) in unwritten_in(&fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
+        // SAFETY: the range is a private, file-backed mapping without write permission and without a page of its own, as
+        // the kernel has just listed it, and nothing unmaps or relocates the program any more: its pages hold what the
+        // file holds, so dropping them loses nothing, and the next access reads them anew.
         let _ = unsafe { madvise(start as *mut c_void, bytes, Advice::LinuxDontNeed) };
     }
     #[cfg(target_env = "gnu")]
@@ -29,18 +29,31 @@ pub fn give_back() {
     }
 }
 
-/// Address and length of each mapping of code that was read from a file.
-fn code_of(maps: &str) -> impl Iterator<Item = (usize, usize)> {
-    maps.lines().filter_map(|line| {
+/// Address and length of each mapping that holds what its file holds: not writable, and no page was changed before it
+/// became so, as those are that the loader relocates.
+fn unwritten_in(smaps: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
         let mut fields = line.split_ascii_whitespace();
-        let (range, access) = (fields.next()?, fields.next()?);
-        if access != "r-xp" || !fields.nth(3)?.starts_with('/') {
-            return None;
+        let Some(first) = fields.next() else { continue };
+        if first == "Anonymous:" {
+            found.extend(current.take().filter(|_| fields.next() == Some("0")));
+        } else if !first.ends_with(':') {
+            current = mapping_of(first, fields);
         }
-        let (start, end) = range.split_once('-')?;
-        let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-        Some((start, end.checked_sub(start)?))
-    })
+    }
+    found
+}
+
+fn mapping_of<'a>(range: &str, mut rest: impl Iterator<Item = &'a str>) -> Option<(usize, usize)> {
+    let access = rest.next()?;
+    if !matches!(access, "r-xp" | "r--p") || !rest.nth(3)?.starts_with('/') {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    Some((start, end.checked_sub(start)?))
 }
 
 #[cfg(test)]
@@ -48,16 +61,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_from_files_is_unmapped() {
-        let maps = "\
+    fn only_what_its_file_holds_is_unmapped() {
+        let smaps = "\
 55d0c0000000-55d0c0010000 r--p 00000000 fe:00 12 /usr/bin/toru
+Rss:                  64 kB
+Anonymous:             0 kB
+VmFlags: rd mr mw me
 55d0c0010000-55d0c0450000 r-xp 00010000 fe:00 12 /usr/bin/toru
-55d0c0450000-55d0c0460000 rw-p 00450000 fe:00 12 /usr/bin/toru
+Anonymous:             0 kB
+55d0c0450000-55d0c0460000 r--p 00450000 fe:00 12 /usr/bin/toru
+Anonymous:             4 kB
+55d0c0460000-55d0c0470000 rw-p 00460000 fe:00 12 /usr/bin/toru
+Anonymous:             0 kB
+55d0c0470000-55d0c0480000 r--s 00460000 fe:00 12 /usr/bin/toru
+Anonymous:             0 kB
 7f0000000000-7f0000001000 r-xp 00000000 00:00 0 
+Anonymous:             0 kB
 7ffd00000000-7ffd00002000 r-xp 00000000 00:00 0                          [vdso]
+Anonymous:             0 kB
+55d0c0490000-55d0c04a0000 r-xp 00010000 fe:00 12 /usr/bin/without-an-end
 nonsense
 ";
-        assert_eq!(code_of(maps).collect::<Vec<_>>(), [(0x55d0_c001_0000, 0x44_0000)]);
+        assert_eq!(unwritten_in(smaps), [(0x55d0_c000_0000, 0x1_0000), (0x55d0_c001_0000, 0x44_0000)]);
     }
 
     #[test]
@@ -65,6 +90,6 @@ nonsense
         let before: Vec<u64> = (0..1000).collect();
         give_back();
         assert_eq!(before.iter().sum::<u64>(), 499_500);
-        assert!(code_of(&fs::read_to_string("/proc/self/maps").unwrap()).count() > 0);
+        assert!(unwritten_in(&fs::read_to_string("/proc/self/smaps").unwrap()).len() > 1);
     }
 }
