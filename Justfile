@@ -33,9 +33,14 @@ fuzz seconds="60":
 test-node:
     node --test plugin-api/node/test/*.test.js
 
-# Micro-benchmarks of the pure parts.
-bench:
-    cargo bench -p toru-benches
+# Micro-benchmarks: the pure parts, JSON readers and runtimes side by side, messages a second of the Rust SDK.
+bench *flags:
+    cargo bench -p toru-benches {{flags}}
+
+# Instructions of the pure hot functions, beside those kept in benches/counts.txt; needs valgrind.
+bench-counts *flags:
+    cargo build --profile fast -p toru-benches --bins
+    python3 benches/counts.py {{flags}}
 
 # A thousand SIGKILLs under eight writers; 50 are in the suite.
 kills:

@@ -1,102 +1,78 @@
-//! The pure parts of a request's way: reading a head, writing a frame, finding a frame, reading an answer.
+//! The pure parts of a request's way, and what else could read JSON.
+//!
+//! `cargo bench -p toru-benches --bench micro`; `cargo test` runs each once.
 
+use std::borrow::Cow;
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use toru_http::{Connection, Event, Limits, Response, ResponseHead};
-use toru_plugin_api::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, Framing};
-use toru_plugin_api::from_core::{HttpRequestFrame, RequestStart};
-use toru_plugin_api::from_plugin::{PluginMessage, PluginMessageReader, ResponseStart, encode_http_response};
-use toru_plugin_api::metadata::Protocol;
+use serde::Deserialize;
+use toru_benches::{answer_frame, cases};
+use toru_plugin_api::from_plugin::{PluginMessage, PluginMessageReader};
 
-const REQUEST: &[u8] =
-    b"GET /api/plugins/echo/ HTTP/1.1\r\nhost: 127.0.0.1:3000\r\nuser-agent: bench\r\naccept: */*\r\n\r\n";
-const STAMP: &str = "2026-01-01T00:00:00.000Z";
-
-fn head(criterion: &mut Criterion) {
-    let limits = Arc::new(Limits::default());
-    let mut connection = Connection::new(limits);
-    criterion.bench_function("http: head, answer", |bench| {
-        bench.iter(|| {
-            connection.handle_input(black_box(REQUEST));
-            loop {
-                match connection.poll_event() {
-                    Event::Head(head) => {
-                        black_box(head.target.path());
-                    }
-                    Event::ResponseDue => break,
-                    _ => {}
-                }
-            }
-            let head = ResponseHead { status: 200, fields: b"", date: "Thu, 01 Jan 2026 00:00:00 GMT" };
-            connection.respond(&Response { head, body: b"{\"ok\":true}" });
-            let output = connection.take_output();
-            connection.reuse_output(black_box(output));
+fn all_cases(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("a request's way");
+    for mut case in cases() {
+        group.throughput(match case.bytes {
+            0 => Throughput::Elements(1),
+            bytes => Throughput::Bytes(bytes),
         });
-    });
-}
-
-fn request_frame(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("frame: request");
-    for size in [0, 1024, 16 * 1024] {
-        let body = "x".repeat(size).into_bytes();
-        group.throughput(Throughput::Bytes(size as u64 + 300));
-        group.bench_function(format!("{size} B"), |bench| {
-            let start = RequestStart {
-                request_id: "0-1f-3",
-                timestamp: STAMP,
-                method: "POST",
-                path: "/echo?x=1",
-                remote_addr: Some("127.0.0.1"),
-                timeout_ms: Some(30_000),
-            };
-            let headers: [(&str, &[u8]); 2] = [("content-type", b"text/plain"), ("accept", b"*/*")];
-            bench.iter(|| {
-                HttpRequestFrame::start(Framing::Length, Protocol::V1_1, &start, headers.into_iter())
-                    .finish(black_box(&body), FRAME_BYTES_MAX_DEFAULT)
-            });
-        });
+        group.bench_function(&case.name, |bench| bench.iter(|| (case.run)()));
     }
     group.finish();
 }
 
-fn answer_frame(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("frame: answer");
+/// An answer as serde reads it, borrowed where that is possible.
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    payload: Answer<'a>,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    status: u16,
+    #[serde(borrow)]
+    body: Cow<'a, str>,
+}
+
+/// The same frames, read by what the core uses and by what it could use.
+fn json(criterion: &mut Criterion) {
     for size in [30, 1024, 16 * 1024] {
-        let body = "y".repeat(size);
-        let mut frame = Vec::new();
-        let headers = [("content-type", "text/plain")];
-        let start = ResponseStart { request_id: "0-1f-3", timestamp: STAMP, status: 200 };
-        encode_http_response(
-            &mut frame,
-            Framing::Length,
-            &start,
-            headers.into_iter(),
-            body.as_bytes(),
-            FRAME_BYTES_MAX_DEFAULT,
-        )
-        .expect("it fits");
+        let frame = answer_frame(size)[4..].to_vec();
+        let mut group = criterion.benchmark_group(format!("json: answer of {size} bytes"));
         group.throughput(Throughput::Bytes(frame.len() as u64));
         let mut reader = PluginMessageReader::new();
-        let mut decoder = Decoder::new(Framing::Length, FRAME_BYTES_MAX_DEFAULT);
-        group.bench_function(format!("{size} B"), |bench| {
+        // It rewrites what it reads, so each run needs a copy, which is not counted.
+        group.bench_function("simd-json, as the core uses it", |bench| {
             bench.iter_batched_ref(
                 || frame.clone(),
                 |frame| {
-                    decoder.feed(frame);
-                    let json = decoder.next_frame().expect("valid").expect("whole");
-                    reader.read(json, |message| match message {
-                        PluginMessage::HttpResponse { response: Ok(response), .. } => response.body.len(),
+                    reader.read(frame, |message| match message {
+                        PluginMessage::HttpResponse { response: Ok(response), .. } => {
+                            black_box((response.status, response.body.len()))
+                        }
                         other => panic!("{other:?}"),
                     })
                 },
                 BatchSize::SmallInput,
             );
         });
+        group.bench_function("serde_json", |bench| {
+            bench.iter(|| {
+                let message: Message<'_> = serde_json::from_slice(black_box(&frame)).expect("valid");
+                black_box((message.payload.status, message.payload.body.len()))
+            });
+        });
+        group.bench_function("sonic-rs", |bench| {
+            bench.iter(|| {
+                let message: Message<'_> = sonic_rs::from_slice(black_box(&frame)).expect("valid");
+                black_box((message.payload.status, message.payload.body.len()))
+            });
+        });
+        group.finish();
     }
-    group.finish();
 }
 
-criterion_group!(micro, head, request_frame, answer_frame);
+criterion_group!(micro, all_cases, json);
 criterion_main!(micro);

@@ -28,7 +28,7 @@ mod metrics;
 mod outlet;
 mod place;
 mod reload;
-mod route;
+pub mod route;
 mod service;
 mod site;
 mod status;

@@ -109,7 +109,10 @@ fn arrows_between_crates_go_one_way() {
         assert_eq!(name, "toru-plugin-api", "the console sees what is on the wire");
     }
     for name in ours("benches") {
-        assert!(["toru-http", "toru-plugin-api", "toru-supervisor"].contains(&name.as_str()), "{name}");
+        assert!(
+            ["toru-http", "toru-plugin-api", "toru-runtime", "toru-supervisor"].contains(&name.as_str()),
+            "{name}"
+        );
     }
 }
 

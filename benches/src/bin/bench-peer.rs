@@ -3,11 +3,12 @@
 //! | command | is |
 //! | --- | --- |
 //! | `bench-peer backend SOCKET` | an HTTP/1.1 server on a Unix socket: what nginx, HAProxy and Caddy proxy to |
+//! | `bench-peer axum SOCKET` | the same on axum, two threads: as people write a backend |
 //! | `bench-peer front ADDRESS SOCKET` | a front without routing, checks, timeouts or counters, and |
 //! | `bench-peer plugin SOCKET` | the blocking plugin behind it, one link between them: the ceiling |
 //!
-//! All of them are one thread and raw epoll or blocking calls, and trust whatever they read: only for a bench on loopback.
-//! The backend answers `GET /` with 30 bytes of JSON, `GET /bytes/N` with N bytes, and `POST` with what was posted.
+//! All but `axum` are one thread and raw epoll or blocking calls, and trust whatever they read: only for a bench on loopback.
+//! The backends answer `GET /` with 30 bytes of JSON, `GET /bytes/N` with N bytes, and `POST` with what was posted.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -170,6 +171,23 @@ fn backend(socket: &str) -> std::io::Result<()> {
     serve(&listener, None, respond, |_| vec![], || {})
 }
 
+fn axum(socket: &str) -> std::io::Result<()> {
+    use axum::body::Bytes;
+    use axum::extract::Path;
+    use axum::http::header::CONTENT_TYPE;
+    use axum::routing::{get, post};
+
+    let router = axum::Router::new()
+        .route("/", get(|| async { ([(CONTENT_TYPE, "application/json")], ANSWER) }))
+        .route(
+            "/bytes/{count}",
+            get(|Path(count): Path<usize>| async move { vec![b'x'; count.min(1024 * 1024)] }),
+        )
+        .route("/echo", post(|content: Bytes| async move { content }));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_io().build()?;
+    runtime.block_on(async { axum::serve(tokio::net::UnixListener::bind(socket)?, router).await })
+}
+
 /// Frames of the ceiling: length (u32), key of the client (u64), content.
 fn frame(outbox: &mut Vec<u8>, key: u64, content: &[u8]) {
     outbox.extend_from_slice(&(content.len() as u32).to_le_bytes());
@@ -247,10 +265,13 @@ fn main() -> std::process::ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
         ["backend", socket] => backend(socket),
+        ["axum", socket] => axum(socket),
         ["front", address, socket] => front(address, socket),
         ["plugin", socket] => plugin(socket),
         _ => {
-            eprintln!("usage: bench-peer backend SOCKET | front ADDRESS SOCKET | plugin SOCKET");
+            eprintln!(
+                "usage: bench-peer backend SOCKET | axum SOCKET | front ADDRESS SOCKET | plugin SOCKET"
+            );
             return std::process::ExitCode::from(2);
         }
     };
