@@ -32,6 +32,7 @@ pub enum Framing {
 
 /// A peer that broke the framing, or a frame of ours that would.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum FrameError {
     /// A length of 0.
     #[error("zero-length frame")]

@@ -13,6 +13,8 @@
 //! | `tower` | any `tower::Service`, such as an axum `Router`, as a plugin | `tower` |
 //!
 //! Only `sdk` does I/O, reads a clock or knows tokio; everything else is functions over bytes.
+//! What a plugin's author reads or may have to match is `#[non_exhaustive]` wherever the protocol may grow. What the core
+//! alone fills in or matches is not, so that the compiler names each place that a new version concerns.
 //! The wire itself is described in `PROTOCOL.md` beside this crate's manifest.
 
 #![forbid(unsafe_code)]

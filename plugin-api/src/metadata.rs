@@ -65,6 +65,7 @@ pub struct Metadata {
 
 /// Why metadata was refused: the field, if it is one field's fault, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum MetadataError {
     /// One field breaks its rule.
     #[error("field `{field}`: {reason}")]

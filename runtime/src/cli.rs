@@ -315,12 +315,23 @@ pub(crate) fn human_line(line: &Value) -> String {
     let Value::Object(fields) = line else { return printable(&line.to_string()) };
     let text = |key: &str| fields.get(key).and_then(Value::as_str).unwrap_or_default();
     let mut out = format!("{} {:5} {}", text("timestamp"), text("level"), text("message"));
+    let mut below = String::new();
     for (key, value) in fields {
-        if !["timestamp", "level", "message", "plugin_id"].contains(&key.as_str()) {
-            out.push_str(&format!(" {key}={value}"));
+        if ["timestamp", "level", "message", "plugin_id"].contains(&key.as_str()) {
+            continue;
+        }
+        match value.as_str().filter(|text| text.contains('\n')) {
+            // A traceback, above all, each line of it on one of its own.
+            Some(text) => {
+                for line in text.lines() {
+                    below.push_str("\n    | ");
+                    below.push_str(&printable(line));
+                }
+            }
+            None => out.push_str(&format!(" {key}={value}")),
         }
     }
-    printable(&out)
+    printable(&out) + &below
 }
 
 /// An event for people: time, plugin, what happened, and what is known about it.
@@ -444,6 +455,14 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_several_lines_stands_below_its_line() {
+        let line = serde_json::json!({
+            "timestamp": "t", "level": "error", "message": "failed", "n": 1, "traceback": "Traceback:\n  \u{1b}[2J\n",
+        });
+        assert_eq!(human_line(&line), "t error failed n=1\n    | Traceback:\n    |   \u{fffd}[2J");
+    }
 
     #[test]
     fn a_table_says_what_lives_and_what_does_not() {

@@ -53,26 +53,10 @@ pub fn run() -> Result<(), DemoError> {
         .prefix("toru-demo-")
         .tempdir()
         .map_err(|error| DemoError::Stage(format!("cannot make a temporary folder: {error}")))?;
-    let place = |name: &str| staged.path().join(name);
-    let plugins = place("plugins");
-    stage(&root, &plugins)?;
+    stage(&root, &staged.path().join("plugins"))?;
 
     let listen = free_address()?;
-    // An empty file: a machine's own configuration is not the demo's.
-    let config_file = place("toru.toml");
-    fs::write(&config_file, "").map_err(|error| failed("write", &config_file, &error))?;
-    let mut config = Config::load(&Overrides {
-        config: Some(config_file),
-        listen: Some(listen),
-        plugins_dir: Some(plugins),
-        socket_dir: Some(place("sockets")),
-        log_dir: Some(place("log")),
-        data_dir: Some(place("data")),
-        control_socket: Some(place("control.sock")),
-        ..Overrides::default()
-    })?;
-    // What goes wrong is shown; what goes well is shown below, in words for a newcomer.
-    config.log.echo = Level::Warn;
+    let config = private_config(staged.path(), None, listen)?;
     let folder = staged.path().to_owned();
     crate::run(config, None, move |address, supervisor| {
         let _ = std::thread::Builder::new()
@@ -81,6 +65,32 @@ pub fn run() -> Result<(), DemoError> {
     })?;
     say("stopped; the temporary folder is removed");
     Ok(())
+}
+
+/// For a core whose files are all below `folder`, and whose plugins in `plugins` there.
+///
+/// Only what goes wrong is echoed. Errors: of the configuration `file`; an empty one is taken where there is none.
+pub(crate) fn private_config(
+    folder: &Path,
+    file: Option<PathBuf>,
+    listen: SocketAddr,
+) -> Result<Config, DemoError> {
+    let place = |name: &str| folder.join(name);
+    // A machine's own configuration is not meant.
+    let empty = place("toru.toml");
+    fs::write(&empty, "").map_err(|error| failed("write", &empty, &error))?;
+    let mut config = Config::load(&Overrides {
+        config: Some(file.unwrap_or(empty)),
+        listen: Some(listen),
+        plugins_dir: Some(place("plugins")),
+        socket_dir: Some(place("sockets")),
+        log_dir: Some(place("log")),
+        data_dir: Some(place("data")),
+        control_socket: Some(place("control.sock")),
+        ..Overrides::default()
+    })?;
+    config.log.echo = Level::Warn;
+    Ok(config)
 }
 
 /// Waits for the plugins to start, then prints what to try.

@@ -184,6 +184,9 @@ enum PluginCommand {
         /// What the requests ask for.
         #[arg(long, default_value = "/", value_name = "PATH")]
         target: String,
+        /// What takes longer to answer than the target: a request there must be overtaken.
+        #[arg(long, value_name = "PATH")]
+        slow: Option<String>,
         /// Only this case; may be given several times.
         #[arg(long = "case", value_name = "NAME")]
         only: Vec<String>,
@@ -427,8 +430,8 @@ fn plugin(command: PluginCommand) -> u8 {
                 Err(error) => complain(&error, exit::FAILURE),
             };
         }
-        PluginCommand::Test { path, target, only, json, args } => {
-            return match authoring::kit::run(&path, args, target, &only, json) {
+        PluginCommand::Test { path, target, slow, only, json, args } => {
+            return match authoring::kit::run(&path, args, target, slow, &only, json) {
                 Ok(true) => exit::STOPPED,
                 Ok(false) => exit::FAILURE,
                 Err(error) => complain(&error, exit::FAILURE),

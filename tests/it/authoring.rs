@@ -9,8 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 use toru_tests::{
-    Client, Lines, Signal, Stage, binary, has_program, output, repository, spawn, stage_faulty, wait_for,
-    write_executable,
+    Client, Lines, Signal, Stage, binary, has_program, long_output, output, repository, spawn, stage_faulty,
+    wait_for, write_executable,
 };
 
 fn toru(arguments: &[&str]) -> Command {
@@ -21,7 +21,7 @@ fn toru(arguments: &[&str]) -> Command {
 
 /// The report of `toru plugin test --json`.
 fn report(plugin: &Path, more: &[&str]) -> (Output, Value) {
-    let printed = output(toru(&["test", "--json"]).arg(plugin).args(more));
+    let printed = long_output(toru(&["test", "--json"]).arg(plugin).args(more));
     let report =
         serde_json::from_slice(&printed.stdout).unwrap_or_else(|error| panic!("{error}: {printed:?}"));
     (printed, report)
@@ -32,6 +32,15 @@ fn assert_sound(plugin: &Path, protocol: &str) {
     let (printed, report) = report(plugin, &[]);
     assert!(printed.status.success(), "{report:#}");
     assert_eq!((&report["sound"], &report["protocol"]), (&json!(true), &json!(protocol)), "{report:#}");
+    let cases = report["cases"].as_array().unwrap();
+    assert!(cases.len() > 10 && cases.iter().all(|case| case["ok"] != false), "{report:#}");
+}
+
+/// Sound, also where a request waits for a stored value at `target`.
+#[track_caller]
+fn assert_sound_with_kv(plugin: &Path, target: &str) {
+    let (printed, report) = report(plugin, &["--target", target]);
+    assert!(printed.status.success(), "{report:#}");
     let cases = report["cases"].as_array().unwrap();
     assert!(cases.len() > 10 && cases.iter().all(|case| case["ok"] == true), "{report:#}");
 }
@@ -148,11 +157,67 @@ fn faulty_answers() {
         ("/bad-header", "http", "CR, LF, NUL"),
         ("/bad-header-name", "http", "not a token"),
         ("/exit/3", "lost-connection", "the process has ended"),
-        ("/", "broken-frame", "still open 5 s after"),
-        ("/", "announced-length", "still open 5 s after"),
+        ("/kv/steal/a", "kv", "its kv request `kv-kv` is none"),
+        ("/kv/set/a", "kv", "its kv request `kv-kv` is none"),
     ] {
         assert_fault(&json!({}), target, case, words);
     }
+}
+
+#[test]
+fn each_other_case_has_a_plugin_that_fails_it() {
+    for (misdeed, target, case, words) in [
+        ("open-socket", "/", "private-socket", "mode is 0666"),
+        ("keep-stale", "/", "stale-socket", "before it listened"),
+        ("init-once", "/", "init-again", "another `ready` did not come"),
+        ("whole-reads", "/", "pieces", "closed"),
+        ("first-of-read", "/", "many-at-once", "the answer to"),
+        ("one-connection", "/", "two-connections", "did not come within"),
+        ("strict-types", "/", "unknown", "closed"),
+        ("cancel-closes", "/", "cancel", "closed"),
+        ("text-only", "/", "bodies", "closed"),
+        ("small-limit", "/", "large-request", "closed"),
+        ("one-by-one", "/kv/get/a", "overtaking", "behind one that waits did not come within"),
+        ("any-frame", "/", "broken-frame", "still open 5 s after"),
+        ("any-length", "/", "announced-length", "still open 5 s after"),
+    ] {
+        assert_fault(&json!({ "do": misdeed }), target, case, words);
+    }
+    let folder = folder();
+    stage_faulty(folder.path(), "f", &json!({ "do": "no-lines" }));
+    let (printed, report) = report(&folder.path().join("f.binary"), &["--case", "by-hand"]);
+    assert!(printed.status.success(), "advice fails nobody: {report:#}");
+    let advice = &report["cases"][1];
+    assert_eq!((&advice["ok"], &advice["advice"]), (&json!(false), &json!(true)), "{report:#}");
+}
+
+#[test]
+fn a_faulty_plugin_that_does_nothing_wrong_is_sound() {
+    let folder = folder();
+    stage_faulty(folder.path(), "f", &json!({}));
+    assert_sound_with_kv(&folder.path().join("f.binary"), "/kv/get/a");
+}
+
+#[test]
+fn what_a_plugin_gives_no_occasion_for_is_not_passed() {
+    let folder = folder();
+    stage_faulty(folder.path(), "f", &json!({}));
+    let plugin = folder.path().join("f.binary");
+    let wanted = ["--case", "kv", "--case", "overtaking"];
+    let (printed, said) = report(&plugin, &wanted);
+    assert!(printed.status.success(), "{said:#}");
+    assert_eq!(said["not_exercised"], json!(["kv", "overtaking"]), "{said:#}");
+    assert_eq!(said["cases"][1]["ok"], json!(null), "{said:#}");
+    assert!(said["cases"][1]["not_exercised"].as_str().unwrap().contains("--target"), "{said:#}");
+    let printed = output(toru(&["test"]).args(wanted).arg(&plugin));
+    let text = String::from_utf8(printed.stdout).unwrap();
+    assert!(text.ends_with("as far as it was asked: not exercised were kv, overtaking\n"), "{text}");
+    assert!(text.contains("--   kv: "), "{text}");
+    // A path that takes a while does as well as a stored value.
+    let (printed, said) = report(&plugin, &["--case", "overtaking", "--slow", "/slow/1000"]);
+    assert!(printed.status.success() && said["cases"][1]["ok"] == true, "{said:#}");
+    let (printed, said) = report(&plugin, &["--case", "overtaking", "--slow", "/", "--target", "/slow/1000"]);
+    assert_eq!(printed.status.code(), Some(1), "{said:#}");
 }
 
 #[test]
@@ -170,7 +235,7 @@ fn the_report_for_people_says_what_to_change() {
 }
 
 fn succeed(command: &mut Command) {
-    let printed = output(command);
+    let printed = long_output(command);
     let said = [printed.stdout, printed.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     assert!(printed.status.success(), "{command:?}: {}\n{}", said[0], said[1]);
 }
@@ -194,7 +259,11 @@ fn check_project(lang: &str, protocol: &str, test: &[&str]) {
     succeed(&mut run(test));
     succeed(run(&["./build.sh"]).arg(stage.plugins()));
     let built = stage.plugins().join(format!("{name}.binary"));
-    assert_sound(&built, protocol);
+    if lang == "shell" {
+        assert_sound(&built, protocol);
+    } else {
+        assert_sound_with_kv(&built, "/notes/a");
+    }
     let daemon = stage.start();
     daemon.wait_ready(&name);
     let answer = daemon.get(&format!("/api/plugins/{name}/"));

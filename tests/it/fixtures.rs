@@ -77,7 +77,7 @@ fn send(stream: &mut UnixStream, message: &Value) {
 }
 
 fn receive(reader: &mut BufReader<UnixStream>) -> Value {
-    let text = read_frame(reader, Framing::Length).unwrap().unwrap();
+    let text = read_frame(reader, Framing::Length, usize::MAX).unwrap().unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 
@@ -117,7 +117,7 @@ fn faulty_dies_in_the_middle_of_a_frame() {
     let mut plugin = Alone::faulty(json!({}));
     let (mut stream, mut reader) = plugin.connect();
     send(&mut stream, &http("r1", "/exit-mid-frame"));
-    let error = read_frame(&mut reader, Framing::Length).unwrap_err();
+    let error = read_frame(&mut reader, Framing::Length, usize::MAX).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert_eq!(plugin.child.wait().unwrap().code(), Some(9));
 }
@@ -127,7 +127,10 @@ fn faulty_closes_its_socket_and_lives() {
     let mut plugin = Alone::faulty(json!({}));
     let (mut stream, mut reader) = plugin.connect();
     send(&mut stream, &http("r1", "/close-socket"));
-    assert!(read_frame(&mut reader, Framing::Length).unwrap().is_none(), "closed without an answer");
+    assert!(
+        read_frame(&mut reader, Framing::Length, usize::MAX).unwrap().is_none(),
+        "closed without an answer"
+    );
     wait_for("the socket to go", || plugin.try_connect().is_none().then_some(()));
     assert!(plugin.child.try_wait().unwrap().is_none());
 }
@@ -163,7 +166,10 @@ fn legacy_rust_loses_what_follows_the_first_message() {
     stream.write_all(&both).unwrap();
     assert_eq!(receive(&mut reader)["request_id"], "r1");
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert!(read_frame(&mut reader, Framing::Length).unwrap().is_none(), "the second message is lost");
+    assert!(
+        read_frame(&mut reader, Framing::Length, usize::MAX).unwrap().is_none(),
+        "the second message is lost"
+    );
 }
 
 #[test]
@@ -178,7 +184,7 @@ fn legacy_rust_drops_the_connection_over_what_it_does_not_know() {
         let plugin = Alone::start("old", stage_legacy_rust);
         let (mut stream, mut reader) = plugin.connect();
         send(&mut stream, &message);
-        assert!(read_frame(&mut reader, Framing::Length).unwrap().is_none(), "{message}");
+        assert!(read_frame(&mut reader, Framing::Length, usize::MAX).unwrap().is_none(), "{message}");
     }
 }
 

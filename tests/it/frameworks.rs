@@ -1,4 +1,4 @@
-//! Applications of real frameworks as plugins: FastAPI, Flask, Hono, Express.
+//! Applications of real frameworks as plugins: FastAPI, Starlette, Litestar, Flask, Django, Hono, Express.
 //!
 //! The frameworks are installed once, beside the test's own binary, from PyPI and npm.
 //! Where a registry or its tool cannot be reached the test says so and is skipped.
@@ -10,8 +10,10 @@ use std::{
     sync::Mutex,
 };
 
-use serde_json::json;
-use toru_tests::{Daemon, Stage, has_program, output, profile_folder, repository, write_executable};
+use serde_json::{Value, json};
+use toru_tests::{
+    Daemon, Stage, has_program, long_output, profile_folder, repository, wait_for, write_executable,
+};
 
 /// A folder below the target directory that `install` fills, once for each content of `manifest`.
 fn installed(
@@ -42,7 +44,7 @@ fn installed(
 }
 
 fn succeed(command: &mut Command) -> Result<(), String> {
-    let printed = output(command);
+    let printed = long_output(command);
     if printed.status.success() {
         return Ok(());
     }
@@ -92,8 +94,27 @@ fn python_plugin(stage: &Stage, python: &Path, kind: &str, id: &str, application
     write_executable(&stage.plugins().join(format!("{id}.binary")), &script);
 }
 
+/// Frameworks are imported for seconds where the machine is busy.
+fn patient_stage() -> Stage {
+    Stage::new().set("supervisor.ready_timeout_ms", 60_000)
+}
+
 /// What every one of the applications does, each in the words of its framework.
 fn check(daemon: &Daemon, id: &str) {
+    // `--metadata` has five seconds, in which a busy machine may not have started Python: a reload asks again.
+    let mut skipped = 0;
+    wait_for(&format!("{id} to be known"), || {
+        if daemon.status(id).is_some() {
+            return Some(());
+        }
+        let is_about = |line: &Value| line["file"].as_str().is_some_and(|file| file.contains(id));
+        let now = daemon.supervisor_log().iter().filter(|line| is_about(line)).count();
+        if now > skipped {
+            skipped = now;
+            daemon.hang_up();
+        }
+        None
+    });
     daemon.wait_ready(id);
     let at = |path: &str| format!("/api/plugins/{id}{path}");
     let answer = daemon.get(&at("/"));
@@ -128,7 +149,7 @@ fn check(daemon: &Daemon, id: &str) {
 #[test]
 fn fastapi_and_flask_are_plugins() {
     let Some(python) = python() else { return };
-    let stage = Stage::new();
+    let stage = patient_stage();
     python_plugin(&stage, &python, "asgi", "fast-api", FASTAPI);
     python_plugin(&stage, &python, "wsgi", "flask-app", FLASK);
     let daemon = stage.start();
@@ -148,9 +169,57 @@ fn fastapi_and_flask_are_plugins() {
 }
 
 #[test]
+fn starlette_and_litestar_are_plugins() {
+    let Some(python) = python() else { return };
+    let stage = patient_stage();
+    python_plugin(&stage, &python, "asgi", "star-lette", STARLETTE);
+    python_plugin(&stage, &python, "asgi", "lite-star", LITESTAR);
+    let daemon = stage.start();
+    check(&daemon, "star-lette");
+    check(&daemon, "lite-star");
+    for id in ["star-lette", "lite-star"] {
+        let answer = daemon.get(&format!("/api/plugins/{id}/lifespan"));
+        assert_eq!(answer.json(), json!({"state": "started"}), "{id}: {answer:?}");
+    }
+    let answer = daemon.get("/api/plugins/star-lette/url");
+    let url = answer.json().as_str().unwrap().to_owned();
+    assert!(url.ends_with("/api/plugins/star-lette/items/1"), "{answer:?}");
+    // Both are installed beside these frameworks, and taken without being asked for.
+    let answer = daemon.get("/api/plugins/star-lette/faster");
+    assert_eq!(answer.json(), json!({"loop": "uvloop", "json": "orjson"}), "{answer:?}");
+}
+
+#[test]
+fn django_is_a_plugin_in_both_ways() {
+    let Some(python) = python() else { return };
+    let stage = patient_stage();
+    fs::write(stage.plugins().join("site_urls.py"), DJANGO).unwrap();
+    python_plugin(
+        &stage,
+        &python,
+        "wsgi",
+        "django-wsgi",
+        &format!("{DJANGO_SETTINGS}app = get_wsgi_application()\n"),
+    );
+    python_plugin(
+        &stage,
+        &python,
+        "asgi",
+        "django-asgi",
+        &format!("{DJANGO_SETTINGS}app = get_asgi_application()\n"),
+    );
+    let daemon = stage.start();
+    for id in ["django-wsgi", "django-asgi"] {
+        check(&daemon, id);
+        let answer = daemon.get(&format!("/api/plugins/{id}/url"));
+        assert_eq!(answer.json(), json!({"url": format!("/api/plugins/{id}/items/1")}), "{answer:?}");
+    }
+}
+
+#[test]
 fn hono_and_express_are_plugins() {
     let Some(folder) = node() else { return };
-    let stage = Stage::new();
+    let stage = patient_stage();
     for (id, application) in [("hono-app", HONO), ("express-app", EXPRESS)] {
         fs::write(folder.join(format!("{id}.js")), application).unwrap();
         let script = format!("#!/bin/sh\nexec node {}/{id}.js \"$@\"\n", folder.display());
@@ -163,6 +232,23 @@ fn hono_and_express_are_plugins() {
     assert_eq!(answer.json(), json!("stored"), "{answer:?}");
     let answer = daemon.get("/api/plugins/express-app/static");
     assert_eq!(answer.json()["type"], "module", "{answer:?}");
+}
+
+#[test]
+fn what_authors_write_in_typescript_fits_the_node_sdk() {
+    let Some(folder) = node() else { return };
+    fs::copy(repository().join("tests/frameworks/types.ts"), folder.join("types.ts")).unwrap();
+    let compiler = folder.join("node_modules/.bin/tsc");
+    // `Request` and `Response` are the browser's in one project and Node's in the next.
+    for library in ["es2023", "es2023,dom,dom.iterable"] {
+        let printed = long_output(
+            Command::new(&compiler)
+                .args(["--noEmit", "--strict", "--exactOptionalPropertyTypes", "--module", "nodenext"])
+                .args(["--target", "es2023", "--types", "node", "--lib", library, "types.ts"])
+                .current_dir(&folder),
+        );
+        assert!(printed.status.success(), "{library}: {}", String::from_utf8_lossy(&printed.stdout));
+    }
 }
 
 #[test]
@@ -179,7 +265,7 @@ fn the_node_sdk_passes_its_own_tests() {
         .collect();
     tests.sort();
     assert!(!tests.is_empty());
-    let printed = output(Command::new("node").arg("--test").args(tests).current_dir(&package));
+    let printed = long_output(Command::new("node").arg("--test").args(tests).current_dir(&package));
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stdout));
 }
 
@@ -288,6 +374,196 @@ def kv():
     kv = request.environ["toru.context"].kv.blocking
     kv.set("key", "stored")
     return jsonify(kv.get("key"))
+"#;
+
+const STARLETTE: &str = r#"
+import asyncio
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+@asynccontextmanager
+async def lifespan(app):
+    yield {"word": "started"}
+
+async def index(request):
+    return JSONResponse({"hello": "world"})
+
+async def item(request):
+    return JSONResponse({"item": request.path_params["item"], "q": request.query_params.getlist("q")})
+
+async def make(request):
+    content = await request.json()
+    return JSONResponse({"name": content["name"], "double": 2 * content["price"]}, 201)
+
+def cookies(request):
+    response = Response()
+    response.set_cookie("a", "1")
+    response.set_cookie("b", "2")
+    return response
+
+async def stream(request):
+    async def pieces():
+        for piece in ("one ", "two ", "three"):
+            await asyncio.sleep(0.001)
+            yield piece
+    return StreamingResponse(pieces())
+
+async def echo(request):
+    return Response(await request.body(), media_type="application/x-test")
+
+async def fails(request):
+    raise ValueError("the reason")
+
+async def state(request):
+    return JSONResponse({"state": request.state.word})
+
+async def url(request):
+    return JSONResponse(str(request.url_for("item", item="1")))
+
+async def faster(request):
+    from toru_plugin import messages
+    loop = type(asyncio.get_running_loop()).__module__.split(".")[0]
+    return JSONResponse({"loop": loop, "json": messages._orjson.__name__})
+
+# This middleware runs the application in a task group, and is the hardest on whoever serves it.
+class Passes(BaseHTTPMiddleware):
+    async def dispatch(self, request, call_next):
+        return await call_next(request)
+
+app = Starlette(
+    routes=[
+        Route("/", index),
+        Route("/items/{item}", item, name="item"),
+        Route("/items", make, methods=["POST"]),
+        Route("/cookies", cookies),
+        Route("/stream", stream),
+        Route("/echo", echo, methods=["POST"]),
+        Route("/fails", fails),
+        Route("/lifespan", state),
+        Route("/url", url),
+        Route("/faster", faster),
+    ],
+    middleware=[Middleware(Passes)],
+    lifespan=lifespan,
+)
+"#;
+
+const LITESTAR: &str = r#"
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from litestar import Litestar, Request, Response, get, post
+from litestar.params import Parameter
+from litestar.response import Stream
+
+@asynccontextmanager
+async def lifespan(app):
+    app.state.word = "started"
+    yield
+
+@dataclass
+class Item:
+    name: str
+    price: int
+
+@get("/")
+async def index() -> dict[str, str]:
+    return {"hello": "world"}
+
+@get("/items/{item:str}", sync_to_thread=True)
+def item(item: str, q: list[str]) -> dict[str, object]:
+    return {"item": item, "q": q}
+
+@post("/items")
+async def make(data: Item) -> dict[str, object]:
+    return {"name": data.name, "double": 2 * data.price}
+
+@get("/cookies")
+async def cookies() -> Response[None]:
+    response = Response(None)
+    response.set_cookie("a", "1")
+    response.set_cookie("b", "2")
+    return response
+
+@get("/stream")
+async def stream() -> Stream:
+    async def pieces():
+        for piece in ("one ", "two ", "three"):
+            yield piece
+    return Stream(pieces())
+
+@post("/echo", status_code=200)
+async def echo(request: Request) -> Response[bytes]:
+    return Response(await request.body(), media_type="application/x-test")
+
+@get("/fails")
+async def fails() -> None:
+    raise ValueError("the reason")
+
+@get("/lifespan")
+async def state(request: Request) -> dict[str, str]:
+    return {"state": request.app.state.word}
+
+app = Litestar([index, item, make, cookies, stream, echo, fails, state], lifespan=[lifespan])
+"#;
+
+const DJANGO_SETTINGS: &str = r#"
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
+
+settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="site_urls", SECRET_KEY="a test's", DEFAULT_CHARSET="utf-8")
+"#;
+
+const DJANGO: &str = r#"
+import json
+
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.urls import path, reverse
+
+def index(request):
+    return JsonResponse({"hello": "world"})
+
+async def item(request, item):
+    return JsonResponse({"item": item, "q": request.GET.getlist("q")})
+
+def make(request):
+    content = json.loads(request.body)
+    return JsonResponse({"name": content["name"], "double": 2 * content["price"]}, status=201)
+
+def cookies(request):
+    response = HttpResponse()
+    response.set_cookie("a", "1")
+    response.set_cookie("b", "2")
+    return response
+
+def stream(request):
+    return StreamingHttpResponse(piece for piece in ("one ", "two ", "three"))
+
+async def echo(request):
+    return HttpResponse(request.body, content_type="application/x-test")
+
+def fails(request):
+    raise ValueError("the reason")
+
+def url(request):
+    return JsonResponse({"url": reverse("item", args=["1"])})
+
+urlpatterns = [
+    path("", index),
+    path("items/<str:item>", item, name="item"),
+    path("items", make),
+    path("cookies", cookies),
+    path("stream", stream),
+    path("echo", echo),
+    path("fails", fails),
+    path("url", url),
+]
 "#;
 
 const HONO: &str = r#"

@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use serde_json::Value;
-use toru_tests::{binary, has_program, output, repository, write_executable};
+use toru_tests::{binary, has_program, long_output, output, repository, write_executable};
 
 /// A fenced block: the line before it, its language, its text.
 fn blocks() -> Vec<(String, String, String)> {
@@ -45,7 +45,7 @@ fn whole_programs_of_the_guide_are_sound_plugins() {
         let suffix = if language == "js" { ".js" } else { "" };
         let plugin = folder.path().join(format!("plugin-{tested}{suffix}"));
         write_executable(&plugin, &text);
-        let printed = output(
+        let printed = long_output(
             Command::new(binary("toru"))
                 .args(["plugin", "test", "--json"])
                 .arg(&plugin)
@@ -55,6 +55,87 @@ fn whole_programs_of_the_guide_are_sound_plugins() {
         assert_eq!(report["sound"], true, "{text}\n{report:#}");
     }
     assert_eq!(tested, 3, "Python, an application, Node");
+}
+
+/// Each `rust` block with the `toml` block before it, a package each.
+#[test]
+fn rust_programs_of_the_guide_are_sound_plugins() {
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let mut dependencies = String::new();
+    let mut built = vec![];
+    for (_, language, text) in blocks() {
+        if language == "toml" {
+            let sdk = repository().join("plugin-api");
+            assert!(text.contains("../toru/plugin-api"), "{text}");
+            dependencies = text.replace("../toru/plugin-api", &sdk.to_string_lossy());
+        }
+        if language != "rust" {
+            continue;
+        }
+        let name = format!("guide-rust-{}", built.len());
+        let package = folder.path().join(&name);
+        fs::create_dir_all(package.join("src")).unwrap();
+        let manifest = format!(
+            "[workspace]\n\n[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n{dependencies}"
+        );
+        fs::write(package.join("Cargo.toml"), manifest).unwrap();
+        fs::write(package.join("src/main.rs"), text).unwrap();
+        // What the workspace has been built with is there already, so no registry is asked.
+        fs::copy(repository().join("Cargo.lock"), package.join("Cargo.lock")).unwrap();
+        let target = toru_tests::profile_folder().join("toru-test-projects");
+        let printed = long_output(
+            Command::new("cargo")
+                .args(["build", "--quiet"])
+                .current_dir(&package)
+                .env("CARGO_TARGET_DIR", &target),
+        );
+        assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+        built.push(target.join("debug").join(name));
+    }
+    assert_eq!(built.len(), 2, "the trait, an axum router");
+    for plugin in built {
+        let printed =
+            long_output(Command::new(binary("toru")).args(["plugin", "test", "--json"]).arg(&plugin));
+        let report: Value = serde_json::from_slice(&printed.stdout).unwrap();
+        assert_eq!(report["sound"], true, "{report:#}");
+    }
+}
+
+/// The blocks for a shell, in their order and in one folder, as a reader types them.
+#[test]
+fn the_commands_of_the_guide_work() {
+    if !has_program("socat") {
+        println!("skipped: no socat here");
+        return;
+    }
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let mut script = String::from("set -e\n");
+    for (_, language, text) in blocks() {
+        if language != "sh" || text.starts_with("#!") {
+            continue;
+        }
+        for line in text.lines() {
+            // These two run until Ctrl-C; other tests run them.
+            if line.starts_with("toru serve ") || line.starts_with("toru plugin run ") {
+                continue;
+            }
+            script.push_str(&line.replace("/tmp/notes.sock", "./notes.sock"));
+            script.push('\n');
+            if line.ends_with(" &") {
+                script.push_str("trap 'kill $!' EXIT\nuntil [ -S ./notes.sock ]; do sleep 0.01; done\n");
+            }
+        }
+    }
+    let folders = [binary("toru").parent().unwrap().to_owned()];
+    let path = std::env::var_os("PATH").unwrap();
+    let path = std::env::join_paths(folders.into_iter().chain(std::env::split_paths(&path))).unwrap();
+    let printed = long_output(
+        Command::new("/bin/sh").args(["-c", &script]).current_dir(folder.path()).env("PATH", path),
+    );
+    let said = String::from_utf8_lossy(&printed.stdout);
+    assert!(printed.status.success(), "{script}\n{said}\n{}", String::from_utf8_lossy(&printed.stderr));
+    assert_eq!(said.matches("is a sound 1.1 plugin").count(), 2, "{said}");
+    assert!(said.lines().last().unwrap().contains(r#""request_id":"r1""#), "{said}");
 }
 
 #[test]

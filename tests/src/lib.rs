@@ -67,7 +67,13 @@ fn exec_lock() -> MutexGuard<'static, ()> {
 /// Runs `command` to its end with what it printed; one that does not end is killed and fails.
 pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    finish(spawn(command), &format!("{command:?}"))
+    finish(spawn(command), DEADLINE, &format!("{command:?}"))
+}
+
+/// As [`output`], for what takes a minute by nature: a build, an installation, another test suite.
+pub fn long_output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish(spawn(command), 15 * DEADLINE, &format!("{command:?}"))
 }
 
 /// As [`output`], with `input` on stdin.
@@ -78,10 +84,10 @@ pub fn output_with(command: &mut Command, input: &[u8]) -> Output {
     // Who does not read it says so by what it prints.
     let _ = stdin.write_all(input);
     drop(stdin);
-    finish(child, &format!("{command:?}"))
+    finish(child, DEADLINE, &format!("{command:?}"))
 }
 
-fn finish(mut child: Child, what: &str) -> Output {
+fn finish(mut child: Child, deadline: Duration, what: &str) -> Output {
     fn gather(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
         thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -96,7 +102,7 @@ fn finish(mut child: Child, what: &str) -> Output {
         if let Some(status) = child.try_wait().expect("our own child") {
             break status;
         }
-        if start.elapsed() > DEADLINE {
+        if start.elapsed() > deadline {
             let _ = child.kill();
             let _ = child.wait();
             let stderr = stderr.join().expect("reading does not panic");

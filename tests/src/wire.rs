@@ -22,8 +22,12 @@ pub fn detect(reader: &mut impl BufRead) -> io::Result<Option<Framing>> {
 
 /// Next frame's JSON text, or `None` at a clean end.
 ///
-/// Errors: `UnexpectedEof` when the stream ends inside a frame.
-pub fn read_frame(reader: &mut impl BufRead, framing: Framing) -> io::Result<Option<Vec<u8>>> {
+/// Errors: `UnexpectedEof` when the stream ends inside a frame, `InvalidData` for a length over `bytes_max`.
+pub fn read_frame(
+    reader: &mut impl BufRead,
+    framing: Framing,
+    bytes_max: usize,
+) -> io::Result<Option<Vec<u8>>> {
     match framing {
         Framing::Lines => {
             let mut line = Vec::new();
@@ -38,7 +42,11 @@ pub fn read_frame(reader: &mut impl BufRead, framing: Framing) -> io::Result<Opt
             }
             let mut prefix = [0; 4];
             reader.read_exact(&mut prefix)?;
-            let mut body = vec![0; u32::from_be_bytes(prefix) as usize];
+            let length = u32::from_be_bytes(prefix) as usize;
+            if length > bytes_max {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let mut body = vec![0; length];
             reader.read_exact(&mut body)?;
             Ok(Some(body))
         }

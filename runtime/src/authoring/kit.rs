@@ -9,13 +9,13 @@ use std::io::{self, IsTerminal, Write};
 use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use toru_plugin_api::frame::{FRAME_BYTES_MAX_DEFAULT, Framing};
 use toru_plugin_api::metadata::{Metadata, Protocol};
 
-use super::subject::{Ask, Fault, Heard, Link, Program, Silence, Subject, metadata};
+use super::subject::{ANSWER_PATIENCE, Ask, Fault, Heard, Link, Program, Silence, Subject, metadata};
 
 /// The core's `supervisor.stop_grace_ms` and `term_grace_ms`.
 const STOP_GRACE: Duration = Duration::from_millis(5000);
@@ -66,7 +66,7 @@ const BOTH: [Case; 2] = [
     ),
 ];
 
-const OF_1_1: [Case; 18] = [
+const OF_1_1: [Case; 19] = [
     Case::new(
         "init",
         "`init` is answered with `ready`",
@@ -138,6 +138,12 @@ const OF_1_1: [Case; 18] = [
         "stored values are asked for as the protocol has it",
         kv,
         "send `{\"type\":\"kv\",\"request_id\":…,\"payload\":{\"action\":…,\"key\":…}}` and wait for the answer of that id",
+    ),
+    Case::new(
+        "overtaking",
+        "a request that waits is overtaken by one behind it on its connection",
+        overtaking,
+        "handle each request in a task or thread of its own, so that one that waits holds up no other",
     ),
     Case::new(
         "broken-frame",
@@ -227,19 +233,29 @@ const OF_1_0: [Case; 8] = [
 struct Verdict {
     name: &'static str,
     asks: &'static str,
-    fault: Option<(Fault, &'static str)>,
+    outcome: Outcome,
     is_advice: bool,
+}
+
+enum Outcome {
+    Sound,
+    /// The plugin gave no occasion; why, and what would.
+    NotExercised(&'static str),
+    /// What was seen, and what to change.
+    Fault(Fault, &'static str),
 }
 
 /// Tests the program at `path`; whether it is sound. The report goes to stdout.
 ///
-/// `target` is what most requests ask for; what the plugin answers to it, a 404 too, is its business.
+/// `target` is what most requests ask for; what the plugin answers to it, a 404 too, is its business. `slow` is
+/// something that takes longer than `target`.
 ///
 /// Errors: the temporary folder cannot be made, the report not be written.
 pub fn run(
     path: &Path,
     args: Vec<OsString>,
     target: String,
+    slow: Option<String>,
     only: &[String],
     as_json: bool,
 ) -> io::Result<bool> {
@@ -248,7 +264,7 @@ pub fn run(
     let folder = tempfile::Builder::new().prefix("toru-test-").tempdir()?;
     // A relative path would change its meaning, or be looked up in PATH.
     let path = std::path::absolute(path)?;
-    let program = Rc::new(Program { path, args, target, folder });
+    let program = Rc::new(Program { path, args, target, slow, folder });
     let mut report = Report::new(as_json, &program.path);
     let found = match metadata(&program) {
         Ok(found) => found,
@@ -256,7 +272,7 @@ pub fn run(
             report.add(Verdict {
                 name: "metadata",
                 asks: "`--metadata` prints one sound object",
-                fault: Some((fault, "print one JSON object with the protocol's fields and exit 0")),
+                outcome: Outcome::Fault(fault, "print one JSON object with the protocol's fields and exit 0"),
                 is_advice: false,
             })?;
             return report.end(None);
@@ -265,7 +281,7 @@ pub fn run(
     report.add(Verdict {
         name: "metadata",
         asks: "`--metadata` prints one sound object",
-        fault: None,
+        outcome: Outcome::Sound,
         is_advice: false,
     })?;
     let own: &[Case] = match found.protocol {
@@ -277,14 +293,19 @@ pub fn run(
         // Each case has a process of its own, so that one fault is told once.
         let outcome = Subject::start(&program, &found).and_then(|mut subject| {
             // A process that ends closes its connections a moment before anybody can know of it.
-            (case.check)(&mut subject).map_err(|fault| match subject.wait(END_PATIENCE) {
+            let checked = (case.check)(&mut subject).map_err(|fault| match subject.wait(END_PATIENCE) {
                 None => fault,
                 Some(_) => format!("{fault}; and the process has ended{}", subject.last_words()),
-            })
+            });
+            checked.map(|()| subject.left_out.take())
         });
-        let fault = outcome.err().map(|fault| (fault, case.remedy));
-        let is_hopeless = fault.is_some() && case.name == own[0].name;
-        report.add(Verdict { name: case.name, asks: case.asks, fault, is_advice: case.is_advice })?;
+        let outcome = match outcome {
+            Ok(None) => Outcome::Sound,
+            Ok(Some(why)) => Outcome::NotExercised(why),
+            Err(fault) => Outcome::Fault(fault, case.remedy),
+        };
+        let is_hopeless = matches!(outcome, Outcome::Fault(..)) && case.name == own[0].name;
+        report.add(Verdict { name: case.name, asks: case.asks, outcome, is_advice: case.is_advice })?;
         // Every other case would tell the same.
         if is_hopeless {
             break;
@@ -309,16 +330,21 @@ impl Report {
 
     fn add(&mut self, verdict: Verdict) -> io::Result<()> {
         if !self.as_json {
-            let (word, colour) = match (&verdict.fault, verdict.is_advice) {
-                (None, _) => ("ok  ", "32"),
-                (Some(_), true) => ("note", "33"),
-                (Some(_), false) => ("FAIL", "31"),
+            let (word, colour) = match (&verdict.outcome, verdict.is_advice) {
+                (Outcome::Sound, _) => ("ok  ", "32"),
+                (Outcome::NotExercised(_), _) => ("--  ", "33"),
+                (Outcome::Fault(..), true) => ("note", "33"),
+                (Outcome::Fault(..), false) => ("FAIL", "31"),
             };
             let word = if self.colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() };
             let mut out = io::stdout().lock();
             writeln!(out, "{word} {}: {}", verdict.name, verdict.asks)?;
-            if let Some((fault, remedy)) = &verdict.fault {
-                writeln!(out, "     seen:   {fault}\n     change: {remedy}")?;
+            match &verdict.outcome {
+                Outcome::Sound => {}
+                Outcome::NotExercised(why) => writeln!(out, "     not exercised: {why}")?,
+                Outcome::Fault(fault, remedy) => {
+                    writeln!(out, "     seen:   {fault}\n     change: {remedy}")?;
+                }
             }
         }
         self.verdicts.push(verdict);
@@ -326,7 +352,10 @@ impl Report {
     }
 
     fn end(self, metadata: Option<&Metadata>) -> io::Result<bool> {
-        let failed = self.verdicts.iter().filter(|one| one.fault.is_some() && !one.is_advice).count();
+        let is_failed = |one: &&Verdict| matches!(one.outcome, Outcome::Fault(..)) && !one.is_advice;
+        let failed = self.verdicts.iter().filter(is_failed).count();
+        let is_left_out = |one: &&Verdict| matches!(one.outcome, Outcome::NotExercised(_));
+        let left_out: Vec<&str> = self.verdicts.iter().filter(is_left_out).map(|one| one.name).collect();
         let sound = failed == 0;
         let mut out = io::stdout().lock();
         if self.as_json {
@@ -334,8 +363,12 @@ impl Report {
                 .verdicts
                 .iter()
                 .map(|one| {
-                    let (fault, remedy) = one.fault.as_ref().map(|(fault, remedy)| (fault, remedy)).unzip();
-                    json!({ "case": one.name, "asks": one.asks, "ok": one.fault.is_none(), "advice": one.is_advice, "seen": fault, "change": remedy })
+                    let (ok, why, fault, remedy) = match &one.outcome {
+                        Outcome::Sound => (Some(true), None, None, None),
+                        Outcome::NotExercised(why) => (None, Some(why), None, None),
+                        Outcome::Fault(fault, remedy) => (Some(false), None, Some(fault), Some(remedy)),
+                    };
+                    json!({ "case": one.name, "asks": one.asks, "ok": ok, "not_exercised": why, "advice": one.is_advice, "seen": fault, "change": remedy })
                 })
                 .collect();
             let report = json!({
@@ -344,6 +377,7 @@ impl Report {
                 "protocol": metadata.map(|metadata| metadata.protocol.as_str()),
                 "sound": sound,
                 "failed": failed,
+                "not_exercised": left_out,
                 "cases": cases,
             });
             writeln!(out, "{report:#}")?;
@@ -352,7 +386,11 @@ impl Report {
         let path = self.path.display();
         match metadata {
             Some(metadata) if sound => {
-                writeln!(out, "\n{path} is a sound {} plugin", metadata.protocol.as_str())?
+                let so_far = match left_out.as_slice() {
+                    [] => String::new(),
+                    names => format!(", as far as it was asked: not exercised were {}", names.join(", ")),
+                };
+                writeln!(out, "\n{path} is a sound {} plugin{so_far}", metadata.protocol.as_str())?;
             }
             Some(metadata) => {
                 writeln!(
@@ -599,11 +637,62 @@ fn large_request(subject: &mut Subject) -> Result<(), Fault> {
 }
 
 fn kv(subject: &mut Subject) -> Result<(), Fault> {
-    // `init` and every answer have gone through the store of the link; here is one more of each, on one connection.
     let mut control = ready(subject)?.ok_or("no connection")?;
     control.send(&control.request(&Ask::get("kv")))?;
     control.answer("kv")?;
-    nothing_more(&mut control)
+    nothing_more(&mut control)?;
+    if subject.questions() == 0 {
+        subject.left_out = Some("it asked for no stored value; name a path where it does with --target");
+    }
+    Ok(())
+}
+
+/// The first request is held up: by the plugin itself, at the path that its author named, or by a stored value that it
+/// asks for and does not get yet.
+fn overtaking(subject: &mut Subject) -> Result<(), Fault> {
+    let _control = ready(subject)?;
+    let mut link = subject.connect()?;
+    let slow = subject.slow();
+    let is_held_by_kv = slow.is_none();
+    if is_held_by_kv {
+        subject.hold_questions();
+    }
+    link.send(&link.request(&Ask { path: slow.as_deref(), ..Ask::get("first") }))?;
+    if is_held_by_kv {
+        let began = Instant::now();
+        while !subject.holds_a_question() {
+            match link.hear(Duration::ZERO) {
+                Ok(Heard::Answer { request_id, .. }) if request_id == "first" => {
+                    subject.left_out = Some(
+                        "it answered without a wait; name a path that takes a while with --slow, or one where it asks for a stored value with --target",
+                    );
+                    return Ok(());
+                }
+                Ok(other) => return Err(format!("{other:?} came instead of an answer to `first`")),
+                Err(Silence::Late) if began.elapsed() < ANSWER_PATIENCE => {}
+                Err(Silence::Late) => return Err("the first request was not answered".into()),
+                Err(Silence::Closed) => return Err("the connection was closed instead of an answer".into()),
+                Err(Silence::Broken(fault)) => return Err(fault),
+            }
+        }
+        subject.answer_new_questions();
+    }
+    link.send(&link.request(&Ask::get("second")))?;
+    match link.expect("the answer to a request behind one that waits")? {
+        Heard::Answer { request_id, .. } if request_id == "second" => {}
+        Heard::Answer { request_id, .. } if request_id == "first" => {
+            return Err(match slow {
+                Some(path) => format!("`{path}` was answered before the request behind it"),
+                None => {
+                    "the request that waited for a stored value was answered before the one behind it".into()
+                }
+            });
+        }
+        other => return Err(format!("{other:?} came instead of an answer to `second`")),
+    }
+    subject.answer_held_questions()?;
+    link.answer("first")?;
+    nothing_more(&mut link)
 }
 
 fn broken_frame(subject: &mut Subject) -> Result<(), Fault> {
@@ -648,7 +737,7 @@ fn by_hand(subject: &mut Subject) -> Result<(), Fault> {
     link.send(
         b"{\"type\":\"http\",\"request_id\":\"r1\",\"payload\":{\"method\":\"GET\",\"path\":\"/\"}}\n",
     )?;
-    link.stream
+    link.stream()
         .shutdown(Shutdown::Write)
         .map_err(|error| format!("the connection cannot be closed: {error}"))?;
     link.answer("r1").map(drop)

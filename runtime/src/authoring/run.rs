@@ -15,12 +15,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use toru_plugin_api::metadata::Metadata;
-use toru_supervisor::{Handle, Level, Order};
+use toru_supervisor::{Handle, Order};
 
 use super::subject::{Program, metadata};
 use crate::cli::human_line;
-use crate::config::{Config, Overrides};
-use crate::demo::DemoError;
+use crate::demo::{DemoError, private_config};
 
 /// Between looks at the log and at the sources: soon for a person, and little work.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -56,31 +55,19 @@ pub fn run(wanted: Wanted) -> Result<(), DemoError> {
     let staged = temporary().map_err(|error| stage("make a temporary folder", error))?;
     let path = std::path::absolute(&wanted.path).map_err(|error| stage("find the plugin", error))?;
     let folder = temporary().map_err(|error| stage("make a temporary folder", error))?;
-    let program = Program { path: path.clone(), args: vec![], target: String::new(), folder };
+    let program = Program { path: path.clone(), args: vec![], target: String::new(), slow: None, folder };
     let found =
         metadata(&program).map_err(|fault| DemoError::Stage(format!("{}: {fault}", path.display())))?;
 
     let place = |name: &str| staged.path().join(name);
-    let write = |path: &Path, text: &str| fs::write(path, text).map_err(|error| stage("write a file", error));
     fs::create_dir(place("plugins")).map_err(|error| stage("make a folder", error))?;
     // The plugin stays where it is: scripts look for what lies beside them.
     let entry = place("plugins/plugin.binary");
-    write(&entry, &format!("#!/bin/sh\nexec {} \"$@\"\n", quoted(&path)))?;
+    fs::write(&entry, format!("#!/bin/sh\nexec {} \"$@\"\n", quoted(&path)))
+        .map_err(|error| stage("write a file", error))?;
     fs::set_permissions(&entry, fs::Permissions::from_mode(0o755))
         .map_err(|error| stage("make a file executable", error))?;
-    let empty = place("toru.toml");
-    write(&empty, "")?;
-    let mut config = Config::load(&Overrides {
-        config: Some(wanted.config.unwrap_or(empty)),
-        listen: Some(wanted.listen),
-        plugins_dir: Some(place("plugins")),
-        socket_dir: Some(place("sockets")),
-        log_dir: Some(place("log")),
-        data_dir: Some(place("data")),
-        control_socket: Some(place("control.sock")),
-        ..Overrides::default()
-    })?;
-    config.log.echo = Level::Warn;
+    let config = private_config(staged.path(), wanted.config, wanted.listen)?;
     let log = place("log").join(format!("plugins/{}.log", found.id));
     let (watch, build) = (wanted.watch, wanted.build);
     crate::run(config, None, move |address, supervisor| {

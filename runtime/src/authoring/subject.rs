@@ -2,6 +2,7 @@
 //!
 //! Blocking and single-threaded but for the threads that drain what the plugin prints.
 
+use std::cell::{Ref, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Write};
@@ -10,11 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use toru_plugin_api::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, Framing};
 use toru_plugin_api::from_core::{self, Init, KvReply, RequestStart};
@@ -41,6 +43,8 @@ pub struct Program {
     pub args: Vec<OsString>,
     /// What the requests ask for where a case does not care.
     pub target: String,
+    /// What takes a while, if the author says so.
+    pub slow: Option<String>,
     pub folder: tempfile::TempDir,
 }
 
@@ -69,6 +73,9 @@ pub struct Subject {
     is_gone: bool,
     pub socket: PathBuf,
     pub metadata: Metadata,
+    /// Why the case could not be tried, once it says so.
+    pub left_out: Option<&'static str>,
+    core: Rc<RefCell<Core>>,
     data_dir: PathBuf,
     said: Arc<Mutex<VecDeque<u8>>>,
 }
@@ -103,8 +110,17 @@ impl Subject {
         let data_dir = program.folder.path().join("data");
         let _ = std::fs::create_dir(&data_dir);
         let program = Rc::clone(program);
-        let mut subject =
-            Self { program, child, is_gone: false, socket, metadata: metadata.clone(), data_dir, said };
+        let mut subject = Self {
+            program,
+            child,
+            is_gone: false,
+            socket,
+            metadata: metadata.clone(),
+            left_out: None,
+            core: Rc::default(),
+            data_dir,
+            said,
+        };
         subject.wait_until_it_listens()?;
         Ok(subject)
     }
@@ -212,16 +228,58 @@ impl Subject {
             .set_read_timeout(Some(POLL))
             .and_then(|()| stream.set_write_timeout(Some(ANSWER_PATIENCE)));
         bounded.map_err(|error| format!("the connection cannot be used: {error}"))?;
-        Ok(Link {
+        let inner = Rc::new(RefCell::new(Inner {
             stream,
             framing,
-            target: self.program.target.clone(),
-            protocol: self.metadata.protocol,
             decoder: Decoder::new(framing, FRAME_BYTES_MAX_DEFAULT),
             reader: PluginMessageReader::new(),
             heard: VecDeque::new(),
-            values: BTreeMap::new(),
+            end: None,
+        }));
+        self.core.borrow_mut().connections.push(Rc::downgrade(&inner));
+        Ok(Link {
+            inner,
+            core: Rc::clone(&self.core),
+            framing,
+            target: self.program.target.clone(),
+            protocol: self.metadata.protocol,
         })
+    }
+
+    /// What the author named as taking a while.
+    pub fn slow(&self) -> Option<String> {
+        self.program.slow.clone()
+    }
+
+    /// How many questions of kv have come.
+    pub fn questions(&self) -> u64 {
+        self.core.borrow().questions
+    }
+
+    /// From here on questions of kv wait, until [`answer_new_questions`](Self::answer_new_questions).
+    pub fn hold_questions(&self) {
+        self.core.borrow_mut().holds = true;
+    }
+
+    /// Whether a question waits.
+    pub fn holds_a_question(&self) -> bool {
+        !self.core.borrow().held.is_empty()
+    }
+
+    /// New questions are answered again; those that wait go on waiting.
+    pub fn answer_new_questions(&self) {
+        self.core.borrow_mut().holds = false;
+    }
+
+    /// Answers the questions that wait.
+    pub fn answer_held_questions(&self) -> Result<(), Fault> {
+        let held = std::mem::take(&mut self.core.borrow_mut().held);
+        for (inner, id, question) in held {
+            if let Some(inner) = inner.upgrade() {
+                inner.borrow_mut().answer_kv(&self.core, &id, question)?;
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of `init`.
@@ -291,16 +349,34 @@ pub enum Silence {
     Broken(Fault),
 }
 
-/// One connection. Questions of kv are answered from memory while anything is waited for, as the core would.
+/// What the connections share: the values of the plugin, and what it asks about them.
+#[derive(Default)]
+struct Core {
+    connections: Vec<Weak<RefCell<Inner>>>,
+    values: BTreeMap<String, String>,
+    questions: u64,
+    holds: bool,
+    held: Vec<(Weak<RefCell<Inner>>, String, Question)>,
+}
+
+/// One connection. While anything is waited for, questions of kv on all of them are answered from memory, as the core
+/// would: a plugin may ask on another connection than the one that its request came on.
 pub struct Link {
-    pub stream: UnixStream,
+    inner: Rc<RefCell<Inner>>,
+    core: Rc<RefCell<Core>>,
     pub framing: Framing,
     target: String,
     protocol: Protocol,
+}
+
+struct Inner {
+    stream: UnixStream,
+    framing: Framing,
     decoder: Decoder,
     reader: PluginMessageReader,
     heard: VecDeque<Heard>,
-    values: BTreeMap<String, String>,
+    /// How it ended, seen before anybody waited for it.
+    end: Option<Silence>,
 }
 
 /// A request of a case.
@@ -377,42 +453,34 @@ impl Link {
         out
     }
 
+    pub fn stream(&self) -> Ref<'_, UnixStream> {
+        Ref::map(self.inner.borrow(), |inner| &inner.stream)
+    }
+
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        self.stream.write_all(bytes).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                format!(
-                    "it has not read for {} s: go on reading while requests are handled",
-                    ANSWER_PATIENCE.as_secs()
-                )
-            }
-            _ => format!("it closed the connection while it was written to ({error})"),
-        })
+        self.inner.borrow_mut().send(bytes)
     }
 
     /// The next message that a case looks at; log lines and kv are dealt with on the way.
     pub fn hear(&mut self, patience: Duration) -> Result<Heard, Silence> {
         let began = Instant::now();
-        let mut chunk = vec![0; 64 * 1024];
         loop {
-            if let Some(heard) = self.heard.pop_front() {
-                return Ok(heard);
+            {
+                let mut inner = self.inner.borrow_mut();
+                if let Some(heard) = inner.heard.pop_front() {
+                    return Ok(heard);
+                }
+                if let Some(end) = inner.end.take() {
+                    return Err(end);
+                }
+                inner.read(&self.core, &Rc::downgrade(&self.inner));
+                if !inner.heard.is_empty() || inner.end.is_some() {
+                    continue;
+                }
             }
-            match self.stream.read(&mut chunk) {
-                Ok(0) if self.decoder.is_mid_frame() => {
-                    return Err(Silence::Broken("it closed the connection in the middle of a frame".into()));
-                }
-                Ok(0) => return Err(Silence::Closed),
-                Ok(count) => {
-                    self.decoder.feed(&chunk[..count]);
-                    self.take_frames().map_err(Silence::Broken)?;
-                }
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
-                // A reset is an end with something unread.
-                Err(_) => return Err(Silence::Closed),
+            let others: Vec<_> = self.core.borrow().connections.iter().filter_map(Weak::upgrade).collect();
+            for other in others.iter().filter(|other| !Rc::ptr_eq(other, &self.inner)) {
+                other.borrow_mut().glance(&self.core, &Rc::downgrade(other));
             }
             if began.elapsed() > patience {
                 return Err(Silence::Late);
@@ -439,8 +507,61 @@ impl Link {
             other => Err(format!("{other:?} came instead of an answer to `{id}`")),
         }
     }
+}
 
-    fn take_frames(&mut self) -> Result<(), Fault> {
+impl Inner {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.stream.write_all(bytes).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                format!(
+                    "it has not read for {} s: go on reading while requests are handled",
+                    ANSWER_PATIENCE.as_secs()
+                )
+            }
+            _ => format!("it closed the connection while it was written to ({error})"),
+        })
+    }
+
+    /// Reads what comes within [`POLL`].
+    fn read(&mut self, core: &RefCell<Core>, own: &Weak<RefCell<Inner>>) {
+        let mut chunk = vec![0; 64 * 1024];
+        let read = self.stream.read(&mut chunk);
+        self.take(read.map(|count| &chunk[..count]), core, own);
+    }
+
+    /// Reads what is there.
+    fn glance(&mut self, core: &RefCell<Core>, own: &Weak<RefCell<Inner>>) {
+        if self.end.is_none() {
+            let mut chunk = vec![0; 64 * 1024];
+            let read = recv(&self.stream, &mut chunk, RecvFlags::DONTWAIT);
+            let read = read.map(|(count, _)| &chunk[..count]).map_err(Into::into);
+            self.take(read, core, own);
+        }
+    }
+
+    fn take(&mut self, read: std::io::Result<&[u8]>, core: &RefCell<Core>, own: &Weak<RefCell<Inner>>) {
+        match read {
+            Ok([]) if self.decoder.is_mid_frame() => {
+                self.end = Some(Silence::Broken("it closed the connection in the middle of a frame".into()));
+            }
+            Ok([]) => self.end = Some(Silence::Closed),
+            Ok(bytes) => {
+                self.decoder.feed(bytes);
+                if let Err(fault) = self.take_frames(core, own) {
+                    self.end = Some(Silence::Broken(fault));
+                }
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
+            // A reset is an end with something unread.
+            Err(_) => self.end = Some(Silence::Closed),
+        }
+    }
+
+    fn take_frames(&mut self, core: &RefCell<Core>, own: &Weak<RefCell<Inner>>) -> Result<(), Fault> {
         let mut questions: Vec<(String, Result<Question, Fault>)> = vec![];
         loop {
             let frame = match self.decoder.next_frame() {
@@ -477,15 +598,23 @@ impl Link {
         }
         for (id, question) in questions {
             let question = question.map_err(|reason| format!("its kv request `{id}` is none: {reason}"))?;
-            let bytes = self.answer_kv(&id, question);
-            self.send(&bytes)?;
+            let holds = {
+                let mut core = core.borrow_mut();
+                core.questions += 1;
+                core.holds
+            };
+            if holds {
+                core.borrow_mut().held.push((Weak::clone(own), id, question));
+            } else {
+                self.answer_kv(core, &id, question)?;
+            }
         }
         Ok(())
     }
 
-    fn answer_kv(&mut self, id: &str, question: Question) -> Vec<u8> {
+    fn answer_kv(&mut self, core: &RefCell<Core>, id: &str, question: Question) -> Result<(), Fault> {
         let mut out = vec![];
-        let values = &mut self.values;
+        let values = &mut core.borrow_mut().values;
         let (mut value, mut keys) = (None, None);
         match question {
             Question::Get(key) => value = values.get(&key).cloned(),
@@ -503,7 +632,7 @@ impl Link {
         let told =
             from_core::encode_kv_reply(&mut out, self.framing, &now(), id, &reply, FRAME_BYTES_MAX_DEFAULT);
         told.expect("what came in a frame fits into one");
-        out
+        self.send(&out)
     }
 }
 

@@ -16,9 +16,9 @@ use std::{
     collections::{BinaryHeap, HashMap},
     env,
     fs::{self, File, OpenOptions},
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::{
-        fs::OpenOptionsExt,
+        fs::{OpenOptionsExt, PermissionsExt},
         net::{UnixListener, UnixStream},
         process::CommandExt,
     },
@@ -26,7 +26,7 @@ use std::{
     process::{Command, exit},
     sync::{
         Arc, Condvar, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -39,6 +39,8 @@ use toru_tests::wire::{Framing, detect, frame, read_frame};
 
 const TIMESTAMP: &str = "2026-01-01T00:00:00.000Z";
 const OVERSIZE_ANNOUNCED: u32 = 16 * 1024 * 1024;
+/// The largest frame until `init` says otherwise.
+const FRAME_BYTES_MAX: usize = 1_048_576;
 
 fn main() {
     let plugin = Arc::new(Plugin::load());
@@ -77,6 +79,7 @@ struct Plugin {
     kv_waiting: Mutex<HashMap<String, mpsc::Sender<Value>>>,
     timer: Timer,
     socket_closed: AtomicBool,
+    frame_bytes_max: AtomicUsize,
 }
 
 /// One accepted connection, for whoever writes to it.
@@ -131,6 +134,7 @@ impl Plugin {
             kv_waiting: Mutex::default(),
             timer: Timer::start(),
             socket_closed: AtomicBool::new(false),
+            frame_bytes_max: AtomicUsize::new(FRAME_BYTES_MAX),
             command,
         }
     }
@@ -220,8 +224,13 @@ impl Plugin {
             _ => {}
         }
         let path = env::var("TORU_PLUGIN_SOCKET").expect("TORU_PLUGIN_SOCKET is set");
-        let _ = fs::remove_file(&path);
+        if self.mode != "keep-stale" {
+            let _ = fs::remove_file(&path);
+        }
         let listener = UnixListener::bind(&path).expect("the socket can be bound");
+        if self.mode == "open-socket" {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("it is ours");
+        }
         if self.mode == "count-connections" {
             return self.serve_counted(&listener);
         }
@@ -251,7 +260,7 @@ impl Plugin {
                 continue;
             }
             let plugin = self.clone();
-            thread::spawn(move || {
+            let serving = thread::spawn(move || {
                 plugin.trace(&json!({"event": "open", "connection": number}));
                 if let Err(error) = plugin.connection(number, stream) {
                     plugin
@@ -259,6 +268,9 @@ impl Plugin {
                 }
                 plugin.trace(&json!({"event": "close", "connection": number}));
             });
+            if self.mode == "one-connection" {
+                let _ = serving.join();
+            }
         }
     }
 
@@ -267,12 +279,62 @@ impl Plugin {
         let Some(framing) = detect(&mut reader)? else {
             return Ok(());
         };
+        if framing == Framing::Lines && self.mode == "no-lines" {
+            return Ok(());
+        }
         let connection = Connection { number, framing, stream: Arc::new(Mutex::new(stream)) };
-        while let Some(text) = read_frame(&mut reader, framing)? {
-            let message: Value = serde_json::from_slice(&text)?;
+        let read = self.frames(&connection, &mut reader);
+        if read.is_err() {
+            // Others may hold the connection still, to answer on it.
+            let stream = connection.stream.lock().expect("no panic holds it");
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        read
+    }
+
+    fn frames(
+        self: &Arc<Self>,
+        connection: &Connection,
+        reader: &mut BufReader<UnixStream>,
+    ) -> io::Result<()> {
+        loop {
+            if self.mode == "whole-reads" {
+                // Takes what one read gives for one frame.
+                let part = reader.fill_buf()?;
+                if part.len() < 4
+                    || part.len() - 4 != u32::from_be_bytes([part[0], part[1], part[2], part[3]]) as usize
+                {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+            let limit = match self.mode.as_str() {
+                "small-limit" => 65_536,
+                "any-length" => usize::MAX,
+                _ => self.frame_bytes_max.load(Ordering::SeqCst),
+            };
+            let Some(text) = read_frame(reader, connection.framing, limit)? else {
+                return Ok(());
+            };
+            let message: Value = match serde_json::from_slice(&text) {
+                Ok(message @ Value::Object(_)) => message,
+                Ok(_) | Err(_) if self.mode == "any-frame" => continue,
+                Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+                Err(error) => return Err(error.into()),
+            };
+            let kind = message["type"].as_str().unwrap_or_default();
+            match self.mode.as_str() {
+                "strict-types" if !["http", "lifecycle", "cancel", "kv"].contains(&kind) => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                "cancel-closes" if kind == "cancel" => return Err(io::ErrorKind::Interrupted.into()),
+                "text-only" if message["payload"]["payload"]["body_encoding"].is_string() => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                _ => {}
+            }
             match message["type"].as_str() {
                 Some("http") => {
-                    if self.http(&connection, &message) == Reading::Stops {
+                    if self.http(connection, &message) == Reading::Stops {
                         // The connection stays open and fills up.
                         loop {
                             thread::park();
@@ -280,12 +342,18 @@ impl Plugin {
                     }
                 }
                 _ => {
-                    self.trace(&json!({"event": "message", "connection": number, "message": message}));
-                    self.other(&connection, &message);
+                    self.trace(
+                        &json!({"event": "message", "connection": connection.number, "message": message}),
+                    );
+                    self.other(connection, &message);
                 }
             }
+            if self.mode == "first-of-read" {
+                // What came behind the first frame of a read is lost.
+                let rest = reader.buffer().len();
+                reader.consume(rest);
+            }
         }
-        Ok(())
     }
 
     /// Everything that is no HTTP request.
@@ -293,9 +361,13 @@ impl Plugin {
         let payload = &message["payload"];
         match (message["type"].as_str(), payload["action"].as_str()) {
             (Some("lifecycle"), Some("init")) if !self.is_legacy() => {
-                let _ = self.lifecycle.set(connection.clone());
+                if let Some(bytes) = payload["max_message_bytes"].as_u64() {
+                    self.frame_bytes_max.store(bytes as usize, Ordering::SeqCst);
+                }
+                let is_first = self.lifecycle.set(connection.clone()).is_ok();
                 match self.mode.as_str() {
                     "never-ready" => {}
+                    "init-once" if !is_first => {}
                     "fail-init" => {
                         connection.lifecycle(json!({"action": "failed", "error": "the licence has run out"}))
                     }
@@ -343,7 +415,8 @@ impl Plugin {
                 let answer = request.echo();
                 self.timer.send_in(Duration::from_micros(delay), connection, answer);
             }
-            "" | "ignore-term" | "fork-child" | "no-pong" | "crash-on" | "flood-stderr" | "never-ready" => {
+            "" | "ignore-term" | "fork-child" | "no-pong" | "crash-on" | "flood-stderr" | "never-ready"
+            | "one-by-one" => {
                 let path = request.path.split('?').next().unwrap_or_default().to_owned();
                 let mut segments = path.trim_start_matches('/').split('/');
                 let deed = segments.next().unwrap_or_default();
@@ -619,7 +692,8 @@ impl Plugin {
                 let (id, method) = (request.id.clone(), request.method.clone());
                 let words: Vec<String> = rest.iter().map(|&word| word.to_owned()).collect();
                 let body = request.payload["body"].clone();
-                thread::spawn(move || {
+                self.timer.count(1);
+                let asking = thread::spawn(move || {
                     let reply = plugin.kv(&connection, &id, &words, body);
                     connection.send(&json!({
                         "type": "http",
@@ -627,7 +701,11 @@ impl Plugin {
                         "request_id": id,
                         "payload": {"status": 200, "headers": {"x-method": method}, "body": reply},
                     }));
+                    plugin.timer.count(-1);
                 });
+                if self.mode == "one-by-one" {
+                    let _ = asking.join();
+                }
             }
             _ => connection.send(&request.echo()),
         }
@@ -834,6 +912,14 @@ impl Timer {
         };
         let due = Due { at: Instant::now() + delay, order, connection: connection.clone(), answer };
         self.queue.send(due).expect("the timer thread never ends");
+    }
+
+    /// One answer more, or one less, that a shutdown waits for.
+    fn count(&self, change: i64) {
+        let (left, changed) = &*self.waiting;
+        let mut left = left.lock().expect("no panic holds it");
+        *left = left.checked_add_signed(change).expect("counted up before down");
+        changed.notify_all();
     }
 
     fn wait_empty(&self) {
