@@ -24,7 +24,7 @@ fn pair() -> (StdStream, StdStream) {
 /// calls take buffers and give them back.
 macro_rules! owned_buffers {
     ($name:ident, $stream:expr, $spawn:path, $read:ident, $write:ident) => {
-        async fn $name(size: usize, count: u64) -> Duration {
+        pub async fn $name(size: usize, count: u64) -> Duration {
             let (near, far) = pair();
             $spawn(async move {
                 let mut far = $stream(far);

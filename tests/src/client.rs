@@ -257,6 +257,16 @@ fn invalid(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.to_owned())
 }
 
+impl Client<TcpStream> {
+    /// Whether the daemon has sent something that was not read yet, or closed; does not wait.
+    pub fn has_answer(&self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket");
+        let peeked = self.stream.peek(&mut [0; 1]);
+        self.stream.set_nonblocking(false).expect("a socket");
+        peeked.is_ok() || !self.pending.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,15 +314,5 @@ mod tests {
         let mut client = client(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel");
         let error = client.try_request("GET", "/", &[], b"").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-    }
-}
-
-impl Client<TcpStream> {
-    /// Whether the daemon has sent something that was not read yet, or closed; does not wait.
-    pub fn has_answer(&self) -> bool {
-        self.stream.set_nonblocking(true).expect("a socket");
-        let peeked = self.stream.peek(&mut [0; 1]);
-        self.stream.set_nonblocking(false).expect("a socket");
-        peeked.is_ok() || !self.pending.is_empty()
     }
 }
