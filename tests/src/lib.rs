@@ -762,9 +762,15 @@ impl Daemon {
         found
     }
 
-    /// Open descriptors of the daemon.
+    /// What the open descriptors of the daemon are of, as /proc says it.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the daemon lives");
+        folder.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+    }
+
+    /// How many they are.
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the daemon lives").count()
+        self.open_files().len()
     }
 
     /// A line such as `VmRSS` of the daemon's `/proc/<pid>/status`, in KiB.

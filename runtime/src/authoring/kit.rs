@@ -26,6 +26,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Requests at once, less where the plugin takes less.
 const MANY: u32 = 200;
+/// So many bytes of a frame have a pause behind them, in which a plugin reads what has come.
+const BYTES_ALONE: usize = 32;
+const BYTE_PAUSE: Duration = Duration::from_millis(2);
 
 type Check = fn(&mut Subject) -> Result<(), Fault>;
 
@@ -433,9 +436,17 @@ fn http(subject: &mut Subject) -> Result<(), Fault> {
 fn pieces(subject: &mut Subject) -> Result<(), Fault> {
     ready(subject)?;
     let mut link = subject.connect()?;
+    if subject.metadata.protocol == Protocol::V1_1 {
+        // Who has answered here waits for bytes now, and reads the first of them alone.
+        link.send(&link.request(&Ask::get("whole")))?;
+        link.answer("whole")?;
+    }
     let ask = Ask::get("drip");
-    for byte in link.request(&ask) {
-        link.send(&[byte])?;
+    for (place, byte) in link.request(&ask).iter().enumerate() {
+        link.send(&[*byte])?;
+        if place < BYTES_ALONE {
+            std::thread::sleep(BYTE_PAUSE);
+        }
     }
     link.answer(ask.id).map(drop)
 }
