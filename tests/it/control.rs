@@ -132,10 +132,10 @@ fn logs_are_served_in_pages_and_by_level() {
     assert_eq!((&page["page"], &page["page_size"]), (&json!(1), &json!(2)), "{page}");
     assert_eq!(page["logs"].as_array().unwrap().len(), 2, "{page}");
     let next = daemon.manage("GET", "/api/plugins/p/logs?page=2&page_size=2", b"").json();
-    // Several of these lines are alike: the pages are told apart by what they are part of.
+    // Several of these lines are alike: the pages are told apart by what they are part of. The first has the newest.
     let all = daemon.manage("GET", "/api/plugins/p/logs?page=1&page_size=4", b"").json();
     let both: Vec<&Value> =
-        [&page, &next].into_iter().flat_map(|page| page["logs"].as_array().unwrap()).collect();
+        [&next, &page].into_iter().flat_map(|page| page["logs"].as_array().unwrap()).collect();
     assert_eq!(all["logs"].as_array().unwrap().iter().collect::<Vec<_>>(), both);
     let warnings = daemon.manage("GET", "/api/plugins/p/logs?level=warn", b"").json();
     let warnings = warnings["logs"].as_array().unwrap().clone();

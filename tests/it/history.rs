@@ -235,7 +235,6 @@ fn a_stream_tells_the_end_of_stderr_when_it_is_another() {
     let pid = daemon.status("talker").unwrap()["pid"].as_i64().expect("it has started");
     let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
     kill_process(pid, Signal::KILL).expect("it runs");
-    said(&mut stream, json!([]));
     said(&mut stream, json!(["first"]));
     assert!(daemon.status("talker").unwrap().get("stderr").is_none(), "on the stream alone");
 }
