@@ -53,17 +53,7 @@ impl Supervisor {
         };
         let mut lines = std::mem::take(partial);
         lines.extend_from_slice(&self.scratch[..count]);
-        let mut rest = &lines[..];
-        while let Some(end) = rest.iter().take(OUTPUT_LINE_BYTES_MAX).position(|&byte| byte == b'\n') {
-            self.on_output_line(index, stream, &rest[..end]);
-            rest = &rest[end + 1..];
-        }
-        while rest.len() >= OUTPUT_LINE_BYTES_MAX {
-            let (line, more) = rest.split_at(OUTPUT_LINE_BYTES_MAX);
-            self.on_output_line(index, stream, line);
-            rest = more;
-        }
-        let rest = rest.to_vec();
+        let rest = cut(&lines, |line| self.on_output_line(index, stream, line)).to_vec();
         if let Some(pipe) = &mut self.plugins[index].pipes[pipe] {
             pipe.partial = rest;
         }
@@ -82,5 +72,81 @@ impl Supervisor {
             tail.push_back(String::from_utf8_lossy(kept).into_owned());
         }
         self.outlet.plugin_output(&plugin.metadata.id, stream, line);
+    }
+}
+
+/// Hands on every line of `bytes` without its newline, and gives the rest, which is no whole line yet.
+///
+/// A longer line comes in pieces, which end where they do however the bytes were read: the rest has no newline and is no
+/// longer than a piece, so that it stands before the next bytes as if nothing had been cut.
+fn cut<'a>(bytes: &'a [u8], mut on_line: impl FnMut(&'a [u8])) -> &'a [u8] {
+    let mut rest = bytes;
+    loop {
+        // The newline after a line of exactly this size is its own, not that of an empty line.
+        if let Some(end) = rest.iter().take(OUTPUT_LINE_BYTES_MAX + 1).position(|&byte| byte == b'\n') {
+            on_line(&rest[..end]);
+            rest = &rest[end + 1..];
+        } else if rest.len() > OUTPUT_LINE_BYTES_MAX {
+            let (piece, more) = rest.split_at(OUTPUT_LINE_BYTES_MAX);
+            on_line(piece);
+            rest = more;
+        } else {
+            return rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What becomes of bytes that come in `chunks`, and of the rest when the pipe closes.
+    fn lines<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Vec<u8>> {
+        let (mut lines, mut partial) = (vec![], vec![]);
+        for chunk in chunks {
+            partial.extend_from_slice(chunk);
+            partial = cut(&partial, |line| lines.push(line.to_vec())).to_vec();
+        }
+        if !partial.is_empty() {
+            lines.push(partial);
+        }
+        lines
+    }
+
+    #[test]
+    fn lines_after_a_long_one_are_lines() {
+        let long = vec![b'x'; OUTPUT_LINE_BYTES_MAX];
+        for more in [0, 1, 17, OUTPUT_LINE_BYTES_MAX] {
+            let bytes = [&long[..], &long[..more], b"\n{\"level\":\"error\"}\n\nthe cause\n"].concat();
+            let mut wanted = vec![long.clone()];
+            wanted.extend((more > 0).then(|| long[..more].to_vec()));
+            wanted.extend([&b"{\"level\":\"error\"}"[..], b"", b"the cause"].map(<[u8]>::to_vec));
+            assert_eq!(lines([&bytes[..]]), wanted, "a line {more} bytes too long");
+        }
+    }
+
+    proptest! {
+        /// Where a read ends is chance: it changes no line.
+        #[test]
+        fn reads_change_no_line(
+            runs in proptest::collection::vec((0..3 * OUTPUT_LINE_BYTES_MAX, any::<u8>(), any::<bool>()), 0..6),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let mut bytes = vec![];
+            for (size, byte, ends) in runs {
+                // Sizes next to the limit are the ones that matter.
+                let size = if size % 3 == 0 { OUTPUT_LINE_BYTES_MAX - 2 + size % 5 } else { size };
+                bytes.resize(bytes.len() + size, byte);
+                bytes.extend(ends.then_some(b'\n'));
+            }
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let whole = lines([&bytes[..]]);
+            prop_assert_eq!(&lines(cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]])), &whole);
+            prop_assert!(whole.iter().all(|line| line.len() <= OUTPUT_LINE_BYTES_MAX && !line.contains(&b'\n')));
+        }
     }
 }
