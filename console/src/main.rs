@@ -298,8 +298,8 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                 }
                 Input::Signal(SIGCONT) => {
                     screen.resume()?;
-                    model.size = screen.size()?;
-                    None
+                    let (columns, rows) = screen.size()?;
+                    update(&mut model, now, Msg::Resize(columns, rows))
                 }
                 Input::Signal(_) | Input::Hangup => Some(Command::Quit),
             };

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use nucleo_matcher::pattern::{CaseMatching, Normalization, Pattern};
+use nucleo_matcher::pattern::{AtomKind, CaseMatching, Normalization, Pattern};
 use nucleo_matcher::{Config, Matcher, Utf32Str};
 use serde_json::{Map, Value};
 use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerStatus};
@@ -32,6 +32,8 @@ pub const EVENTS_MAX: usize = 2000;
 pub const LOOP_WINDOW_MS: u64 = 120_000;
 /// What the core's own log is called among the plugins'; no id has this sign.
 pub const CORE: &str = "@core";
+/// Columns and rows; below this nothing useful can be said, and nothing may be asked.
+pub const SIZE_MIN: (u16, u16) = (20, 6);
 /// How long the outcome of an action stays on the screen.
 pub const TOAST: Duration = Duration::from_secs(8);
 
@@ -664,6 +666,11 @@ impl Model {
         self.screens.last().unwrap_or(&Screen::Plugins)
     }
 
+    /// Whether the terminal has no room for a picture: nobody sees what a key would do.
+    pub fn is_too_small(&self) -> bool {
+        self.size.0 < SIZE_MIN.0 || self.size.1 < SIZE_MIN.1
+    }
+
     /// Whether the line is open but nothing has come for longer than it should take.
     pub fn is_stale(&self) -> bool {
         let silence = self.now.elapsed.saturating_sub(self.snapshot_at.elapsed);
@@ -706,8 +713,30 @@ impl Model {
         match self.screen() {
             Screen::Events(_) => self.events_filter = words,
             Screen::Plugins | Screen::Detail(_) | Screen::Event(_) | Screen::Logs | Screen::Workers => {
+                let is_new = self.filter.trim() != words.trim();
                 self.filter = words;
+                if is_new {
+                    self.select_best();
+                }
             }
+        }
+    }
+
+    /// Moves the cursor to the plugin that the filter's words fit best; it stays on one that none fits better.
+    /// The rows keep their order.
+    fn select_best(&mut self) {
+        let Some(mut filter) = Filter::new(&self.filter).filter(|filter| !filter.inverse) else { return };
+        let fits: Vec<(Fit, bool, String)> = self
+            .rows()
+            .into_iter()
+            .filter_map(|plugin| {
+                let id = plugin.status.id.clone();
+                Some((filter.fit(plugin)?, self.selected.as_ref() != Some(&id), id))
+            })
+            .collect();
+        // The first of equals, which is the topmost.
+        if let Some((_, _, id)) = fits.into_iter().min_by_key(|(fit, is_other, _)| (*fit, *is_other)) {
+            self.selected = Some(id);
         }
     }
 
@@ -776,10 +805,26 @@ impl Model {
     }
 }
 
-/// The words after `/`: fuzzy, over id, name and state; a leading `!` turns them around.
+/// How well a plugin fits the words of the filter, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    WholeId,
+    BeginOfId,
+    PartOfId,
+    /// Its name or its state holds them.
+    Beside,
+    /// Its id has the letters, with others between them.
+    Letters,
+}
+
+/// The words after `/`: fuzzy over the id, whole over name and state; a leading `!` turns them around.
 struct Filter {
     inverse: bool,
-    pattern: Pattern,
+    /// Small letters.
+    words: String,
+    fuzzy: Pattern,
+    /// Scattered over a name of several words, almost any letters can be found.
+    whole: Pattern,
     matcher: Matcher,
 }
 
@@ -792,18 +837,35 @@ impl Filter {
         if words.is_empty() {
             return None;
         }
-        let pattern = Pattern::parse(words, CaseMatching::Ignore, Normalization::Smart);
-        Some(Self { inverse, pattern, matcher: Matcher::new(Config::DEFAULT) })
+        let (case, normalization) = (CaseMatching::Ignore, Normalization::Smart);
+        let fuzzy = Pattern::parse(words, case, normalization);
+        let whole = Pattern::new(words, case, normalization, AtomKind::Substring);
+        let matcher = Matcher::new(Config::DEFAULT);
+        Some(Self { inverse, words: words.to_lowercase(), fuzzy, whole, matcher })
+    }
+
+    /// `None` where the words do not fit, whichever way the filter is turned.
+    fn fit(&mut self, plugin: &Plugin) -> Option<Fit> {
+        let id = plugin.status.id.to_lowercase();
+        match id.find(&self.words) {
+            Some(0) if id.len() == self.words.len() => return Some(Fit::WholeId),
+            Some(0) => return Some(Fit::BeginOfId),
+            Some(_) => return Some(Fit::PartOfId),
+            None => {}
+        }
+        let mut buffer = Vec::new();
+        let mut found = |pattern: &Pattern, text: &str| {
+            buffer.clear();
+            pattern.score(Utf32Str::new(text, &mut buffer), &mut self.matcher).is_some()
+        };
+        if found(&self.whole, plugin.condition().word()) || found(&self.whole, &plugin.status.name) {
+            return Some(Fit::Beside);
+        }
+        found(&self.fuzzy, &plugin.status.id).then_some(Fit::Letters)
     }
 
     fn lets_through(&mut self, plugin: &Plugin) -> bool {
-        let mut buffer = Vec::new();
-        let mut found = |text: &str| {
-            buffer.clear();
-            self.pattern.score(Utf32Str::new(text, &mut buffer), &mut self.matcher).is_some()
-        };
-        let hit = found(&plugin.status.id) || found(&plugin.status.name) || found(plugin.condition().word());
-        hit != self.inverse
+        self.fit(plugin).is_some() != self.inverse
     }
 }
 

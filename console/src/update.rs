@@ -142,7 +142,10 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
         }
         Msg::Click { row } => {
             let index = usize::from(row.saturating_sub(model.list_top())) + model.scroll;
-            let bare = *model.screen() == Screen::Plugins && model.confirm.is_none() && model.help.is_none();
+            let bare = !model.is_too_small()
+                && *model.screen() == Screen::Plugins
+                && model.confirm.is_none()
+                && model.help.is_none();
             if bare && row >= model.list_top() && usize::from(row - model.list_top()) < model.list_height() {
                 let clicked = model.rows().get(index).map(|plugin| plugin.status.id.clone());
                 model.selected = clicked.or(model.selected.take());
@@ -151,6 +154,10 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
         }
         Msg::Resize(columns, rows) => {
             model.size = (columns, rows);
+            // What cannot be read cannot be answered.
+            if model.is_too_small() && model.confirm.is_some() {
+                withdraw(model);
+            }
             None
         }
         Msg::News(news) => {
@@ -492,6 +499,10 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
         Key::Ctrl('l') => return Some(Command::Repaint),
         _ => {}
     }
+    if model.is_too_small() {
+        // Nobody sees what a key does; a line that is being typed takes no letter either.
+        return (key == Key::Char('q') && model.prompt.is_none()).then_some(Command::Quit);
+    }
     if let Some(from) = model.help {
         model.help = match key {
             Key::Char('j') | Key::Down => Some((from + 1).min(HELP_ROWS_MAX)),
@@ -626,6 +637,13 @@ fn ask(model: &mut Model, verb: Verb, id: &str) {
     }
 }
 
+/// Takes the open question back.
+fn withdraw(model: &mut Model) {
+    if let Some(Confirm { verb, plugin }) = model.confirm.take() {
+        say(model, true, format!("{} {plugin}: left alone", verb.word()));
+    }
+}
+
 fn on_answer(model: &mut Model, confirm: Confirm, key: Key) -> Option<Command> {
     match key {
         Key::Char('y' | 'Y') => {
@@ -633,7 +651,8 @@ fn on_answer(model: &mut Model, confirm: Confirm, key: Key) -> Option<Command> {
             Some(Command::Order { verb: confirm.verb, plugin: confirm.plugin })
         }
         Key::Char('n' | 'N' | 'q') | Key::Esc => {
-            say(model, true, format!("{} {}: left alone", confirm.verb.word(), confirm.plugin));
+            model.confirm = Some(confirm);
+            withdraw(model);
             None
         }
         // A stray key neither confirms nor hides the question.

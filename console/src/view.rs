@@ -17,15 +17,13 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 use ratatui::text::{Line, Span};
 
-use crate::model::{Condition, Link, Logs, Model, Prompt, Screen};
+use crate::model::{Condition, Link, Logs, Model, Prompt, SIZE_MIN, Screen};
 use crate::text;
 use crate::update::completions;
 
 pub use theme::{Look, Theme};
 use theme::{Role, sign, to_ascii_cells};
 
-/// Below this nothing useful can be said.
-const SIZE_MIN: (u16, u16) = (20, 6);
 /// Below this the header keeps to the states of the plugins.
 const NARROW: u16 = 60;
 

@@ -646,3 +646,71 @@ fn in_a_merged_log_the_mark_stands_where_the_log_broke_off() {
     let texts: Vec<&str> = rig.model.logs.lines.iter().map(|line| line.text.as_str()).collect();
     assert_eq!(texts, ["before", "the core was away", "after"]);
 }
+
+#[test]
+fn a_terminal_too_small_to_ask_takes_no_order() {
+    for size in [(80, 5), (200, 1), (10, 3)] {
+        let mut rig = Rig::new(size.0, size.1);
+        rig.snapshot(vec![plugin("acme")]);
+        for keys in ["xy", ":stop acme\ny", "\nxy", "?xy"] {
+            for letter in keys.chars() {
+                rig.typed(&letter.to_string());
+                assert_eq!((&rig.command, &rig.model.confirm), (&None, &None), "{size:?} {keys:?}");
+            }
+        }
+        assert_eq!((rig.model.screen(), rig.model.prompt.is_some()), (&Screen::Plugins, false));
+        rig.typed("q");
+        assert_eq!(rig.command, Some(Command::Quit));
+
+        let mut rig = Rig::new(80, 24);
+        rig.snapshot(vec![plugin("acme")]).typed("x");
+        assert!(rig.model.confirm.is_some());
+        rig.send(Msg::Resize(size.0, size.1)).typed("y");
+        assert_eq!((&rig.command, &rig.model.confirm), (&None, &None), "{size:?}");
+        rig.send(Msg::Resize(80, 24));
+        assert!(rig.picture().contains("stop acme: left alone"), "{}", rig.picture());
+        rig.typed("y");
+        assert_eq!((&rig.command, &rig.model.pending), (&None, &vec![]), "{size:?}");
+    }
+}
+
+#[test]
+fn the_cursor_goes_to_what_the_filter_means() {
+    let mut rig = Rig::new(80, 24);
+    let mut plugins: Vec<_> = (1..=40).map(|number| plugin(&format!("echo-{number}"))).collect();
+    plugins.extend([plugin("my-echo"), PluginStatus { name: "The bolt's echo".into(), ..plugin("acme") }]);
+    rig.snapshot(plugins);
+    rig.typed("/echo-14\n");
+    assert_eq!(rig.model.selected.as_deref(), Some("echo-14"));
+    rig.key(Key::Esc).typed("/echo-4\n");
+    assert_eq!(rig.model.selected.as_deref(), Some("echo-4"), "not where the cursor was");
+    let rows: Vec<&str> = rig.model.rows().iter().map(|plugin| plugin.status.id.as_str()).collect();
+    assert_eq!(rows[..2], ["echo-14", "echo-24"], "the sort stays: {rows:?}");
+    rig.typed("j/\n");
+    assert_eq!(rig.model.selected.as_deref(), Some("echo-40"), "the same words move nothing");
+    rig.key(Key::Esc).typed("/y-e");
+    assert_eq!(rig.model.selected.as_deref(), Some("my-echo"));
+    rig.key(Key::Esc).typed("/ECHO-4");
+    assert_eq!(rig.model.selected.as_deref(), Some("echo-4"));
+    rig.key(Key::Esc).typed("/ech");
+    assert_eq!(rig.model.selected.as_deref(), Some("echo-4"), "nothing fits better");
+    rig.key(Key::Esc).typed("/bolt");
+    assert_eq!(rig.model.selected.as_deref(), Some("acme"), "by its name");
+}
+
+#[test]
+fn letters_scattered_over_a_name_are_no_match() {
+    let mut rig = Rig::new(80, 24);
+    let named = PluginStatus { name: "Household unit of the night guard".into(), ..plugin("zeta") };
+    let hung = PluginStatus { health: "unresponsive".into(), ..plugin("bolt") };
+    rig.snapshot(vec![named, hung, plugin("acme")]);
+    let shown = |rig: &Rig| -> Vec<String> {
+        rig.model.rows().iter().map(|plugin| plugin.status.id.clone()).collect()
+    };
+    rig.typed("/hung\n");
+    assert_eq!(shown(&rig), ["bolt"]);
+    rig.typed("/").key(Key::Ctrl('u')).typed("NIGHT\n");
+    assert_eq!(shown(&rig), ["zeta"]);
+    rig.typed("/").key(Key::Ctrl('u')).typed("ame\n");
+    assert_eq!(shown(&rig), ["acme"], "over the id they may be");
+}
