@@ -299,7 +299,7 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                 Input::Signal(SIGCONT) => {
                     screen.resume()?;
                     let (columns, rows) = screen.size()?;
-                    update(&mut model, now, Msg::Resize(columns, rows))
+                    update(&mut model, clock.now(), Msg::Resize(columns, rows))
                 }
                 Input::Signal(_) | Input::Hangup => Some(Command::Quit),
             };
