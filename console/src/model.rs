@@ -472,6 +472,8 @@ pub struct Confirm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toast {
     pub text: String,
+    /// The plugin that the text names; where room is short it is cut and not the outcome.
+    pub id: String,
     pub good: bool,
     pub until: Duration,
 }

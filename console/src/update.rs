@@ -259,13 +259,19 @@ fn on_news(model: &mut Model, news: News) {
                 }
                 Some(error) => (false, clean(&error)),
             };
-            say(model, good, format!("{verb} {plugin}: {end}"));
+            let text = format!("{verb} {plugin}: {end}");
+            say_of(model, good, plugin, text);
         }
     }
 }
 
 fn say(model: &mut Model, good: bool, text: String) {
-    model.toast = Some(Toast { text, good, until: model.now.elapsed + TOAST });
+    say_of(model, good, String::new(), text);
+}
+
+/// What became of an order to this plugin, which the text names.
+fn say_of(model: &mut Model, good: bool, id: String, text: String) {
+    model.toast = Some(Toast { text, id, good, until: model.now.elapsed + TOAST });
 }
 
 /// The core knows its own past best; what the console has seen before that, of an earlier core, stays.
@@ -640,7 +646,8 @@ fn ask(model: &mut Model, verb: Verb, id: &str) {
 /// Takes the open question back.
 fn withdraw(model: &mut Model) {
     if let Some(Confirm { verb, plugin }) = model.confirm.take() {
-        say(model, true, format!("{} {plugin}: left alone", verb.word()));
+        let text = format!("{} {plugin}: left alone", verb.word());
+        say_of(model, true, plugin, text);
     }
 }
 

@@ -15,7 +15,9 @@ mod theme;
 use ratatui::Frame;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
+use ratatui::style::Style;
 use ratatui::text::{Line, Span};
+use ratatui::widgets::{Clear, Widget};
 
 use crate::model::{Condition, Link, Logs, Model, Prompt, SIZE_MIN, Screen};
 use crate::text;
@@ -332,15 +334,43 @@ fn draw_footer(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) -> Op
         return Some(Position::new(area.x + (column as u16).min(area.width - 1), area.y));
     }
     if let Some((verb, id)) = model.pending.last() {
-        let text = format!(" {} {id}: on its way…", verb.word());
-        put(buffer, area, &Line::styled(text, look.style(Role::Busy)));
+        let text = format!("{} {id}: on its way…", verb.word());
+        draw_told(buffer, area, " ", &text, id, look.style(Role::Busy));
     } else if let Some(toast) = &model.toast {
         let (mark, role) = if toast.good { ("●", Role::Good) } else { ("✖", Role::Alarm) };
-        put(buffer, area, &Line::styled(format!("{mark} {}", toast.text), look.style(role)));
+        draw_told(buffer, area, mark, &toast.text, &toast.id, look.style(role));
     } else {
         put(buffer, area, &hints(model, look, area.width.into()));
     }
     None
+}
+
+/// Columns of an id below which it says too little.
+const ID_MIN: usize = 12;
+
+/// What became of something, at the bottom: the id gives way to the outcome, and what is still too long takes rows of
+/// the picture above, half of it at most.
+fn draw_told(buffer: &mut Buffer, area: Rect, mark: &str, text: &str, id: &str, style: Style) {
+    let mark_width = if mark.trim().is_empty() { 1 } else { 2 };
+    let width = usize::from(area.width).saturating_sub(mark_width).max(1);
+    let beside = text::columns(text).saturating_sub(text::columns(id));
+    let rows = match width.checked_sub(beside) {
+        Some(room) if !id.is_empty() && room >= ID_MIN => {
+            vec![text.replacen(id, &text::shortened_id(id, room), 1)]
+        }
+        _ => text::wrapped(text, width),
+    };
+    let most = usize::from(area.y.div_ceil(2)).max(1);
+    let count = rows.len().min(most);
+    let top = area.y + 1 - count as u16;
+    for (at, row) in rows.iter().take(count).enumerate() {
+        let place = Rect { y: top + at as u16, height: 1, ..area };
+        Clear.render(place, buffer);
+        let mark = if at == 0 { mark } else { "" };
+        // What is left out would not have had room in the last row either.
+        let cut = if at + 1 == count && rows.len() > count { "…" } else { "" };
+        put(buffer, place, &Line::styled(format!("{mark:<mark_width$}{row}{cut}"), style));
+    }
 }
 
 /// The keys that matter most, as many as there is room for.

@@ -66,28 +66,63 @@ fn worded(line: Line<'_>, width: usize, indent: usize) -> Vec<Line<'static>> {
     rows
 }
 
+/// The question. The plugin's whole id and the two answers have room whatever the size; what else is known goes first.
 pub fn draw_confirm(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, confirm: &Confirm) {
     let Confirm { verb, plugin: id } = confirm;
-    let mut lines = Vec::new();
+    let (room, height) =
+        (usize::from(area.width.saturating_sub(4)), usize::from(area.height.saturating_sub(2)));
+    let mut word = verb.word().to_owned();
+    word[..1].make_ascii_uppercase();
+    let answers = |what: String| {
+        Line::from(vec![
+            Span::styled("y", look.style(Role::Key)),
+            Span::raw(format!(" {what}    ")),
+            Span::styled("n", look.style(Role::Key)),
+            Span::raw(" leave it alone"),
+        ])
+    };
+    let named = answers(format!("{} {id}", verb.word()));
+    let (title, mut lines, answers) = match named.width() <= room {
+        true => (format!("{word} {id}?"), vec![], named),
+        // Too long for a row with anything beside it.
+        false => {
+            let answers = answers(verb.word().to_owned());
+            let below = worded(answers.clone(), room, 0).len();
+            let mut rows = text::wrapped(id, room);
+            if rows.len() + below > height {
+                let letters = room * height.saturating_sub(below).max(1);
+                rows = text::wrapped(&text::shortened_id(id, letters), room);
+            }
+            let rows = rows.into_iter().map(|row| Line::styled(row, look.style(Role::Title)));
+            (format!("{word}?"), rows.collect(), answers)
+        }
+    };
+    let needed = lines.len() + worded(answers.clone(), room, 0).len();
+    let mut left = height.saturating_sub(needed);
+    let mut beside = Vec::new();
     if let Some(plugin) = model.plugins.get(id) {
         let mut state = vec![badge(plugin.condition(), look)];
         if let Some(uptime) = plugin.status.uptime_ms {
             state.push(Span::raw(format!("up {}", text::span(uptime))));
         }
         state.push(Span::raw(format!("{} in flight", plugin.status.in_flight)));
-        lines.push(joined(look, state));
-        lines.push(Line::raw(verb.meaning(plugin)));
+        beside.push(Line::raw(verb.meaning(plugin)));
+        beside.push(joined(look, state));
     }
-    lines.push(Line::default());
-    lines.push(Line::from(vec![
-        Span::styled("y", look.style(Role::Key)),
-        Span::raw(format!(" {} {id}    ", verb.word())),
-        Span::styled("n", look.style(Role::Key)),
-        Span::raw(" leave it alone"),
-    ]));
-    let mut word = verb.word().to_owned();
-    word[..1].make_ascii_uppercase();
-    boxed(look, buffer, area, &format!("{word} {id}?"), lines, 0, 0);
+    let mut told = Vec::new();
+    for line in beside {
+        let rows = worded(line, room, 0);
+        if rows.len() <= left {
+            left -= rows.len();
+            told.splice(0..0, rows);
+        }
+    }
+    lines.extend(told);
+    if left > 0 {
+        lines.push(Line::default());
+    }
+    lines.push(answers);
+    boxed(look, buffer, area, &title, lines, 0, 0);
 }
 
 pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, from: u16) {

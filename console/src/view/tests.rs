@@ -515,3 +515,56 @@ fn many_workers_leave_room_for_the_rest() {
     let picture = rig.picture();
     assert!(picture.contains("\n       1  epoll") && !picture.contains("\n       0  epoll"), "{picture}");
 }
+
+#[test]
+fn a_question_names_its_plugin_and_its_answers_at_any_size() {
+    let id = "tenant-database-with-a-rather-long-name-in-europe-1";
+    for (columns, rows) in [(80, 24), (40, 24), (40, 6), (20, 24), (20, 6), (24, 9), (200, 6)] {
+        for key in crate::model::Verb::ALL.map(|verb| verb.key().to_string()) {
+            let mut rig = Rig::new(columns, rows);
+            rig.snapshot(vec![plugin(id)]).typed(&key);
+            let picture = rig.picture();
+            let held: String = picture.chars().filter(|sign| !sign.is_whitespace() && *sign != '│').collect();
+            let whole = if (columns, rows) == (20, 6) { "europe-1" } else { id };
+            assert!(held.contains(whole), "{columns}x{rows} {key}: {picture}");
+            assert!(held.contains("leaveitalone"), "{columns}x{rows} {key}: {picture}");
+            assert!(picture.contains("│ y "), "{columns}x{rows} {key}: {picture}");
+        }
+    }
+}
+
+#[test]
+fn an_outcome_keeps_its_end() {
+    let id = "tenant-database-with-a-rather-long-name-in-europe-1";
+    let outcome = |error: Option<&str>| News::Outcome {
+        verb: "reset-failed".into(),
+        plugin: id.into(),
+        after_ms: 1200,
+        error: error.map(str::to_owned),
+    };
+    let mut rig = Rig::new(40, 12);
+    rig.snapshot(vec![plugin(id)]).typed("ry");
+    let last = |rig: &Rig| rig.picture().lines().last().unwrap_or_default().to_owned();
+    assert!(
+        last(&rig).starts_with(" restart tenant-") && last(&rig).ends_with("rope-1: on its way…"),
+        "{}",
+        last(&rig)
+    );
+    rig.news(News::Outcome { verb: "restart".into(), plugin: id.into(), after_ms: 1200, error: None });
+    assert!(last(&rig).contains('…') && last(&rig).ends_with("europe-1: done in 1s"), "{}", last(&rig));
+    rig.typed("xn");
+    assert!(last(&rig).contains('…') && last(&rig).ends_with("-europe-1: left alone"), "{}", last(&rig));
+
+    let why = "the plugin could not be started: init failed: the licence has run out (409)";
+    rig.news(outcome(Some(why)));
+    let picture = rig.picture();
+    let rows: Vec<&str> = picture.lines().skip(8).map(str::trim).collect();
+    let told = rows.join(" ");
+    for word in why.split(' ').chain(["reset-failed", "-europe-1:"]) {
+        assert!(told.contains(word), "{word}: {picture}");
+    }
+    assert!(rows[0].starts_with("✖ reset-failed"), "{picture}");
+    let mut rig = Rig::new(40, 6);
+    rig.snapshot(vec![plugin(id)]).news(outcome(Some(&"why ".repeat(100))));
+    assert!(last(&rig).ends_with('…'), "{}", rig.picture());
+}
