@@ -151,7 +151,7 @@ impl Column {
         let sample = plugin.latest();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         match self {
-            Self::State => plugin.condition().word().into(),
+            Self::State => plugin.state_words(),
             Self::Id => status.id.clone(),
             Self::Uptime => or_dash(status.uptime_ms.map(text::span)),
             Self::Restarts => text::count(status.restarts),
@@ -169,7 +169,7 @@ impl Column {
             Self::Pid => or_dash(status.pid.map(|pid| pid.to_string())),
             Self::LastExit => {
                 let next = if sample.unix_ms > 0 { next_start(plugin, sample.unix_ms) } else { None };
-                let words = [status.last_exit.clone(), next];
+                let words = [plugin.last_end(), next];
                 words.into_iter().flatten().collect::<Vec<_>>().join(", ")
             }
         }

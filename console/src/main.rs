@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
-use ratatui::crossterm::event;
+use ratatui::crossterm::{event, style::force_color_output};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
 
 use feed::{Feed, Tell};
@@ -66,7 +66,7 @@ struct Arguments {
     /// Draw with ASCII alone: always, never, or auto, where the locale is not UTF-8 or the terminal is Linux's own
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_value = "auto", default_missing_value = "always")]
     ascii: When,
-    /// Colours; NO_COLOR in the environment means mono
+    /// Colours; without this, NO_COLOR in the environment means mono
     #[arg(long, value_name = "THEME")]
     theme: Option<ThemeName>,
     /// Wheel and clicks; selecting text then needs Shift
@@ -201,6 +201,10 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
         None if mono => Theme::Mono,
         None => Theme::Dark,
     };
+    if arguments.theme.is_some() {
+        // Who asks for colours by name gets them; the terminal library would heed NO_COLOR by itself.
+        force_color_output(true);
+    }
     let look = Look { theme, ascii: arguments.ascii.only_ascii(environment) };
     let mut recorder = match &arguments.record {
         Some(path) => Some(Recorder::create(path).map_err(|error| named(path, error))?),

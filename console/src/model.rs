@@ -107,6 +107,10 @@ pub struct Plugin {
     pub last_restart_unix_ms: Option<u64>,
     /// Deaths within [`LOOP_WINDOW_MS`].
     pub deaths_unix_ms: VecDeque<u64>,
+    /// Why the core counted its last end as a crash, where it had a reason of its own.
+    pub fault: Option<String>,
+    /// Why the core last found that it does not answer.
+    pub hang: Option<String>,
     /// The end of its present process's stderr.
     pub stderr: Vec<String>,
     /// The end of its stderr at its last death.
@@ -133,6 +137,25 @@ impl Plugin {
     /// When the core last restarted it; what an earlier core did is no part of the count that stands beside it.
     pub fn last_restart(&self) -> Option<u64> {
         self.last_restart_unix_ms.filter(|_| self.status.restarts > 0)
+    }
+
+    /// Why it last ended and how: that the core killed it says nothing without the reason.
+    pub fn last_end(&self) -> Option<String> {
+        let words: Vec<&str> =
+            [&self.fault, &self.status.last_exit].into_iter().flatten().map(String::as_str).collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+
+    /// The condition's word, and that the operator does not want it to run where it does.
+    pub fn state_words(&self) -> String {
+        let word = self.condition().word();
+        if self.runs_disabled() { format!("{word} (disabled)") } else { word.to_owned() }
+    }
+
+    /// Whether it runs, or is about to, although it is disabled.
+    pub fn runs_disabled(&self) -> bool {
+        !self.status.enabled
+            && !matches!(self.condition(), Condition::Disabled | Condition::Stopped | Condition::Failed)
     }
 
     pub fn latest(&self) -> Sample {
@@ -575,6 +598,8 @@ pub struct Model {
     pub link: Link,
     pub replay: bool,
     pub readonly: bool,
+    /// How a recording ended, once it has.
+    pub ended: Option<String>,
     /// When the last snapshot came.
     pub snapshot_at: Now,
     /// Columns and rows of the terminal.
@@ -633,6 +658,7 @@ impl Model {
             link: Link::Connecting { since: now, reason: None },
             replay,
             readonly: readonly || replay,
+            ended: None,
             snapshot_at: now,
             size,
             core: None,
@@ -860,7 +886,7 @@ impl Filter {
             buffer.clear();
             pattern.score(Utf32Str::new(text, &mut buffer), &mut self.matcher).is_some()
         };
-        if found(&self.whole, plugin.condition().word()) || found(&self.whole, &plugin.status.name) {
+        if found(&self.whole, &plugin.state_words()) || found(&self.whole, &plugin.status.name) {
             return Some(Fit::Beside);
         }
         found(&self.fuzzy, &plugin.status.id).then_some(Fit::Letters)

@@ -44,7 +44,7 @@ impl Recorder {
 
 /// Plays a recording at its own pace; gives the time on the wall when it began.
 ///
-/// Errors: no recording; a later line that is none ends the play.
+/// Errors: no recording; a later line that is none ends the play, and the end says which.
 pub fn play(path: &Path, tell: Tell) -> io::Result<u64> {
     let mut lines = BufReader::new(File::open(path)?).lines();
     let first = lines.next().ok_or_else(|| io::Error::other("the recording is empty"))??;
@@ -55,16 +55,21 @@ pub fn play(path: &Path, tell: Tell) -> io::Result<u64> {
         if !tell(first.news) {
             return;
         }
-        let rest =
-            lines.map_while(Result::ok).map_while(|line| serde_json::from_str::<Entry<News>>(&line).ok());
-        for entry in rest {
+        let mut reason = "the recording has ended".to_owned();
+        // The first is read.
+        for (number, line) in (2..).zip(lines) {
+            let entry = line.and_then(|line| Ok(serde_json::from_str::<Entry<News>>(&line)?));
+            let Ok(entry) = entry else {
+                reason = format!("the recording is damaged at line {number}");
+                break;
+            };
             let due = Duration::from_millis(entry.elapsed_ms.saturating_sub(begin.0));
             thread::sleep(due.saturating_sub(started.elapsed()));
             if !tell(entry.news) {
                 return;
             }
         }
-        tell(News::Lost { reason: "the recording has ended".into() });
+        tell(News::Ended { reason });
     });
     Ok(begin.1)
 }
@@ -91,8 +96,31 @@ mod tests {
         assert_eq!(begin, 1_000_500);
         let played: Vec<News> = receiver.iter().collect();
         assert!(
-            matches!(&played[..], [News::Event(one), News::Snapshot(_), News::Lost { .. }] if one == "one"),
+            matches!(&played[..], [News::Event(one), News::Snapshot(_), News::Ended { .. }] if one == "one"),
             "{played:?}"
         );
+    }
+
+    #[test]
+    fn a_damaged_recording_says_where() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let path = folder.path().join("recording");
+        let mut recorder = Recorder::create(&path).expect("create");
+        for _ in 0..3 {
+            recorder.write(Now::default(), &News::Snapshot(Box::default())).expect("write");
+        }
+        let whole = std::fs::read(&path).expect("what was written");
+        for (content, count, end) in [
+            (whole.clone(), 3, "the recording has ended"),
+            (whole[..whole.len() - 10].to_vec(), 2, "the recording is damaged at line 3"),
+            ([&whole[..], b"\xff\xfe\n", &whole[..]].concat(), 3, "the recording is damaged at line 4"),
+        ] {
+            std::fs::write(&path, content).expect("write");
+            let (sender, receiver) = mpsc::channel();
+            play(&path, Arc::new(move |news| sender.send(news).is_ok())).expect("play");
+            let played: Vec<News> = receiver.iter().collect();
+            assert_eq!(played.len(), count + 1);
+            assert!(matches!(played.last(), Some(News::Ended { reason }) if reason == end), "{played:?}");
+        }
     }
 }

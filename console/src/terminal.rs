@@ -231,6 +231,10 @@ pub fn translate(event: Event) -> Option<Msg> {
         Event::Key(key) if key.kind != KeyEventKind::Release => key,
         _ => return None,
     };
+    // No key here has Alt; with it, x shall not stop a plugin.
+    if key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::META | KeyModifiers::SUPER) {
+        return None;
+    }
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     Some(Msg::Key(match key.code {
         KeyCode::Char(letter) if control => Key::Ctrl(letter.to_ascii_lowercase()),
@@ -262,6 +266,15 @@ mod tests {
         assert!(!moves_cursor(b""));
         assert!(!moves_cursor(b"\x1b[39m\x1b[49m\x1b[0m\x1b[?25l"));
         assert!(moves_cursor(b"\x1b[?25l\x1b[3;7Hx\x1b[0m"));
+    }
+
+    #[test]
+    fn a_letter_with_alt_is_no_key() {
+        let pressed = |modifiers| translate(Event::Key(KeyEvent::new(KeyCode::Char('x'), modifiers)));
+        assert!(matches!(pressed(KeyModifiers::NONE), Some(Msg::Key(Key::Char('x')))));
+        assert!(matches!(pressed(KeyModifiers::CONTROL), Some(Msg::Key(Key::Ctrl('x')))));
+        assert!(pressed(KeyModifiers::ALT).is_none());
+        assert!(pressed(KeyModifiers::ALT | KeyModifiers::CONTROL).is_none());
     }
 
     #[test]

@@ -71,6 +71,10 @@ pub enum News {
     Lost {
         reason: String,
     },
+    /// Nothing more comes of a recording, and why.
+    Ended {
+        reason: String,
+    },
     /// The last ten minutes of a plugin; comes before the first snapshot.
     History(Box<History>),
     Snapshot(Box<Snapshot>),
@@ -206,6 +210,10 @@ fn on_news(model: &mut Model, news: News) {
                 Link::Live => Link::Lost { since: model.snapshot_at, reason },
                 Link::Lost { since, .. } => Link::Lost { since, reason },
             };
+        }
+        News::Ended { reason } => {
+            model.link = Link::Lost { since: model.snapshot_at, reason: reason.clone() };
+            model.ended = Some(reason);
         }
         News::History(history) => {
             model.past.insert(clean(&history.plugin), *history);
@@ -453,8 +461,10 @@ fn on_event(model: &mut Model, event: Event) {
 
 /// What the audit trail tells of a plugin beyond its status.
 fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
+    let reason = || event.details.get("reason").and_then(|reason| reason.as_str()).map(clean);
     match event.kind.as_str() {
         "crashed" => {
+            plugin.fault = reason();
             if event.unix_ms + LOOP_WINDOW_MS > now.unix_ms {
                 plugin.deaths_unix_ms.push_back(event.unix_ms);
             }
@@ -469,6 +479,10 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
         "restarting" => {
             plugin.last_restart_unix_ms = plugin.last_restart_unix_ms.max(Some(event.unix_ms));
         }
+        "start_deferred" => plugin.fault = reason(),
+        "unresponsive" => plugin.hang = reason(),
+        // Its exit was ordered, and is the last one now.
+        "stopped" => plugin.fault = None,
         // Given up, or ordered: whatever comes next begins a new row.
         "disabled_after_crashes" | "enabled" | "disabled" => plugin.deaths_unix_ms.clear(),
         _ => {}

@@ -153,8 +153,10 @@ fn fitting(mut parts: Vec<Span<'_>>, width: usize) -> Vec<Span<'_>> {
 fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let (first, second) = cut_top(area, 1);
     let link = match &model.link {
-        Link::Lost { .. } if model.replay => Span::styled("the recording has ended", look.style(Role::Warn)),
-        _ if model.replay => Span::styled(
+        _ if model.ended.is_some() => {
+            Span::styled(model.ended.as_deref().unwrap_or_default(), look.style(Role::Warn))
+        }
+        Link::Connecting { .. } | Link::Live if model.replay => Span::styled(
             format!("recording of {} UTC", text::clock(model.now.unix_ms)),
             look.style(Role::Warn),
         ),
@@ -264,11 +266,15 @@ fn situation<'a>(model: &'a Model, look: Look) -> Vec<Span<'a>> {
     }
     let reason = match &model.link {
         Link::Connecting { reason, .. } => reason.as_deref(),
-        Link::Lost { reason, .. } => Some(reason.as_str()).filter(|_| !model.replay),
+        // In the corner.
+        Link::Lost { .. } if model.ended.is_some() => None,
+        Link::Lost { reason, .. } => Some(reason.as_str()),
         Link::Live => None,
     };
     if let Some(reason) = reason {
-        parts.push(Span::styled(format!("{reason}; trying again"), look.style(Role::Bad)));
+        // Of a recording this was so then.
+        let end = if model.replay { "" } else { "; trying again" };
+        parts.push(Span::styled(format!("{reason}{end}"), look.style(Role::Bad)));
         return parts;
     }
     if let Some(words) = model.filter_of_screen().filter(|words| !words.is_empty()) {

@@ -132,7 +132,7 @@ fn facts<'a>(model: &'a Model, look: Look, plugin: &'a Plugin, area: Rect) -> Ve
     if !status.enabled {
         state.push(Span::styled("disabled", look.style(Role::Warn)));
     }
-    state.push(Span::raw(format!("last exit: {}", status.last_exit.as_deref().unwrap_or("none"))));
+    state.push(Span::raw(format!("last exit: {}", plugin.last_end().as_deref().unwrap_or("none"))));
 
     let errors = Span::styled(
         counted_long(status.errors, "error"),

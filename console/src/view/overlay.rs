@@ -144,13 +144,14 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, fro
                 row("enter", "detail: charts, events, last words"),
                 row("l e w", "logs, events, workers"),
                 row("space", "mark; l then merges the logs of the marked"),
-                row("/ !", "filter by fuzzy words, by what they leave over"),
+                row("/ !", "filter by letters of the id, words of name or state; the rest"),
                 row("v", "trend of requests or of p99"),
                 row("< > o", "sort by column left, right; other way round"),
             ];
             for (number, some) in sorts.chunks(6).enumerate() {
                 lines.push(row(if number == 0 { "sort" } else { "" }, &some.join(", ")));
             }
+            lines.push(row("running –", "it runs although it is disabled"));
             ("Plugins", lines)
         }
         Screen::Detail(_) => ("Detail", vec![row("l e", "its log, its events"), row("esc", "back")]),

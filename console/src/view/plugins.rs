@@ -50,6 +50,8 @@ fn nothing(model: &Model) -> (&'static str, &'static str) {
     match (&model.link, model.core.is_some()) {
         (_, true) if !model.plugins.is_empty() => ("No plugin passes the filter.", "Esc clears it."),
         (_, true) => ("No plugins.", "Put an executable into the plugins folder: plugins/<name>.binary"),
+        (_, false) if model.ended.is_some() => ("The recording holds no snapshot.", "q quits."),
+        (Link::Connecting { .. }, false) if model.replay => ("Waiting for the first snapshot.", ""),
         (Link::Connecting { .. }, false) => {
             ("Waiting for the core.", "toru serve starts it; --socket PATH names its control socket.")
         }
@@ -66,7 +68,12 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
     }
     let deaths = worst.deaths_unix_ms.len();
     match worst.condition() {
-        Condition::Hung => words.push_str(": no answer to pings"),
+        // How an earlier process ended is no part of it.
+        Condition::Hung => {
+            words.push_str(": ");
+            words.push_str(worst.hang.as_deref().unwrap_or("no answer to pings"));
+            return words;
+        }
         Condition::CrashLoop if deaths >= 2 => words.push_str(&format!(": {deaths} crashes in 2 min")),
         Condition::CrashLoop => {
             words.push_str(&format!(": {} crashes in a row", worst.status.failures));
@@ -77,7 +84,7 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
     if let Some(next) = countdown(model, worst) {
         words.push_str(&format!(", {next}"));
     }
-    if let Some(exit) = &worst.status.last_exit {
+    if let Some(exit) = worst.last_end() {
         words.push_str(&format!(", {exit}"));
     }
     words
@@ -144,7 +151,14 @@ fn draw_row(
         let cell = Rect { x, width, height: 1, y: area.y };
         x += width + 1;
         let line = match column {
-            Column::State => Line::from(badge(condition, look)),
+            Column::State => {
+                let mut badge = badge(condition, look);
+                // The sign of a disabled one; the word has no room beside the state's.
+                if plugin.runs_disabled() && badge.width() + 2 <= width.into() {
+                    badge.content.to_mut().push_str(" –");
+                }
+                Line::from(badge)
+            }
             Column::Trend => {
                 Line::styled(spark(&trend(plugin, model.spark, width.into())), look.style(Role::Series(0)))
             }

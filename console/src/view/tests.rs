@@ -568,3 +568,64 @@ fn an_outcome_keeps_its_end() {
     rig.snapshot(vec![plugin(id)]).news(outcome(Some(&"why ".repeat(100))));
     assert!(last(&rig).ends_with('…'), "{}", rig.picture());
 }
+
+#[test]
+fn why_the_core_killed_it_comes_before_how_it_ended() {
+    let mut rig = Rig::new(100, 24);
+    rig.snapshot(vec![crashed("acme", 1)]);
+    let details = r#"{"exit":"killed by SIGKILL","reason":"3 pings in a row were not answered"}"#;
+    rig.event(1, "acme", "crashed", details);
+    let words = "3 pings in a row were not answered, killed by SIGKILL";
+    assert!(rig.picture().lines().nth(2).is_some_and(|alarm| alarm.contains(words)), "{}", rig.picture());
+    rig.key(Key::Enter);
+    assert!(rig.picture().contains(&format!("last exit: {words}")), "{}", rig.picture());
+    rig.event(2, "acme", "stopped", r#"{"exit":"exit code 0"}"#);
+    rig.snapshot(vec![PluginStatus { last_exit: Some("exit code 0".into()), ..crashed("acme", 1) }]);
+    assert!(rig.picture().contains("last exit: exit code 0"), "{}", rig.picture());
+
+    let mut rig = Rig::new(100, 24);
+    let hung = PluginStatus { health: "unresponsive".into(), ..plugin("acme") };
+    rig.snapshot(vec![PluginStatus { last_exit: Some("exit code 1".into()), ..hung }]);
+    assert!(rig.picture().contains("▲ acme HUNG: no answer to pings\n"), "{}", rig.picture());
+    rig.event(1, "acme", "unresponsive", r#"{"reason":"nothing listened at its socket"}"#);
+    assert!(rig.picture().contains("▲ acme HUNG: nothing listened at its socket\n"), "{}", rig.picture());
+}
+
+#[test]
+fn one_that_runs_although_it_is_disabled_shows_it() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![PluginStatus { enabled: false, ..plugin("acme") }, plugin("bolt")]);
+    let picture = rig.picture();
+    assert!(
+        picture.contains("> ● running –  acme ") && picture.contains("  ● running    bolt "),
+        "{picture}"
+    );
+    rig.typed("?");
+    assert!(rig.picture().contains("running –"), "{}", rig.picture());
+    rig.key(Key::Esc).typed("/disabled");
+    assert!(!rig.picture().contains("bolt"), "{}", rig.picture());
+    assert!(crate::once::table(&rig.model).contains("running (disabled)  acme"));
+}
+
+#[test]
+fn the_end_of_a_recording_is_not_waited_over() {
+    let mut rig = Rig::new(80, 8);
+    rig.model.replay = true;
+    assert!(rig.picture().contains("Waiting for the first snapshot."), "{}", rig.picture());
+    rig.news(News::Ended { reason: "the recording is damaged at line 2".into() });
+    let picture = rig.picture();
+    assert!(picture.contains("the recording is damaged at line 2"), "{picture}");
+    assert!(picture.contains("The recording holds no snapshot."), "{picture}");
+    assert!(!picture.contains("trying again") && !picture.contains("toru serve"), "{picture}");
+
+    let mut rig = Rig::new(80, 8);
+    rig.model.replay = true;
+    rig.snapshot(vec![plugin("acme")]).news(News::Lost { reason: "the core closed the stream".into() });
+    assert!(!rig.picture().contains("ended") && !rig.picture().contains("trying"), "{}", rig.picture());
+    rig.news(News::Ended { reason: "the recording has ended".into() });
+    let picture = rig.picture();
+    assert!(
+        picture.contains("the recording has ended\n") && picture.contains("● running    acme"),
+        "{picture}"
+    );
+}
