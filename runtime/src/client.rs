@@ -22,6 +22,7 @@ use toru_plugin_api::time::as_str;
 use crate::answer::{Failure, LocalAnswer, add_field};
 use crate::api;
 use crate::config::Access;
+use crate::driver::{Pace, waiting};
 use crate::exchange::ExchangeId;
 use crate::files::{self, Ask};
 use crate::forward::{Own, usable_request_id};
@@ -67,6 +68,7 @@ pub async fn serve<S: ClientStream>(
     let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
     let mut reading = pin!(None);
     let mut working: Option<Working> = None;
+    let mut pace = Pace::default();
     if entry.crowded {
         if writer.write_all(canned(&worker, &Failure::Crowded)).await.0.is_ok() {
             slot.lingers_since.set(Some(Instant::now()));
@@ -219,18 +221,19 @@ pub async fn serve<S: ClientStream>(
             }
             Poll::Pending
         });
-        let happened = match gone_at {
+        let (waited, happened) = match gone_at {
             // Writing to it tells.
-            _ if steady => happening.await,
-            None => happening.await,
+            _ if steady => waiting(happening).await,
+            None => waiting(happening).await,
             Some(gone_at) => {
                 let left = gone_at.saturating_duration_since(Instant::now());
-                match Box::pin(monoio::time::timeout(left, happening)).await {
-                    Ok(happened) => happened,
-                    Err(_) => return,
+                match Box::pin(waiting(monoio::time::timeout(left, happening))).await {
+                    (waited, Ok(happened)) => (waited, happened),
+                    (_, Err(_)) => return,
                 }
             }
         };
+        pace.keep(waited).await;
         if unread {
             slot.watcher.take();
         }

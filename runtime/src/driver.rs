@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use nix::errno::Errno;
@@ -112,6 +113,43 @@ fn ring_shape() -> io::Result<(RingFlags, u32)> {
         }
     }
     Err(last)
+}
+
+/// Keeps a task that never has to wait from keeping its thread to itself.
+///
+/// The loop looks at sockets and timers once no task is ready. Where reads and writes are done at once, as with epoll and
+/// with direct sends, a peer that always has something could go on for as long as it likes, before everybody else.
+#[derive(Default)]
+pub struct Pace {
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// To be called after each step, with whether that had to wait for something.
+    pub async fn keep(&mut self, waited: bool) {
+        /// What others may have to wait for one of these at a time.
+        const TURN: Duration = Duration::from_millis(2);
+        if waited {
+            self.since = None;
+        } else if self.since.get_or_insert_with(Instant::now).elapsed() > TURN {
+            self.since = None;
+            // To wake itself would not do: timers are looked at only when no task is ready.
+            monoio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Waits for `future`; gives whether it really had to wait, and what came.
+pub async fn waiting<F: Future>(future: F) -> (bool, F::Output) {
+    let mut future = std::pin::pin!(future);
+    let mut waited = false;
+    let output = std::future::poll_fn(|cx| {
+        let poll = future.as_mut().poll(cx);
+        waited |= poll.is_pending();
+        poll
+    })
+    .await;
+    (waited, output)
 }
 
 /// Sends what a stream socket takes at once; gives how many bytes that was, 0 where it takes none now.

@@ -28,7 +28,7 @@ use toru_plugin_api::time::as_str;
 use toru_supervisor::{Command, KvAnswer, Level, Phase};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
-use crate::driver::{Driver, send_now};
+use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::{Delivery, ExchangeId};
 use crate::log::LineBudget;
 use crate::place::Counted;
@@ -357,11 +357,13 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
 
 async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: impl AsyncReadRent) -> End {
     let mut decoder = Decoder::new(link.framing, worker.config().message_bytes_max);
+    let mut pace = Pace::default();
     loop {
         let spare = if decoder.is_mid_frame() { READ_BYTES_LARGE } else { READ_BYTES };
         let buffer = decoder.take_buffer(spare);
         let (from, to) = (buffer.len(), buffer.capacity());
-        let (outcome, buffer) = half.read(buffer.slice_mut(from..to)).await;
+        let (waited, (outcome, buffer)) = waiting(half.read(buffer.slice_mut(from..to))).await;
+        pace.keep(waited).await;
         decoder.restore_buffer(buffer.into_inner());
         match outcome {
             Ok(0) if decoder.is_mid_frame() => {

@@ -3,6 +3,8 @@
 use std::{
     fs,
     io::ErrorKind,
+    net::Shutdown,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -802,6 +804,35 @@ fn a_pipelined_flood_is_answered_in_order() {
     });
     let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 64 * 1024, "{grown} KiB");
+}
+
+#[test]
+fn a_pipelined_flood_keeps_no_other_client_waiting() {
+    let daemon = Stage::new().set("server.workers", 1).start();
+    let flood = daemon.client();
+    let writer = flood.stream().try_clone().unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = toru_tests::Client::new(writer);
+            let block = request_bytes("GET", "/healthz", &[], b"").repeat(20);
+            while !is_over.load(Relaxed) {
+                if writer.send(&block).is_err() {
+                    break;
+                }
+            }
+            let _ = writer.stream().shutdown(Shutdown::Write);
+        });
+        scope.spawn(|| std::io::copy(&mut flood.stream(), &mut std::io::sink()));
+        let others = scope.spawn(|| {
+            for _ in 0..50 {
+                assert_eq!(daemon.get("/healthz").status, 200);
+            }
+        });
+        let outcome = others.join();
+        is_over.store(true, Relaxed);
+        outcome.expect("answers while the flood goes on");
+    });
 }
 
 #[test]
