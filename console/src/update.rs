@@ -480,11 +480,15 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
             plugin.last_restart_unix_ms = plugin.last_restart_unix_ms.max(Some(event.unix_ms));
         }
         "start_deferred" => plugin.fault = reason(),
+        "disabled_after_crashes" => {
+            plugin.fault = reason();
+            plugin.deaths_unix_ms.clear();
+        }
         "unresponsive" => plugin.hang = reason(),
         // Its exit was ordered, and is the last one now.
         "stopped" => plugin.fault = None,
-        // Given up, or ordered: whatever comes next begins a new row.
-        "disabled_after_crashes" | "enabled" | "disabled" => plugin.deaths_unix_ms.clear(),
+        // Ordered: whatever comes next begins a new row.
+        "enabled" | "disabled" => plugin.deaths_unix_ms.clear(),
         _ => {}
     }
 }

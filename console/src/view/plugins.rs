@@ -78,7 +78,12 @@ fn alarm(model: &Model, worst: &Plugin) -> String {
         Condition::CrashLoop => {
             words.push_str(&format!(": {} crashes in a row", worst.status.failures));
         }
-        Condition::Failed => words.push_str(": given up, restart it when mended"),
+        // Why comes first: what follows is the same for each.
+        Condition::Failed => {
+            let end = worst.last_end().map(|end| format!("{end}; ")).unwrap_or_default();
+            words.push_str(&format!(": {end}given up, restart it when mended"));
+            return words;
+        }
         _ => {}
     }
     if let Some(next) = countdown(model, worst) {

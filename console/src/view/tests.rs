@@ -583,6 +583,13 @@ fn why_the_core_killed_it_comes_before_how_it_ended() {
     rig.snapshot(vec![PluginStatus { last_exit: Some("exit code 0".into()), ..crashed("acme", 1) }]);
     assert!(rig.picture().contains("last exit: exit code 0"), "{}", rig.picture());
 
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![PluginStatus { state: "failed".into(), ..crashed("acme", 5) }]);
+    let details = r#"{"exit":"killed by SIGKILL","reason":"init failed: the licence has run out"}"#;
+    rig.event(1, "acme", "disabled_after_crashes", details);
+    let words = "▲ acme FAILED: init failed: the licence has run out, killed by SIGKILL; given";
+    assert!(rig.picture().contains(words), "{}", rig.picture());
+
     let mut rig = Rig::new(100, 24);
     let hung = PluginStatus { health: "unresponsive".into(), ..plugin("acme") };
     rig.snapshot(vec![PluginStatus { last_exit: Some("exit code 1".into()), ..hung }]);
