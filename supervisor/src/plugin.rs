@@ -36,6 +36,8 @@ pub(crate) struct Plugin {
     /// Next attempt to reach the plugin's socket, and the wait after that.
     pub connect_at: Option<(Instant, Duration)>,
     pub spawned_at: Option<Instant>,
+    /// This daemon started it, or failed to.
+    pub tried: bool,
     pub restarts: u64,
     /// When this daemon last did so.
     pub restarted_at: Option<Instant>,
@@ -112,9 +114,10 @@ impl Plugin {
         let pid = self.process.as_ref().map_or(0, Process::pid);
         match self.state {
             State::Failed => format!("it was given up: {}", why()),
-            State::Crashed { until, .. } => {
+            State::Crashed { until, deferrals, .. } => {
                 let next = until.saturating_duration_since(now).as_millis();
-                format!("it crashed: {}; the next start is in {next} ms", why())
+                let what = if deferrals > 0 { "its start was put off" } else { "it crashed" };
+                format!("{what}: {}; the next start is in {next} ms", why())
             }
             State::Starting { .. } => format!("it is starting: process {pid} has not said that it is ready"),
             State::Stopping { rung, .. } => {

@@ -387,8 +387,7 @@ fn check_descriptors(promised: usize) -> Result<(), SpawnError> {
     if open.saturating_add(kept) < limit {
         return Ok(());
     }
-    let reason =
-        format!("not started: the daemon has {open} of its {limit} descriptors in use, and keeps the rest");
+    let reason = format!("the daemon has {open} of its {limit} descriptors in use, and keeps the rest");
     Err(SpawnError { reason, permanent: false, busy: false, starved: true })
 }
 

@@ -460,6 +460,7 @@ impl Supervisor {
             lifeline: None,
             connect_at: None,
             spawned_at: None,
+            tried: false,
             restarts: kept.restarts,
             restarted_at: None,
             last_exit: None,

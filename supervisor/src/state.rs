@@ -55,11 +55,12 @@ pub enum State {
     /// No process, and none is due.
     Stopped,
     /// A process exists and has not said that it is ready.
-    Starting { ready_by: Instant, failures: u32 },
+    Starting { ready_by: Instant, failures: u32, deferrals: u32 },
     /// The process is ready and its routes are served.
     Running { since: Instant, failures: u32 },
-    /// No process; the next start waits for its back-off.
-    Crashed { until: Instant, failures: u32 },
+    /// No process; the next start waits for its back-off: of the last crash, or of so many starts in a row that were put
+    /// off since.
+    Crashed { until: Instant, failures: u32, deferrals: u32 },
     /// The process is on its way out.
     Stopping { rung: Rung, next_at: Instant, then: Then, failures: u32 },
     /// No process, and none until an operator says so.
@@ -239,11 +240,14 @@ fn transition(
             State::Starting { failures, .. },
             Event::SpawnFailed { permanent } | Event::Exited { permanent },
         ) => crash(now, policy, want, failures, permanent, vec![]),
-        // As long as after one more crash, which it does not count as.
-        (State::Starting { failures, .. }, Event::SpawnDeferred) => match want {
+        // It backs off as crashes do, by a count of its own, and is told once: what is short may be short for days.
+        (State::Starting { failures, deferrals, .. }, Event::SpawnDeferred) => match want {
             Want::Up => {
-                let until = now + backoff(policy, failures + 1);
-                (State::Crashed { until, failures }, vec![Record(Happening::StartDeferred), Withdraw])
+                let told = (deferrals == 0).then_some(Record(Happening::StartDeferred));
+                let deferrals = deferrals.saturating_add(1);
+                let until = now + backoff(policy, deferrals);
+                let actions = told.into_iter().chain([Withdraw]).collect();
+                (State::Crashed { until, failures, deferrals }, actions)
             }
             Want::Down => (State::Stopped, vec![Record(Happening::Stopped), Withdraw]),
         },
@@ -254,11 +258,11 @@ fn transition(
             stopping(now + policy.term_grace, Rung::Killed, Then::Crash, failures),
             vec![Record(Happening::Unresponsive), Kill],
         ),
-        (State::Starting { failures, .. }, Event::ContactDeferred) => {
-            (State::Starting { ready_by: now + policy.ready_timeout, failures }, vec![])
+        (State::Starting { failures, deferrals, .. }, Event::ContactDeferred) => {
+            (State::Starting { ready_by: now + policy.ready_timeout, failures, deferrals }, vec![])
         }
-        (State::Starting { ready_by, .. }, Event::ResetFailed) => {
-            (State::Starting { ready_by, failures: 0 }, vec![])
+        (State::Starting { ready_by, deferrals, .. }, Event::ResetFailed) => {
+            (State::Starting { ready_by, failures: 0, deferrals }, vec![])
         }
 
         (State::Running { failures, .. }, Event::Wanted) => match want {
@@ -295,12 +299,19 @@ fn transition(
             Want::Up => (state, vec![]),
             Want::Down => (State::Stopped, vec![Withdraw, Record(Happening::Stopped)]),
         },
-        (State::Crashed { failures, .. }, Event::RestartAsked | Event::TimerExpired) => match want {
+        (State::Crashed { failures, deferrals, .. }, Event::RestartAsked | Event::TimerExpired) => match want
+        {
+            Want::Up if deferrals > 0 => {
+                let (_, actions) = start(now, policy, failures, vec![]);
+                (State::Starting { ready_by: now + policy.ready_timeout, failures, deferrals }, actions)
+            }
             Want::Up => start(now, policy, failures, vec![Record(Happening::Restarting)]),
             Want::Down => (State::Stopped, vec![Withdraw, Record(Happening::Stopped)]),
         },
         // The wait stays, so that forgiving is no way around the spawn rate; the next crash waits the first step again.
-        (State::Crashed { until, .. }, Event::ResetFailed) => (State::Crashed { until, failures: 0 }, vec![]),
+        (State::Crashed { until, deferrals, .. }, Event::ResetFailed) => {
+            (State::Crashed { until, failures: 0, deferrals }, vec![])
+        }
         (
             State::Crashed { .. },
             Event::SpawnFailed { .. }
@@ -362,7 +373,7 @@ fn transition(
 
 fn start(now: Instant, policy: &Policy, failures: u32, mut actions: Vec<Action>) -> (State, Vec<Action>) {
     actions.extend([Action::Withdraw, Action::Spawn]);
-    (State::Starting { ready_by: now + policy.ready_timeout, failures }, actions)
+    (State::Starting { ready_by: now + policy.ready_timeout, failures, deferrals: 0 }, actions)
 }
 
 fn stopping(next_at: Instant, rung: Rung, then: Then, failures: u32) -> State {
@@ -383,7 +394,7 @@ fn crash(
     } else if permanent || failures > policy.restarts_max {
         State::Failed
     } else {
-        State::Crashed { until: now + backoff(policy, failures), failures }
+        State::Crashed { until: now + backoff(policy, failures), failures, deferrals: 0 }
     };
     actions.push(Action::Record(Happening::Crashed));
     if state == State::Failed {
@@ -423,7 +434,10 @@ mod tests {
         for _ in 0..40 {
             now += Duration::from_secs(30 * 24 * 3600);
             (state, _) = step(now, &policy, Want::Up, state, Event::Exited { permanent: false });
-            assert_eq!(state, State::Crashed { until: now + Duration::from_secs(1), failures: 1 });
+            assert_eq!(
+                state,
+                State::Crashed { until: now + Duration::from_secs(1), failures: 1, deferrals: 0 }
+            );
             now += Duration::from_secs(1);
             (state, _) = step(now, &policy, Want::Up, state, Event::TimerExpired);
             (state, _) = step(now, &policy, Want::Up, state, Event::Ready);
@@ -477,15 +491,35 @@ mod tests {
     fn a_spawn_that_is_put_off_counts_as_nothing() {
         let policy = policy();
         let mut now = Instant::now();
-        let mut state = State::Starting { ready_by: now, failures: policy.restarts_max };
-        for _ in 0..100 {
+        let failures = policy.restarts_max;
+        let mut state = State::Starting { ready_by: now, failures, deferrals: 0 };
+        let mut waits = vec![];
+        for deferrals in 1..=100 {
             let (next, actions) = step(now, &policy, Want::Up, state, Event::SpawnDeferred);
-            let until = now + Duration::from_secs(16);
-            assert_eq!(next, State::Crashed { until, failures: policy.restarts_max });
-            assert_eq!(actions, [Action::Record(Happening::StartDeferred), Action::Withdraw]);
+            let State::Crashed { until, .. } = next else { panic!("{next:?}") };
+            assert_eq!(next, State::Crashed { until, failures, deferrals });
+            // Told once, however long it lasts.
+            let told = Action::Record(Happening::StartDeferred);
+            assert_eq!(
+                actions,
+                if deferrals == 1 { vec![told, Action::Withdraw] } else { vec![Action::Withdraw] }
+            );
+            waits.push((until - now).as_secs());
             now = until;
-            (state, _) = step(now, &policy, Want::Up, next, Event::TimerExpired);
+            let actions;
+            (state, actions) = step(now, &policy, Want::Up, next, Event::TimerExpired);
+            assert_eq!(actions, [Action::Withdraw, Action::Spawn]);
         }
+        assert_eq!(waits[..6], [1, 2, 4, 8, 16, 16]);
+        assert_eq!(waits[99], 16);
+        // What comes after a start begins anew.
+        let (state, _) = step(now, &policy, Want::Up, state, Event::Exited { permanent: false });
+        assert_eq!(state, State::Failed);
+        let (state, _) = step(now, &policy, Want::Up, state, Event::ResetFailed);
+        assert_eq!(
+            state,
+            State::Starting { ready_by: now + policy.ready_timeout, failures: 0, deferrals: 0 }
+        );
     }
 
     #[test]
@@ -506,12 +540,17 @@ mod tests {
         let stopping = |rung, then, failures| State::Stopping { rung, next_at: soon, then, failures };
         vec![
             ("stopped", State::Stopped),
-            ("starting, 3 failures", State::Starting { ready_by: soon, failures: 3 }),
-            ("starting, last try", State::Starting { ready_by: soon, failures: last }),
+            ("starting, 3 failures", State::Starting { ready_by: soon, failures: 3, deferrals: 0 }),
+            ("starting, last try", State::Starting { ready_by: soon, failures: last, deferrals: 0 }),
+            (
+                "starting, 3 failures, put off twice",
+                State::Starting { ready_by: soon, failures: 3, deferrals: 2 },
+            ),
             ("running, 3 failures, young", State::Running { since: young, failures: 3 }),
             ("running, last try, young", State::Running { since: young, failures: last }),
             ("running, last try, stable", State::Running { since: stable, failures: last }),
-            ("crashed, 3 failures", State::Crashed { until: soon, failures: 3 }),
+            ("crashed, 3 failures", State::Crashed { until: soon, failures: 3, deferrals: 0 }),
+            ("crashed, 3 failures, put off twice", State::Crashed { until: soon, failures: 3, deferrals: 2 }),
             ("asked to stop, 3 failures", stopping(Rung::Asked, Then::Stop, 3)),
             ("terminated, 3 failures", stopping(Rung::Terminated, Then::Stop, 3)),
             ("killed to stop, 3 failures", stopping(Rung::Killed, Then::Stop, 3)),
@@ -541,14 +580,20 @@ mod tests {
             return "same".into();
         }
         let ms = |at: Instant| (at - now).as_millis();
+        let put_off = |deferrals: u32| match deferrals {
+            0 => String::new(),
+            _ => format!(", put off {deferrals}"),
+        };
         match state {
             State::Stopped => "stopped".into(),
             State::Failed => "failed".into(),
-            State::Starting { ready_by, failures } => {
-                format!("starting {} ms, failures {failures}", ms(ready_by))
+            State::Starting { ready_by, failures, deferrals } => {
+                format!("starting {} ms, failures {failures}{}", ms(ready_by), put_off(deferrals))
             }
             State::Running { failures, .. } => format!("running, failures {failures}"),
-            State::Crashed { until, failures } => format!("crashed {} ms, failures {failures}", ms(until)),
+            State::Crashed { until, failures, deferrals } => {
+                format!("crashed {} ms, failures {failures}{}", ms(until), put_off(deferrals))
+            }
             State::Stopping { rung, next_at, then, failures } => {
                 let rung = match rung {
                     Rung::Asked => "asked",
@@ -706,6 +751,13 @@ mod tests {
                     }
                 };
                 let (next, actions) = step(now, &policy, want, state, event);
+                // Only a first deferral is told, and a start after one is not told as a restart.
+                let put_off = matches!(
+                    state,
+                    State::Starting { deferrals: 1.., .. } | State::Crashed { deferrals: 1.., .. }
+                );
+                let loud = [Happening::StartDeferred, Happening::Restarting].map(Action::Record);
+                prop_assert!(!put_off || !actions.iter().any(|action| loud.contains(action)));
                 for action in actions {
                     match action {
                         Action::Spawn => { prop_assert!(!world.process, "two processes"); world.process = true; }

@@ -166,7 +166,8 @@ impl Supervisor {
         }
         plugin.spawned_at = Some(now);
         plugin.connect_at = Some((now + CONNECT_RETRY_MIN, CONNECT_RETRY_MIN));
-        if generation > 1 {
+        // One that was only put off so far starts for the first time.
+        if std::mem::replace(&mut plugin.tried, true) {
             plugin.restarts += 1;
             plugin.restarted_at = Some(now);
         }
@@ -180,6 +181,7 @@ impl Supervisor {
 
     fn fail_spawn(&mut self, index: usize, reason: String, permanent: bool) {
         let plugin = &mut self.plugins[index];
+        plugin.tried = true;
         // The one before is no news any more.
         plugin.last_exit = Some(format!("not started: {reason}"));
         plugin.reason = Some(reason);
@@ -187,7 +189,9 @@ impl Supervisor {
     }
 
     fn defer_spawn(&mut self, index: usize, reason: String) {
-        self.plugins[index].reason = Some(reason);
+        let plugin = &mut self.plugins[index];
+        plugin.last_exit = Some(format!("start put off: {reason}"));
+        plugin.reason = Some(reason);
         self.drive(index, Event::SpawnDeferred);
     }
 
@@ -228,7 +232,7 @@ impl Supervisor {
         let id = plugin.metadata.id.clone();
         let uptime_ms = plugin.spawned_at.map(|at| now.saturating_duration_since(at).as_millis() as u64);
         let (failures, next_start_ms) = match plugin.state {
-            State::Crashed { until, failures } => {
+            State::Crashed { until, failures, .. } => {
                 (failures, Some(until.saturating_duration_since(now).as_millis() as u64))
             }
             _ => (before.failures() + 1, None),

@@ -182,11 +182,14 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
         stage = stage.faulty(id, &json!({}));
     }
     let daemon = stage.start();
-    let short = wait_for("a start that is put off again and again", || {
-        ids.iter()
-            .find(|id| daemon.events(id).iter().filter(|(kind, _)| kind == "start_deferred").count() >= 5)
+    let short = wait_for("a start that is put off", || {
+        ids.iter().find(|id| daemon.events(id).iter().any(|(kind, _)| kind == "start_deferred"))
     });
     let details = daemon.wait_event(short, "start_deferred", 1);
+    let status = daemon.wait_status(short, "a start that waits", |status| {
+        status["last_exit"].as_str().is_some_and(|why| why.contains("start put off"))
+    });
+    assert_eq!((&status["state"], &status["restarts"]), (&json!("crashed"), &json!(0)), "{status}");
     assert_eq!(details["counts_as_crash"], false);
     assert!(details["reason"].as_str().unwrap().contains("descriptors"), "{details}");
     for id in &ids {
@@ -207,6 +210,10 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
         assert_eq!(daemon.manage("POST", &format!("/api/plugins/{id}/disable"), b"").status, 200);
     }
     daemon.wait_running(short);
+    // However often it was tried meanwhile.
+    let events = daemon.events(short);
+    let count = |kind: &str| events.iter().filter(|(each, _)| each == kind).count();
+    assert_eq!((count("start_deferred"), count("restarting")), (1, 0), "{events:?}");
 }
 
 #[test]
