@@ -147,9 +147,11 @@ fn a_file_without_permission_is_403_and_a_web_root_may_come_late() {
     let web = stage.root().join("web");
     let daemon = stage.argument("--web-root").argument(&web).start();
     assert_problem(&daemon.get("/page"), 404);
-    assert_eq!(daemon.stderr.containing("web root").len(), 1, "{:?}", daemon.stderr.all());
+    wait_for("the warning", || (!daemon.stderr.containing("web root").is_empty()).then_some(()));
     put(daemon.root(), "page", "late");
+    wait_for("the page", || (daemon.get("/page").status == 200).then_some(()));
     assert_file(&daemon.get("/page"), 200, "late");
+    assert_eq!(daemon.stderr.containing("web root").len(), 1, "{:?}", daemon.stderr.all());
 }
 
 #[test]
