@@ -11,7 +11,8 @@ could write, or with `--backend axum` to `bench-peer axum`, what people would wr
 as Toru's without any routing, checks or counters.
 Each cell is measured `--rounds` times, all fronts in turn (A B A B), so that what the machine does meanwhile hits all
 of them; the tables give medians, and ratios against the best of nginx and HAProxy in the same run.
-CPU is user and system time of front and backend (or plugin) per request, from /proc; memory is PSS of the front at rest.
+CPU is user and system time of front and backend (or plugin) per request, from /proc; memory is PSS of each front at
+rest, started alone.
 `--save` keeps machine, kernel, commit and the raw rows in benches/runs/; `--table` prints the README's table from such a
 file, by default the newest.
 """
@@ -149,6 +150,24 @@ def start_all(binaries, place, wanted, backends, processes):
     return fronts, missing
 
 
+def at_rest(binaries, place, wanted, backends):
+    """PSS of each front in MB, each started alone: pages that two fronts share would count half for each.
+
+    Taken after some requests and eight quiet seconds: what a start needs for a moment is given back by then.
+    """
+    memory = {}
+    for name in wanted:
+        own = place / name.replace(" ", "-")
+        own.mkdir()
+        with Processes() as processes:
+            for front in start_all(binaries, own, [name], backends[:1], processes)[0]:
+                for _ in range(20):
+                    answers(front.base)
+                time.sleep(8)
+                memory[front.name] = pss_mb(*front.own())
+    return memory
+
+
 def measure(front, cell, seconds, place):
     name, path, posted, connections = cell
     script = posting(place, posted) if posted else None
@@ -266,12 +285,11 @@ def main():
     cells = [cell for cell in CELLS if not args.quick or cell[0] in QUICK]
     backends = ["raw", "axum"] if args.backend == "both" else [args.backend]
     with tempfile.TemporaryDirectory(prefix="toru-", dir="/tmp") as folder, Processes() as processes:
-        place, rows = Path(folder), []
-        fronts, missing = start_all(args.bin, place, args.fronts.split(","), backends, processes)
+        place, rows, wanted = Path(folder), [], args.fronts.split(",")
+        memory = at_rest(args.bin, place, wanted, backends)
+        fronts, missing = start_all(args.bin, place, wanted, backends, processes)
         for line in missing:
             print(f"left out: {line}", file=sys.stderr)
-        time.sleep(1)
-        memory = {front.name: pss_mb(*front.own()) for front in fronts}
         for front in fronts:
             wrk(front.base, 16, 1)
         total = len(cells) * args.rounds * len(fronts)
