@@ -76,7 +76,6 @@ CADDY = """
 {{
   admin off
   auto_https off
-  persist_config off
 }}
 http://127.0.0.1:{port} {{
   reverse_proxy unix/{backend}
@@ -136,7 +135,11 @@ def start_all(binaries, place, wanted, backends, processes):
             if shutil.which(name) is None:
                 missing += [f"{name}: not installed"] * (backend == backends[0])
                 continue
-            base, pid = start_peer(name, place / f"{name}-{backend}", socket, processes)
+            try:
+                base, pid = start_peer(name, place / f"{name}-{backend}", socket, processes)
+            except SystemExit as error:
+                missing.append(f"{name} did not start: {error}")
+                continue
             pids = lambda pid=pid, behind=behind: tree(pid) + [behind]
             fronts.append(Front(name + suffix, base, pids, lambda pid=pid: tree(pid)))
     if "ceiling" in wanted:
