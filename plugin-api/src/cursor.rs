@@ -5,7 +5,28 @@
 
 use std::borrow::Cow;
 
-use crate::json::next_to_escape;
+use crate::json::{BLOCK, next_to_escape, put, to_escape};
+
+/// What a backslash and one letter stand for; 0 where that is no escape, or not a whole one.
+const UNESCAPED: [u8; 256] = {
+    let known = [
+        (b'"', b'"'),
+        (b'\\', b'\\'),
+        (b'/', b'/'),
+        (b'b', 8),
+        (b'f', 12),
+        (b'n', b'\n'),
+        (b'r', b'\r'),
+        (b't', b'\t'),
+    ];
+    let mut meanings = [0; 256];
+    let mut index = 0;
+    while index < known.len() {
+        meanings[known[index].0 as usize] = known[index].1;
+        index += 1;
+    }
+    meanings
+};
 
 /// What is left of a frame.
 pub(crate) struct Cursor<'a>(pub &'a str);
@@ -16,12 +37,19 @@ impl<'a> Cursor<'a> {
         std::str::from_utf8(frame).ok().map(Self)
     }
 
-    pub fn skip(&mut self, literal: &str) -> Option<()> {
-        self.0 = self.0.strip_prefix(literal)?;
+    // Known lengths are compared without a call.
+    #[inline(always)]
+    pub fn skip(&mut self, literal: &'static str) -> Option<()> {
+        let (start, rest) = self.0.split_at_checked(literal.len())?;
+        if start != literal {
+            return None;
+        }
+        self.0 = rest;
         Some(())
     }
 
     /// The rest of a string whose opening quote was skipped, if nothing in it is escaped.
+    #[inline]
     pub fn string(&mut self) -> Option<&'a str> {
         let end = next_to_escape(self.0.as_bytes())?;
         let (string, rest) = self.0.split_at_checked(end)?;
@@ -31,49 +59,88 @@ impl<'a> Cursor<'a> {
 
     /// The same, unescaped if need be; pairs of surrogates are left to the general reader.
     pub fn text(&mut self) -> Option<Cow<'a, str>> {
-        self.unescape(128)
-    }
-
-    /// The same for a content, which is most of its frame: what is allocated has room for all of it.
-    pub fn content(&mut self) -> Option<Cow<'a, str>> {
-        self.unescape(self.0.len())
-    }
-
-    fn unescape(&mut self, room: usize) -> Option<Cow<'a, str>> {
-        let mut end = next_to_escape(self.0.as_bytes())?;
+        let end = next_to_escape(self.0.as_bytes())?;
         if self.0.as_bytes()[end] == b'"' {
             return self.string().map(Cow::Borrowed);
         }
-        let mut text = String::with_capacity(room);
+        let bytes = self.unescape(end, 128)?;
+        // Made of text and of whole characters.
+        String::from_utf8(bytes).ok().map(Cow::Owned)
+    }
+
+    /// The same for a content, which is most of its frame: what is allocated has room for all of it.
+    pub fn content(&mut self) -> Option<Cow<'a, [u8]>> {
+        let end = next_to_escape(self.0.as_bytes())?;
+        if self.0.as_bytes()[end] == b'"' {
+            return self.string().map(|text| Cow::Borrowed(text.as_bytes()));
+        }
+        self.unescape(end, self.0.len()).map(Cow::Owned)
+    }
+
+    /// The rest of a string of which the first `clear` bytes have no escape.
+    ///
+    /// Where one is, more are: so each block is copied as it is, whatever is in it, and what is behind an escape is copied
+    /// again to its place.
+    fn unescape(&mut self, clear: usize, room: usize) -> Option<Vec<u8>> {
+        /// Bytes for which room is made at a time.
+        const AT_ONCE: usize = 256;
+        let (clear, mut rest) = self.0.as_bytes().split_at_checked(clear)?;
+        let mut text = Vec::with_capacity(room);
+        text.extend_from_slice(clear);
         loop {
-            let (run, rest) = self.0.split_at_checked(end)?;
-            text.push_str(run);
-            let (escape, rest) = match rest.as_bytes() {
-                [b'"', ..] => {
-                    self.0 = &rest[1..];
-                    return Some(Cow::Owned(text));
+            let mut to = text.len();
+            let stop = to + AT_ONCE;
+            // The last block, and the longest character.
+            text.resize(stop + BLOCK + 4, 0);
+            while to < stop {
+                let at = match rest.first_chunk::<BLOCK>() {
+                    Some(block) => {
+                        put(&mut text, to, block);
+                        match to_escape(block).trailing_zeros() as usize {
+                            at @ 0..BLOCK => at,
+                            _ => {
+                                to += BLOCK;
+                                rest = &rest[BLOCK..];
+                                continue;
+                            }
+                        }
+                    }
+                    None => {
+                        let at = next_to_escape(rest)?;
+                        text[to..to + at].copy_from_slice(&rest[..at]);
+                        at
+                    }
+                };
+                to += at;
+                let escape = match rest[at..] {
+                    [b'"', ..] => {
+                        text.truncate(to);
+                        // Behind a quote there is a character's beginning.
+                        self.0 = self.0.get(self.0.len() - rest.len() + at + 1..)?;
+                        return Some(text);
+                    }
+                    [b'\\', escape, ..] => escape,
+                    _ => return None,
+                };
+                rest = &rest[at + 2..];
+                let meaning = UNESCAPED[usize::from(escape)];
+                if meaning != 0 {
+                    text[to] = meaning;
+                    to += 1;
+                    continue;
                 }
-                [b'\\', escape, ..] => (*escape, rest.get(2..)?),
-                _ => return None,
-            };
-            self.0 = rest;
-            text.push(match escape {
-                b'"' | b'\\' | b'/' => char::from(escape),
-                b'n' => '\n',
-                b'r' => '\r',
-                b't' => '\t',
-                b'b' => '\u{8}',
-                b'f' => '\u{c}',
-                b'u' => {
-                    let (digits, rest) = self.0.split_at_checked(4)?;
-                    let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-                    let code = u32::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
-                    self.0 = rest;
-                    char::from_u32(code)?
+                if escape != b'u' {
+                    return None;
                 }
-                _ => return None,
-            });
-            end = next_to_escape(self.0.as_bytes())?;
+                let (digits, behind) = rest.split_first_chunk::<4>()?;
+                let mut code = 0;
+                for digit in digits {
+                    code = code << 4 | char::from(*digit).to_digit(16)?;
+                }
+                rest = behind;
+                to += char::from_u32(code)?.encode_utf8(&mut text[to..]).len();
+            }
+            text.truncate(to);
         }
     }
 

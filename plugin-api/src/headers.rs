@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::json::{write_latin1_content, write_string_content};
+use crate::json::{is_plain, write_latin1_content, write_string_content};
 
 /// Up to here repeats are looked for pairwise; beyond, by sorting. Browsers send 10 to 20 fields.
 const PAIRWISE_MAX: usize = 32;
@@ -22,36 +22,46 @@ pub(crate) fn write_headers<'f>(
     repeats: Repeats,
     headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
 ) {
-    // A field whose bit is not in `twice` has no equal; the usual request is done after this pass.
-    let (mut seen, mut twice, mut count) = (0_u64, 0_u64, 0_usize);
-    for (name, _) in headers.clone() {
-        let bit = name_bit(name);
-        twice |= seen & bit;
-        seen |= bit;
+    // Taken down once: to find out which fields there are can cost more than to look at them.
+    let mut few = [("", &[][..]); PAIRWISE_MAX];
+    let mut count = 0;
+    let mut rest = headers.clone();
+    for (place, field) in few.iter_mut().zip(&mut rest) {
+        *place = field;
         count += 1;
     }
     out.push(b'{');
     let open = out.len();
-    if count > PAIRWISE_MAX {
+    if rest.next().is_some() {
         write_sorted(out, repeats, headers.collect());
     } else {
-        for (index, (name, value)) in headers.clone().enumerate() {
-            if twice & name_bit(name) == 0 {
-                write_field(out, repeats, name, std::iter::once(value));
-                continue;
-            }
-            let same = |(other, _): &(&str, &[u8])| other.eq_ignore_ascii_case(name);
-            if headers.clone().take(index).any(|field| same(&field)) {
-                continue;
-            }
-            let values = headers.clone().skip(index).filter(same).map(|(_, value)| value);
-            write_field(out, repeats, name, values);
-        }
+        write_few(out, repeats, &few[..count]);
     }
     if out.len() > open {
         out.pop();
     }
     out.push(b'}');
+}
+
+fn write_few(out: &mut Vec<u8>, repeats: Repeats, fields: &[(&str, &[u8])]) {
+    // A field whose bit is not in `twice` has no equal; the usual request is done after this pass.
+    let (mut seen, mut twice) = (0_u64, 0_u64);
+    for (name, _) in fields {
+        let bit = name_bit(name);
+        twice |= seen & bit;
+        seen |= bit;
+    }
+    for (index, &(name, value)) in fields.iter().enumerate() {
+        if twice & name_bit(name) == 0 {
+            write_field(out, repeats, name, std::iter::once(value));
+            continue;
+        }
+        let same = |(other, _): &&(&str, &[u8])| other.eq_ignore_ascii_case(name);
+        if !fields[..index].iter().any(|field| same(&field)) {
+            let values = fields[index..].iter().filter(same).map(|(_, value)| *value);
+            write_field(out, repeats, name, values);
+        }
+    }
 }
 
 fn write_sorted(out: &mut Vec<u8>, repeats: Repeats, fields: Vec<(&str, &[u8])>) {
@@ -86,9 +96,12 @@ fn write_field<'f>(out: &mut Vec<u8>, repeats: Repeats, name: &str, values: impl
             out.extend_from_slice(separator);
         }
         count += 1;
-        match std::str::from_utf8(value) {
-            Ok(text) => write_string_content(out, text),
-            Err(_) => write_latin1_content(out, value),
+        if is_plain(value) {
+            out.extend_from_slice(value);
+        } else if let Ok(text) = std::str::from_utf8(value) {
+            write_string_content(out, text);
+        } else {
+            write_latin1_content(out, value);
         }
     }
     out.push(b'"');

@@ -5,9 +5,38 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use wide::u8x16;
 
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
+
+/// How many bytes are looked at together.
+pub(crate) const BLOCK: usize = 16;
+/// `\u0000` and the like take six, and are written as eight.
+const ESCAPE_ROOM: usize = 8;
+/// Bytes for which room is made at a time.
+const ESCAPED_AT_ONCE: usize = 1024;
+
+/// What stands for each byte that is escaped, with how many bytes of it count.
+const ESCAPES: [([u8; ESCAPE_ROOM], u8); 128] = {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut escapes = [([0; 8], 0); 128];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escapes[byte] = (*b"\\u0000  ", 6);
+        escapes[byte].0[4] = HEX[byte >> 4];
+        escapes[byte].0[5] = HEX[byte & 15];
+        byte += 1;
+    }
+    let short = [(8, b'b'), (9, b't'), (10, b'n'), (12, b'f'), (13, b'r'), (b'"', b'"'), (b'\\', b'\\')];
+    let mut index = 0;
+    while index < short.len() {
+        let (byte, letter) = short[index];
+        escapes[byte as usize] = ([b'\\', letter, 0, 0, 0, 0, 0, 0], 2);
+        index += 1;
+    }
+    escapes
+};
 
 /// Appends `text` as a JSON string, quotes included.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
@@ -19,13 +48,69 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 
 /// Appends `text` escaped for the inside of a JSON string, without quotes.
 pub fn write_string_content(out: &mut Vec<u8>, text: &str) {
-    let mut rest = text.as_bytes();
-    while let Some(at) = next_to_escape(rest) {
-        out.extend_from_slice(&rest[..at]);
-        write_escape(out, rest[at]);
-        rest = &rest[at + 1..];
+    let bytes = text.as_bytes();
+    match next_to_escape(bytes) {
+        None => out.extend_from_slice(bytes),
+        Some(at) => {
+            let (clear, mut rest) = bytes.split_at(at);
+            out.reserve(bytes.len() + rest.len() / 8);
+            out.extend_from_slice(clear);
+            while !rest.is_empty() {
+                rest = write_escaped(out, rest);
+            }
+        }
     }
-    out.extend_from_slice(rest);
+}
+
+/// Writes about [`ESCAPED_AT_ONCE`] bytes; gives what is left.
+///
+/// Where something is escaped, more is: content that is JSON itself has a quote every few bytes. So each block is copied
+/// as it is, whatever is in it, and what is behind an escape is copied again to its place.
+fn write_escaped<'a>(out: &mut Vec<u8>, mut rest: &'a [u8]) -> &'a [u8] {
+    let mut to = out.len();
+    let stop = to + rest.len().min(ESCAPED_AT_ONCE);
+    // One step from before `stop`: a block, and an escape behind all of it but its last.
+    out.resize(stop + BLOCK + ESCAPE_ROOM, 0);
+    let room = out.as_mut_slice();
+    while to < stop {
+        let Some(block) = rest.first_chunk::<BLOCK>() else {
+            let Some((&byte, behind)) = rest.split_first() else { break };
+            if is_escaped(byte) {
+                to = escape(room, to, byte);
+            } else {
+                room[to] = byte;
+                to += 1;
+            }
+            rest = behind;
+            continue;
+        };
+        put(room, to, block);
+        match to_escape(block).trailing_zeros() as usize {
+            at @ 0..BLOCK => {
+                to = escape(room, to + at, block[at]);
+                rest = &rest[at + 1..];
+            }
+            _ => {
+                to += BLOCK;
+                rest = &rest[BLOCK..];
+            }
+        }
+    }
+    out.truncate(to);
+    rest
+}
+
+/// Writes an escape to its place; gives the place behind it.
+fn escape(room: &mut [u8], to: usize, byte: u8) -> usize {
+    let (escape, len) = &ESCAPES[usize::from(byte % ESCAPES.len() as u8)];
+    put(room, to, escape);
+    to + usize::from(*len)
+}
+
+/// Copies as one store what a slice of unknown length would be a call for.
+#[inline]
+pub(crate) fn put<const BYTES: usize>(room: &mut [u8], at: usize, bytes: &[u8; BYTES]) {
+    *room[at..].first_chunk_mut().expect("room was made for it") = *bytes;
 }
 
 /// Appends bytes that are not UTF-8 as if they were Latin-1, escaped, without quotes.
@@ -65,43 +150,75 @@ pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// Index of the first byte that JSON wants escaped: `"`, `\` and everything below 0x20.
+#[inline]
 pub(crate) fn next_to_escape(bytes: &[u8]) -> Option<usize> {
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        // Eight bytes at once. A borrow can only disturb bytes above a true hit,
-        // and the lowest hit is the one that is taken.
-        let quotes = word ^ (ONES * b'"' as u64);
-        let backslashes = word ^ (ONES * b'\\' as u64);
-        let hits = ((word.wrapping_sub(ONES * 0x20) & !word)
-            | (quotes.wrapping_sub(ONES) & !quotes)
-            | (backslashes.wrapping_sub(ONES) & !backslashes))
-            & HIGHS;
-        if hits != 0 {
-            return Some(index * 8 + (hits.trailing_zeros() / 8) as usize);
+    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
+    for (index, block) in blocks.iter().enumerate() {
+        let found = to_escape(block);
+        if found != 0 {
+            return Some(index * BLOCK + found.trailing_zeros() as usize);
         }
     }
-    tail.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\').map(|at| words.len() * 8 + at)
+    if none_of_tail(tail, hits) {
+        return None;
+    }
+    tail.iter().position(|&byte| is_escaped(byte)).map(|at| blocks.len() * BLOCK + at)
 }
 
-fn write_escape(out: &mut Vec<u8>, byte: u8) {
-    let short = match byte {
-        b'"' => b'"',
-        b'\\' => b'\\',
-        b'\n' => b'n',
-        b'\r' => b'r',
-        b'\t' => b't',
-        0x08 => b'b',
-        0x0c => b'f',
-        _ => {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            out.extend_from_slice(b"\\u00");
-            out.push(HEX[usize::from(byte >> 4)]);
-            out.push(HEX[usize::from(byte & 15)]);
-            return;
-        }
+/// Whether all is ASCII that stands in a JSON string as it is.
+#[inline]
+pub(crate) fn is_plain(bytes: &[u8]) -> bool {
+    let marks = |word| hits(word) | word & HIGHS;
+    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
+    blocks.iter().all(|block| {
+        let (low, high) = halves(block);
+        marks(low) | marks(high) == 0
+    }) && none_of_tail(tail, marks)
+}
+
+/// Whether `marks` marks nothing of what is less than a block; it is asked for eight bytes at a time, some of them twice.
+#[inline]
+fn none_of_tail(tail: &[u8], marks: impl Fn(u64) -> u64) -> bool {
+    if let (Some(first), Some(last)) = (tail.first_chunk(), tail.last_chunk()) {
+        return marks(u64::from_le_bytes(*first)) | marks(u64::from_le_bytes(*last)) == 0;
+    }
+    if let (Some(first), Some(last)) = (tail.first_chunk(), tail.last_chunk()) {
+        let (first, last) = (u32::from_le_bytes(*first), u32::from_le_bytes(*last));
+        return marks(u64::from(first) | u64::from(last) << 32) == 0;
+    }
+    let [first, .., last] = *tail else {
+        return tail.first().is_none_or(|&byte| marks(ONES * u64::from(byte)) == 0);
     };
-    out.extend_from_slice(&[b'\\', short]);
+    let word = u64::from_le_bytes([first, tail[1], last, last, last, last, last, last]);
+    marks(word) == 0
+}
+
+fn is_escaped(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn halves(block: &[u8; BLOCK]) -> (u64, u64) {
+    let block = u128::from_le_bytes(*block);
+    (block as u64, (block >> 64) as u64)
+}
+
+/// Which bytes of a block are escaped, the first in the lowest bit.
+#[inline]
+pub(crate) fn to_escape(block: &[u8; BLOCK]) -> u32 {
+    let bytes = u8x16::new(*block);
+    let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    let quotes = bytes.simd_eq(u8x16::splat(b'"')) | bytes.simd_eq(u8x16::splat(b'\\'));
+    (control | quotes).to_bitmask()
+}
+
+/// The high bits of those of eight bytes that are escaped. A borrow may set one above the lowest, and only there.
+fn hits(word: u64) -> u64 {
+    let quotes = word ^ (ONES * b'"' as u64);
+    let backslashes = word ^ (ONES * b'\\' as u64);
+    ((word.wrapping_sub(ONES * 0x20) & !word)
+        | (quotes.wrapping_sub(ONES) & !quotes)
+        | (backslashes.wrapping_sub(ONES) & !backslashes))
+        & HIGHS
 }
 
 #[cfg(test)]

@@ -84,15 +84,12 @@ fn body(json: &str) -> Option<Cow<'_, [u8]>> {
         return Some(Cow::Borrowed(&[]));
     }
     let mut at = Cursor(json.strip_prefix('"')?);
-    let text = at.content()?;
+    let content = at.content()?;
     if at.0.is_empty() {
-        return Some(match text {
-            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
-        });
+        return Some(content);
     }
     let is_last = at.0 == r#","body_encoding":"base64""#;
-    if is_last { STANDARD.decode(&*text).ok().map(Cow::Owned) } else { None }
+    if is_last { STANDARD.decode(&*content).ok().map(Cow::Owned) } else { None }
 }
 
 #[cfg(test)]

@@ -60,13 +60,10 @@ pub(super) fn read(frame: &[u8]) -> Option<Answer<'_>> {
     at.skip(r#","headers":{"#)?;
     let headers = headers(&mut at)?;
     at.skip(r#","body":""#)?;
-    let text = at.content()?;
+    let content = at.content()?;
     let body = match at.0 {
-        "}}" => match text {
-            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
-        },
-        r#","body_encoding":"base64"}}"# => Cow::Owned(STANDARD.decode(&*text).ok()?),
+        "}}" => content,
+        r#","body_encoding":"base64"}}"# => Cow::Owned(STANDARD.decode(&*content).ok()?),
         _ => return None,
     };
     Some(Answer { request_id, status, headers, body })
