@@ -55,7 +55,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases =
         vec![head("short", SHORT_REQUEST), head("browser's", BROWSER_REQUEST), chunked(), answer()];
     cases.push(Case::new("route", 0, || {
-        let _ = black_box(toru_runtime::route::route(black_box("/api/plugins/echo/items/7"), false));
+        let _ = black_box(toru_runtime::route::route("GET", black_box("/api/plugins/echo/items/7"), false));
     }));
     for size in POSTED_BYTES {
         cases.push(write_request(size));
@@ -280,7 +280,7 @@ fn whole_request(size: usize) -> Case {
         loop {
             match connection.poll_event() {
                 Event::Head(head) => {
-                    let _ = black_box(toru_runtime::route::route(head.target.path(), false));
+                    let _ = black_box(toru_runtime::route::route(head.method, head.target.path(), false));
                     to_plugin = append_request(std::mem::take(&mut to_plugin), b"");
                 }
                 Event::ResponseDue => break,

@@ -420,7 +420,7 @@ fn begin(
         return refuse(Failure::MethodNotAllowed(api::METHODS), None);
     }
     let path = head.target.path();
-    let destination = match route(path, peer.trusted) {
+    let destination = match route(head.method, path, peer.trusted) {
         Ok(destination) => destination,
         Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
     };
@@ -532,7 +532,7 @@ fn begin(
 
 /// What the plugin would have got as its path, for the log of a request that was refused.
 fn plugin_path(head: &RequestHead<'_>, trusted: bool) -> String {
-    let path = match route(head.target.path(), trusted) {
+    let path = match route(head.method, head.target.path(), trusted) {
         Ok(Destination::ById { path, .. } | Destination::ByRoute { path, .. }) => path.into_owned(),
         Ok(Destination::Bundle { .. }) => "/bundle.js".to_owned(),
         Ok(Destination::Core(_) | Destination::Elsewhere) | Err(_) => head.target.path().to_owned(),

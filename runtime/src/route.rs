@@ -79,12 +79,17 @@ impl Endpoint<'_> {
     }
 }
 
+/// Whether a static file may be meant, where no path is the core's.
+fn is_for_files(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD")
+}
+
 /// Finds the destination of `path`, the path part of a request target, as the client sent it.
 ///
 /// `trusted` clients, those of the control socket, see what others do not.
 /// Dot segments are resolved below the plugin and never climb out of it; all other encodings reach the plugin untouched.
 /// Errors: the path climbs out, holds NUL, or has a bad percent-encoding: 400.
-pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
+pub fn route<'a>(method: &str, path: &'a str, trusted: bool) -> Result<Destination<'a>, PathError> {
     match path {
         "/v1/stream" if trusted => return Ok(Destination::Core(Endpoint::Stream)),
         "/v1/logs" if trusted => return Ok(Destination::Core(Endpoint::CoreLogs)),
@@ -99,13 +104,15 @@ pub fn route(path: &str, trusted: bool) -> Result<Destination<'_>, PathError> {
         "/api/plugins" | "/api/plugins/" => return Ok(Destination::Core(Endpoint::Plugins)),
         _ => {}
     }
-    if let Some(rest) = path.strip_prefix("/v1/plugins/").filter(|_| trusted) {
+    if let Some(rest) = path.strip_prefix("/v1/plugins/") {
         let (id, Some(verb)) = cut_segment(rest) else { return Ok(Destination::Elsewhere) };
         return Ok(match (verb, order(verb)) {
-            ("/logs", _) => Destination::Core(Endpoint::Logs(decode(id)?)),
-            ("/history", _) => Destination::Core(Endpoint::History(decode(id)?)),
-            ("/kv", _) => Destination::Core(Endpoint::Values(decode(id)?)),
-            (_, Some(order)) => Destination::Core(Endpoint::Order(decode(id)?, order)),
+            ("/logs", _) if trusted => Destination::Core(Endpoint::Logs(decode(id)?)),
+            ("/history", _) if trusted => Destination::Core(Endpoint::History(decode(id)?)),
+            ("/kv", _) if trusted => Destination::Core(Endpoint::Values(decode(id)?)),
+            (_, Some(order)) if trusted || !is_for_files(method) => {
+                Destination::Core(Endpoint::Order(decode(id)?, order))
+            }
             _ => Destination::Elsewhere,
         });
     }
@@ -209,7 +216,29 @@ mod tests {
             ("/", Some(Destination::Elsewhere)),
             ("/api/pluginsX", Some(Destination::Elsewhere)),
         ] {
-            assert_eq!(route(path, false).ok(), expect, "{path}");
+            assert_eq!(route("GET", path, false).ok(), expect, "{path}");
+        }
+    }
+
+    #[test]
+    fn orders_that_plugins_have_no_words_for_are_no_files() {
+        for (word, order) in
+            [("start", Order::Start), ("stop", Order::Stop), ("reset-failed", Order::ResetFailed)]
+        {
+            // The plugin's own.
+            let path = format!("/api/plugins/acme/{word}");
+            assert_eq!(route("POST", &path, false).ok(), by_id("acme", &format!("/{word}")));
+            let path = format!("/v1/plugins/acme/{word}");
+            let expect = Destination::Core(Endpoint::Order("acme".into(), order));
+            assert_eq!(route("POST", &path, false).ok(), Some(expect));
+            for method in ["GET", "HEAD"] {
+                assert_eq!(route(method, &path, false).ok(), Some(Destination::Elsewhere));
+            }
+        }
+        for path in
+            ["/v1/plugins/acme/logs", "/v1/plugins/acme/kv", "/v1/plugins/acme/dance", "/v1/plugins/acme"]
+        {
+            assert_eq!(route("POST", path, false).ok(), Some(Destination::Elsewhere), "{path}");
         }
     }
 
@@ -228,7 +257,7 @@ mod tests {
             ("/v1/plugins/acme", Destination::Elsewhere),
             ("/api/plugins", Destination::Core(Endpoint::Plugins)),
         ] {
-            assert_eq!(route(path, true).ok(), Some(expect), "{path}");
+            assert_eq!(route("GET", path, true).ok(), Some(expect), "{path}");
         }
     }
 
@@ -269,10 +298,18 @@ mod tests {
         for (template, item) in document["paths"].as_object().expect("paths") {
             let path = template.replace("{id}", "acme").replace("{route}", "ui").replace("{rest}", "x/y");
             let control = !item["servers"].is_null();
-            let destination = route(&path, control).expect("a path");
-            if control {
-                let public = route(&path, false).expect("a path");
+            let method = item.as_object().expect("operations").keys().find_map(|key| match key.as_str() {
+                "parameters" | "servers" => None,
+                method => Some(method.to_uppercase()),
+            });
+            let method = method.expect("an operation");
+            let destination = route(&method, &path, control).expect("a path");
+            // Those that name the listener, too, are the same there.
+            if control && item["servers"].as_array().expect("servers").len() == 1 {
+                let public = route(&method, &path, false).expect("a path");
                 assert_eq!(public, Destination::Elsewhere, "{template} is for the control socket alone");
+            } else if control {
+                assert_eq!(route(&method, &path, false).expect("a path"), destination, "{template}");
             }
             let methods: Vec<String> = item
                 .as_object()

@@ -105,6 +105,49 @@ fn every_path_names_its_methods() {
 }
 
 #[test]
+fn orders_that_plugins_have_words_for_are_under_v1_over_tcp_too() {
+    let stage = Stage::new();
+    let site = stage.root().join("site");
+    fs::create_dir_all(site.join("v1/plugins/p")).unwrap();
+    fs::write(site.join("v1/plugins/p/start"), "a file").unwrap();
+    let daemon = started(stage.set("server.web_root", json!(site)));
+    let state = || daemon.status("p").unwrap()["state"].clone();
+    for (word, state_then) in [
+        ("stop", "stopped"),
+        ("start", "running"),
+        ("restart", "running"),
+        ("disable", "stopped"),
+        ("enable", "running"),
+        ("reset-failed", "running"),
+    ] {
+        let target = format!("/v1/plugins/p/{word}");
+        assert_problem(&daemon.request("POST", &target, &[], b""), 401);
+        let rebound = [("host", "evil.example")];
+        assert_problem(&ask(&daemon, "POST", &target, &rebound), 403);
+        let answer = daemon.manage("POST", &target, b"");
+        assert_eq!((answer.status, answer.json()), (200, json!({"success": true})), "{word}");
+        assert_eq!(state(), state_then, "{word}");
+        // Below its id the word is the plugin's, but for the three that are the core's.
+        if !["restart", "disable", "enable"].contains(&word) && state_then == "running" {
+            assert_eq!(
+                daemon.manage("POST", &format!("/api/plugins/p/{word}"), b"").json()["path"],
+                format!("/{word}")
+            );
+        }
+        assert_problem(&daemon.manage("POST", &format!("/v1/plugins/nobody/{word}"), b""), 404);
+        let put = daemon.manage("PUT", &target, b"");
+        assert_problem(&put, 405);
+        assert_eq!(put.field("allow"), Some("POST"));
+    }
+    // What is read there is a file like any other.
+    assert_eq!(daemon.get("/v1/plugins/p/start").text(), "a file");
+    assert_eq!(daemon.get("/v1/plugins/p/stop").status, 404);
+    for target in ["/v1/plugins/p/kv", "/v1/plugins/p/dance"] {
+        assert_ne!(daemon.manage("POST", target, b"").status, 200);
+    }
+}
+
+#[test]
 fn content_is_json_or_refused() {
     let daemon = daemon();
     let bearer = format!("Bearer {}", daemon.token());

@@ -179,6 +179,11 @@ fn every_operation_answers_as_the_document_says() {
         ("enable-plugin", daemon.manage("POST", "/api/plugins/nobody/enable", b"")),
         ("restart-plugin", daemon.manage("POST", "/api/plugins/q/restart", b"")),
         ("restart-plugin", daemon.request("POST", "/api/plugins/q/restart", &[], b"")),
+        // Words that belong to plugins below /api/.
+        ("v1-stop-plugin", daemon.manage("POST", "/v1/plugins/q/stop", b"")),
+        ("v1-start-plugin", daemon.manage("POST", "/v1/plugins/q/start", b"")),
+        ("v1-start-plugin", daemon.request("POST", "/v1/plugins/q/start", &[], b"")),
+        ("v1-reset-failed-plugin", daemon.manage("POST", "/v1/plugins/q/reset-failed", b"")),
     ] {
         document.judge(id, &answer);
     }
@@ -213,14 +218,14 @@ fn every_operation_answers_as_the_document_says() {
         ("import-values", import(b"no json")),
         ("import-values", asked("POST", "/v1/plugins/p/kv", b"{}")),
         ("export-values", values),
-        ("socket-disable-plugin", asked("POST", "/v1/plugins/q/disable", b"")),
-        ("socket-start-plugin", asked("POST", "/v1/plugins/q/start", b"")),
-        ("socket-enable-plugin", asked("POST", "/v1/plugins/q/enable", b"")),
-        ("socket-stop-plugin", asked("POST", "/v1/plugins/q/stop", b"")),
-        ("socket-start-plugin", asked("POST", "/v1/plugins/q/start", b"")),
-        ("socket-restart-plugin", asked("POST", "/v1/plugins/q/restart", b"")),
-        ("socket-reset-failed-plugin", asked("POST", "/v1/plugins/q/reset-failed", b"")),
-        ("socket-reset-failed-plugin", asked("POST", "/v1/plugins/nobody/reset-failed", b"")),
+        ("v1-disable-plugin", asked("POST", "/v1/plugins/q/disable", b"")),
+        ("v1-start-plugin", asked("POST", "/v1/plugins/q/start", b"")),
+        ("v1-enable-plugin", asked("POST", "/v1/plugins/q/enable", b"")),
+        ("v1-stop-plugin", asked("POST", "/v1/plugins/q/stop", b"")),
+        ("v1-start-plugin", asked("POST", "/v1/plugins/q/start", b"")),
+        ("v1-restart-plugin", asked("POST", "/v1/plugins/q/restart", b"")),
+        ("v1-reset-failed-plugin", asked("POST", "/v1/plugins/q/reset-failed", b"")),
+        ("v1-reset-failed-plugin", asked("POST", "/v1/plugins/nobody/reset-failed", b"")),
     ] {
         document.judge(id, &answer);
     }
