@@ -29,6 +29,7 @@ mod outlet;
 mod place;
 mod reload;
 pub mod route;
+mod said;
 mod service;
 mod site;
 mod status;

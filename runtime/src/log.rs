@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use toru_plugin_api::json::write_string;
 use toru_plugin_api::time::{as_str, rfc3339_millis};
@@ -182,6 +183,25 @@ impl Logger {
         text_field(&mut line, "message", message);
         if let Some(fields) = fields {
             more_fields(&mut line, fields, &["timestamp", "level", "plugin_id", "message"]);
+        }
+        close_line(&mut line);
+        self.hand_over(Entry::Plugin { id: id.clone(), line });
+    }
+
+    /// A line of a plugin's log with fields in the plugin's own text, none of which has a name of ours.
+    pub fn plugin_json(&self, id: &Arc<str>, level: Level, message: &str, fields: &[(String, &RawValue)]) {
+        if !self.enabled(level) {
+            return;
+        }
+        let mut line = Vec::with_capacity(128 + message.len());
+        open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
+        text_field(&mut line, "plugin_id", id);
+        text_field(&mut line, "message", message);
+        for (name, value) in fields {
+            line.push(b',');
+            write_string(&mut line, name);
+            line.push(b':');
+            line.extend_from_slice(value.get().as_bytes());
         }
         close_line(&mut line);
         self.hand_over(Entry::Plugin { id: id.clone(), line });

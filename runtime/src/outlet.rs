@@ -12,6 +12,7 @@ use toru_supervisor::{EVENT_KINDS, Kept, KvAnswer, KvQuestion, Level, PluginView
 use crate::gate::Gate;
 use crate::kv::Store;
 use crate::log::{LineBudget, Logger};
+use crate::said;
 use crate::worker::{Mailbox, Message, PluginShared, Stats};
 
 /// The supervisor's only way to the rest of the daemon. Lives on its thread.
@@ -56,30 +57,8 @@ impl toru_supervisor::Outlet for Outlet {
     fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]) {
         let Some(id) = self.take_budget(plugin_id) else { return };
         let text = String::from_utf8_lossy(line);
-        // A line that is a JSON object keeps its fields; its own message and level count. What has the name of a field
-        // of ours, or is a level that nobody knows, is kept under another name.
-        if text.starts_with('{')
-            && let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(&text)
-        {
-            let level = fields.get("level").map(level_of);
-            for (key, kept_as) in [
-                ("level", "original_level"),
-                ("timestamp", "original_timestamp"),
-                ("plugin_id", "original_plugin_id"),
-            ] {
-                if let Some(value) = fields.remove(key)
-                    && (key != "level" || level == Some(None))
-                {
-                    fields.insert(kept_as.into(), value);
-                }
-            }
-            let level = level.flatten().unwrap_or(Level::Info);
-            let message = match fields.remove("message").or_else(|| fields.remove("msg")) {
-                Some(Value::String(message)) => message,
-                Some(other) => other.to_string(),
-                None => String::new(),
-            };
-            return self.logger.plugin(&id, level, &message, Some(&fields));
+        if let Some(said) = said::read(&text) {
+            return self.logger.plugin_json(&id, said.level, &said.message, &said.fields);
         }
         let (level, stream) = match stream {
             Stream::Stdout => (Level::Info, "stdout"),
@@ -91,8 +70,8 @@ impl toru_supervisor::Outlet for Outlet {
 
     fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>) {
         let Some(id) = self.take_budget(plugin_id) else { return };
-        let fields: Option<Map<String, Value>> = fields.and_then(|fields| serde_json::from_str(fields).ok());
-        self.logger.plugin(&id, level, message, fields.as_ref());
+        let fields = fields.and_then(said::fields).unwrap_or_default();
+        self.logger.plugin_json(&id, level, message, &fields);
     }
 
     fn account_output(&self, plugin_id: &str, ended: bool) {
@@ -136,21 +115,5 @@ impl Outlet {
         }
         let (id, budget) = output.get(plugin_id)?;
         budget.take(&self.logger, id).then(|| id.clone())
-    }
-}
-
-/// What a JSON line says of its level: a word, or a number as pino for Node counts, the only ones that mean the same
-/// everywhere they are written. None for one that is not known.
-fn level_of(said: &Value) -> Option<Level> {
-    match said {
-        Value::String(word) => Level::known_word(word),
-        Value::Number(number) => match number.as_u64()? {
-            10 | 20 => Some(Level::Debug),
-            30 => Some(Level::Info),
-            40 => Some(Level::Warn),
-            50 | 60 => Some(Level::Error),
-            _ => None,
-        },
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
 }
