@@ -22,8 +22,15 @@ const READ_BYTES: usize = 16 * 1024;
 /// What went wrong, and what the supervisor should hear of it.
 pub struct LegacyFailure {
     pub failure: Failure,
-    /// The plugin broke the protocol.
-    pub broken: Option<String>,
+    pub breach: Option<Breach>,
+}
+
+/// How the plugin broke the protocol.
+pub enum Breach {
+    /// It closed the connection in the middle of its answer.
+    Torn,
+    /// In words.
+    Said(String),
 }
 
 /// One request, one answer.
@@ -66,7 +73,8 @@ async fn attempt(
         decoder.restore_buffer(buffer.into_inner());
         match outcome {
             Ok(0) if decoder.is_mid_frame() => {
-                return Err(LegacyFailure::broken("closed the connection in the middle of a frame".into()));
+                let failure = Failure::PluginGone("the plugin closed the connection in its answer");
+                return Err(LegacyFailure { failure, breach: Some(Breach::Torn) });
             }
             Ok(0) | Err(_) => {
                 return Err(Failure::PluginGone("the plugin closed the connection before it answered").into());
@@ -88,9 +96,10 @@ async fn attempt(
                 )))
             }
             PluginMessage::HttpResponse { response: Ok(response), .. } => Ok(pieces(response)),
-            PluginMessage::HttpResponse { response: Err(bad), .. } => {
-                Err(LegacyFailure { failure: Failure::BadAnswer, broken: Some(bad.to_string()) })
-            }
+            PluginMessage::HttpResponse { response: Err(bad), .. } => Err(LegacyFailure {
+                failure: Failure::BadAnswer,
+                breach: Some(Breach::Said(bad.to_string())),
+            }),
             _ => Err(LegacyFailure::broken("answered a request with something else than a response".into())),
         });
         return answer.unwrap_or_else(|error| Err(LegacyFailure::broken(error.to_string())));
@@ -99,13 +108,14 @@ async fn attempt(
 
 impl LegacyFailure {
     fn broken(reason: String) -> Self {
-        Self { failure: Failure::PluginGone("the plugin broke the protocol"), broken: Some(reason) }
+        let failure = Failure::PluginGone("the plugin broke the protocol");
+        Self { failure, breach: Some(Breach::Said(reason)) }
     }
 }
 
 impl From<Failure> for LegacyFailure {
     fn from(failure: Failure) -> Self {
-        Self { failure, broken: None }
+        Self { failure, breach: None }
     }
 }
 

@@ -47,6 +47,9 @@ const STRAYS_PER_SECOND_MAX: u32 = 10_000;
 /// How long a refused connection waits for the supervisor's word: a plugin that has just died refuses a moment before the
 /// workers hear of it, and "not now" is a better answer to a request that was never sent than "gone".
 const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
+/// How long after a connection that ended in the middle of a frame the process may end, too: then it died, and broke no
+/// protocol. Nobody waits for this.
+const TORN_PATIENCE: Duration = Duration::from_secs(1);
 /// Between attempts to connect while the plugin's backlog is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
@@ -78,6 +81,8 @@ enum End {
     /// It never began.
     Unreachable,
     Closed,
+    /// It ended in the middle of a frame.
+    Torn,
     /// The plugin broke the protocol.
     Broken(String),
 }
@@ -94,10 +99,19 @@ impl Target {
 
     /// Waits for news of a plugin that refused a connection, as long as [`VERDICT_PATIENCE`].
     pub async fn await_verdict(&self, generation: u64) {
-        let until = Instant::now() + VERDICT_PATIENCE;
-        while self.view.borrow().generation == Some(generation) && Instant::now() < until {
+        self.await_end(generation, VERDICT_PATIENCE).await;
+    }
+
+    /// Waits until the process of `generation` is known to have ended; whether that came within `patience`.
+    async fn await_end(&self, generation: u64, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.view.borrow().generation == Some(generation) {
+            if Instant::now() >= until {
+                return false;
+            }
             monoio::time::sleep(CONNECT_RETRY).await;
         }
+        true
     }
 
     /// This worker's connection to the plugin, new if there is none.
@@ -218,6 +232,11 @@ impl Link {
             since.is_some_and(|since| now.saturating_duration_since(since) > limit)
         };
         if passed(self.write_since.get(), config.http.request_timeout) {
+            self.write_since.set(None);
+            let reason =
+                format!("did not read its requests for {} ms", config.http.request_timeout.as_millis());
+            // It may be busy and well otherwise: pings say that, and this is no crash.
+            worker.report_broken(self.index, self.generation, reason, false);
             self.fail(worker, &Failure::PluginGone("the plugin does not read its requests"));
         } else if passed(self.frame_since.get(), self.frame_timeout) {
             self.frame_since.set(None);
@@ -289,6 +308,10 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
         End::Broken(reason) => {
             link.fail(&worker, &Failure::PluginGone("the plugin broke the protocol"));
             worker.report_broken(link.index, link.generation, reason, true);
+        }
+        End::Torn => {
+            link.fail(&worker, &Failure::PluginGone("the plugin closed the connection in its answer"));
+            worker.report_torn(&target, link.generation);
         }
     }
 }
@@ -367,7 +390,7 @@ async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: i
         decoder.restore_buffer(buffer.into_inner());
         match outcome {
             Ok(0) if decoder.is_mid_frame() => {
-                return End::Broken("closed the connection in the middle of a frame".into());
+                return End::Torn;
             }
             Ok(0) | Err(_) => return End::Closed,
             Ok(_) => {}
@@ -491,6 +514,19 @@ impl Worker {
     /// Tells the supervisor that a plugin broke the protocol.
     pub fn report_broken(&self, index: usize, generation: u64, reason: String, fatal: bool) {
         self.shared.supervisor.send(Command::ProtocolError { index, generation, reason, fatal });
+    }
+
+    /// Tells the supervisor of a connection that ended in the middle of a frame, unless the process has died of whatever it
+    /// was: that is told already.
+    pub fn report_torn(self: &Rc<Self>, target: &Rc<Target>, generation: u64) {
+        let (worker, target) = (self.clone(), target.clone());
+        monoio::spawn(async move {
+            if !target.await_end(generation, TORN_PATIENCE).await {
+                let index = target.view.borrow().index;
+                let reason = "closed the connection in the middle of a frame".into();
+                worker.report_broken(index, generation, reason, true);
+            }
+        });
     }
 
     /// Tells the supervisor of an answer that could not be passed on; at most once a second, with the count since then.

@@ -15,7 +15,7 @@ use crate::api;
 use crate::exchange::ExchangeId;
 use crate::files::{self, Ask, Outcome, Reply, Transfer};
 use crate::gate::Full;
-use crate::legacy;
+use crate::legacy::{self, Breach};
 use crate::place::{Counted, Place, Queued};
 use crate::worker::{Target, Worker};
 
@@ -303,17 +303,20 @@ async fn launch(
                 .await
             {
                 Ok(pieces) => Ok(Progress::Pieces { flight: None, pieces }),
-                Err(legacy::LegacyFailure { failure, broken }) => {
+                Err(legacy::LegacyFailure { failure, breach }) => {
                     let generation = view.generation.unwrap_or(0);
                     if failure == Failure::Unreachable {
                         Box::pin(target.await_verdict(generation)).await;
                         return Err(target.refusal().unwrap_or(failure));
                     }
-                    match broken {
-                        Some(reason) if failure == Failure::BadAnswer => {
+                    match breach {
+                        Some(Breach::Said(reason)) if failure == Failure::BadAnswer => {
                             worker.report_bad_answer(target, generation, &reason);
                         }
-                        Some(reason) => worker.report_broken(view.index, generation, reason, true),
+                        Some(Breach::Said(reason)) => {
+                            worker.report_broken(view.index, generation, reason, true);
+                        }
+                        Some(Breach::Torn) => worker.report_torn(target, generation),
                         None => {}
                     }
                     if failure == Failure::TimedOut {
