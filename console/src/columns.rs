@@ -210,7 +210,8 @@ const EXIT_MORE: u16 = 16;
 
 /// When the core means to start a plugin that waits for it: `starts in 4s`.
 pub fn next_start(plugin: &Plugin, now_unix_ms: u64) -> Option<String> {
-    let next = plugin.status.next_start.filter(|_| plugin.status.state == "crashed")?;
+    let next =
+        plugin.status.next_start.filter(|_| matches!(&*plugin.status.state, "crashed" | "deferred"))?;
     Some(match next.checked_sub(now_unix_ms) {
         Some(ms) if ms > 0 => format!("starts in {}", text::span(ms.div_ceil(1000) * 1000)),
         _ => "about to start".into(),

@@ -69,6 +69,8 @@ pub enum Condition {
     Running,
     Stopping,
     Starting,
+    /// The core has no room to start it, which is no fault of its own.
+    Deferred,
     Crashed,
     Hung,
     CrashLoop,
@@ -83,6 +85,7 @@ impl Condition {
             Self::Running => "running",
             Self::Stopping => "stopping",
             Self::Starting => "starting",
+            Self::Deferred => "deferred",
             Self::Crashed => "crashed",
             Self::Hung => "HUNG",
             Self::CrashLoop => "CRASH-LOOP",
@@ -92,7 +95,7 @@ impl Condition {
 
     /// Whether somebody has to look at it.
     pub fn is_trouble(self) -> bool {
-        self >= Self::Crashed
+        self >= Self::Deferred
     }
 }
 
@@ -128,6 +131,7 @@ impl Plugin {
             "crashed" => Condition::Crashed,
             "running" => Condition::Running,
             "starting" => Condition::Starting,
+            "deferred" => Condition::Deferred,
             "stopping" => Condition::Stopping,
             _ if !self.status.enabled => Condition::Disabled,
             _ => Condition::Stopped,

@@ -345,7 +345,7 @@ fn on_snapshot(model: &mut Model, mut snapshot: Snapshot) {
                 },
             );
         }
-        // The core reckons it anew each time, so it wanders by a millisecond.
+        // The event of the same restart has a time of its own, a moment apart.
         if let Some(at) = status.last_restart
             && plugin.last_restart_unix_ms.is_none_or(|known| at > known + 1000)
         {

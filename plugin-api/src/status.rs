@@ -30,11 +30,11 @@ pub struct PluginStatus {
     pub pid: Option<u32>,
     /// Where it listens.
     pub socket_path: String,
-    /// `stopped`, `starting`, `running`, `crashed`, `stopping` or `failed`.
+    /// `stopped`, `starting`, `running`, `crashed`, `deferred` (the core has no room to start it), `stopping` or `failed`.
     pub state: String,
     /// Processes after the first.
     pub restarts: u64,
-    /// When this daemon last restarted it, in milliseconds since 1970; the audit trail knows of earlier ones.
+    /// When it was last restarted, in milliseconds since 1970; the audit trail knows of earlier ones.
     pub last_restart: Option<u64>,
     /// Crashes in a row, until a run that is long enough or an order forgives them.
     pub failures: u64,

@@ -23,6 +23,10 @@ pub struct Pieces {
     pub complete: bool,
 }
 
+/// Fixed words for programs, in a problem's `code`.
+pub const STILL_READING: &str = "still_reading";
+pub const STOPPING: &str = "stopping";
+
 /// An answer of the core itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LocalAnswer {
@@ -198,7 +202,13 @@ impl Failure {
         write_string(&mut body, title);
         body.extend_from_slice(format!(",\"status\":{status},\"detail\":").as_bytes());
         write_string(&mut body, &self.detail());
-        if let Failure::Store { code, .. } = self {
+        let code = match self {
+            Failure::Store { code, .. } => Some(*code),
+            Failure::StillReading => Some(STILL_READING),
+            Failure::Stopping => Some(STOPPING),
+            _ => None,
+        };
+        if let Some(code) = code {
             body.extend_from_slice(b",\"code\":");
             write_string(&mut body, code);
         }

@@ -310,6 +310,7 @@ impl Call {
                 match told.await {
                     Ok(Ok(())) => LocalAnswer::json(200, &json!({ "success": true })),
                     Ok(Err(OrderError::Unknown(_))) => return Err(worker.unknown(UNKNOWN)),
+                    Ok(Err(OrderError::Stopping)) => return Err(Failure::Stopping),
                     Ok(Err(error)) => return Err(Failure::Conflict(error.to_string())),
                     Err(oneshot::Canceled) => return Err(Failure::Stopping),
                 }
@@ -358,10 +359,15 @@ impl Call {
                 return Ok(Answer::Stream(ndjson(), stream));
             }
             Call::Events { query, follow: true } => {
+                check_told_of(worker, &query).await?;
                 return Ok(Answer::Stream(ndjson(), Stream::Events { query, first: true }));
             }
             Call::Events { query, follow: false } => {
-                LocalAnswer::json(200, &json!({ "events": events(worker, query).await? }))
+                let found = events(worker, query.clone()).await?;
+                if found.is_empty() {
+                    check_told_of(worker, &query).await?;
+                }
+                LocalAnswer::json(200, &json!({ "events": found }))
             }
             Call::Metrics => {
                 let plugins = supervised(worker).await?;
@@ -535,6 +541,16 @@ async fn check_known(worker: &Worker, id: &str) -> Result<(), Failure> {
     let known =
         worker.by_id(id).is_some() || supervised(worker).await?.iter().any(|plugin| plugin.metadata.id == id);
     if known { Ok(()) } else { Err(worker.unknown(UNKNOWN)) }
+}
+
+/// Errors: events of a plugin are asked for that is not there, and of which the trail has never heard.
+async fn check_told_of(worker: &Worker, query: &EventQuery) -> Result<(), Failure> {
+    let Some(id) = &query.plugin_id else { return Ok(()) };
+    if worker.by_id(id).is_some() {
+        return Ok(());
+    }
+    let any = EventQuery { plugin_id: Some(id.clone()), limit: 1, ..EventQuery::default() };
+    if events(worker, any).await?.is_empty() { check_known(worker, id).await } else { Ok(()) }
 }
 
 /// What the supervisor says of all plugins.

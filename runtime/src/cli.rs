@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
 use toru_plugin_api::time::unix_ms_of;
 
+use crate::answer::{STILL_READING, STOPPING};
+
 /// How long the daemon may take over the head of an answer. Orders wait for plugins to start and stop.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -53,6 +55,8 @@ pub enum CliError {
     Unreachable { path: PathBuf, error: io::Error },
     #[error("the daemon at {} has ended, so nothing more follows", path.display())]
     Ended { path: PathBuf },
+    #[error("the daemon is stopping")]
+    Stopping,
     #[error("{0}")]
     Refused(String),
     #[error("the daemon's answer cannot be understood: {0}")]
@@ -84,7 +88,23 @@ impl Daemon {
             return print(&text);
         }
         let plugins: Vec<PluginStatus> = parse(&text)?;
-        print(&table(&plugins, unix_ms(), colours()))
+        let more = self.still_reads();
+        if plugins.is_empty() && more {
+            return print("no plugins yet: they are still being read\n");
+        }
+        print(&table(&plugins, unix_ms(), colours()))?;
+        if more {
+            let _ = writeln!(io::stderr(), "toru: plugins are still being read; there may be more");
+        }
+        Ok(())
+    }
+
+    /// Whether some plugins of the start have not said yet what they are.
+    fn still_reads(&self) -> bool {
+        let mut text = String::new();
+        let answer = self.ask("GET", "/readyz", None);
+        answer.is_ok_and(|mut answer| answer.body.read_to_string(&mut text).is_ok())
+            && serde_json::from_str::<Value>(&text).is_ok_and(|said| said["code"] == STILL_READING)
     }
 
     /// `toru plugin show ID`.
@@ -175,11 +195,15 @@ impl Daemon {
                 path.push_str(&format!("&{name}={unix_ms}"));
             }
         }
+        let answer = self.ask("GET", &if follow { format!("{path}&follow=1") } else { path }, None)?;
+        if let (404, Some(id)) = (answer.status, &wanted.plugin) {
+            let id = printable(id);
+            return Err(CliError::Refused(format!("no plugin has the id {id:?}, and no event tells of one")));
+        }
         if !follow {
-            let page: Page = parse(&self.get(&path)?)?;
+            let page: Page = parse(&read_success(answer)?)?;
             return page.events.iter().try_for_each(|event| print(&format!("{}\n", shown(event.get()))));
         }
-        let answer = self.ask("GET", &format!("{path}&follow=1"), None)?;
         if answer.status != 200 {
             return read_success(answer).map(drop);
         }
@@ -226,7 +250,10 @@ impl Daemon {
         let mut reader = BufReader::new(outcome.map_err(|error| self.lost(error))?);
         // HTTP/1.0: no chunks, and the content ends with the connection, which is all that a stream needs.
         let mut line = String::new();
-        reader.read_line(&mut line).map_err(|error| self.lost(error))?;
+        if reader.read_line(&mut line).map_err(|error| self.lost(error))? == 0 {
+            // It took the connection, and ended before it came to it.
+            return Err(self.lost(io::ErrorKind::UnexpectedEof.into()));
+        }
         let status = line
             .split(' ')
             .nth(1)
@@ -274,6 +301,9 @@ fn read_success(mut answer: Answer) -> Result<String, CliError> {
         return Ok(text);
     }
     let problem: Value = serde_json::from_str(&text).unwrap_or_default();
+    if problem["code"] == STOPPING {
+        return Err(CliError::Stopping);
+    }
     Err(CliError::Refused(match problem["detail"].as_str() {
         Some(detail) => printable(detail),
         None => format!("the daemon answered with status {}", answer.status),
@@ -412,7 +442,7 @@ fn table(plugins: &[PluginStatus], now_ms: u64, colours: bool) -> String {
     for (plugin, row) in plugins.iter().zip(&rows) {
         let code = match plugin.state.as_str() {
             "running" if plugin.health == "healthy" => "\x1b[32m",
-            "crashed" | "failed" => "\x1b[31m",
+            "crashed" | "deferred" | "failed" => "\x1b[31m",
             "stopped" => "\x1b[2m",
             _ => "\x1b[33m",
         };

@@ -44,7 +44,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,8 @@ enum News {
     Signal(Signal),
     WorkerEnded(Result<(), String>),
     SupervisorEnded,
+    /// Every plugin of the start has said what it is, or was skipped.
+    Scanned,
 }
 
 /// Runs the daemon until a signal stops it.
@@ -141,8 +143,18 @@ pub fn run(
 
     // One more than workers: the control thread is a worker whose clients come through the control socket.
     let (mailboxes, inboxes): (Vec<Mailbox>, Vec<_>) = (0..=config.workers).map(|_| unbounded()).unzip();
+    let (tell, news) = channel();
+    let scanned = Arc::new(AtomicBool::new(false));
+    let on_scanned = {
+        let (scanned, tell) = (scanned.clone(), tell.clone());
+        Box::new(move || {
+            scanned.store(true, Relaxed);
+            let _ = tell.send(News::Scanned);
+        })
+    };
     let outlet = outlet::Outlet {
         workers: mailboxes.clone(),
+        on_scanned,
         logger: logger.clone(),
         store: store.clone(),
         legacy_connections: config.legacy_connections,
@@ -153,7 +165,6 @@ pub fn run(
         .map_err(|error| start("the supervisor", error))?;
     let handle = supervisor.handle();
 
-    let (tell, news) = channel();
     let descriptors = Descriptors::of_this_process();
     let shared = Arc::new(Shared {
         logger: logger.clone(),
@@ -245,7 +256,7 @@ pub fn run(
         "pinned": pinned, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(),
     });
     logger.core(Level::Info, "toru", "Listening", None, facts.as_object().unwrap_or(&Map::new()));
-    let service = Service::from_env();
+    let service = Service::from_env(scanned);
     service.ready(&handle);
     on_listening(address, handle.clone());
 
@@ -296,6 +307,8 @@ impl Core<'_> {
             };
             match event {
                 Err(RecvTimeoutError::Timeout) => {}
+                // What was said before was only half of it.
+                Ok(News::Scanned) => self.service.beat(self.supervisor),
                 Ok(News::Signal(Signal::SIGHUP)) => self.reload(&mut config, overrides),
                 Ok(News::Signal(signal)) => {
                     self.log(Level::Info, "Stopping", json!({ "signal": signal.as_str() }));
@@ -326,7 +339,7 @@ impl Core<'_> {
         while serving > 0 && !at_once {
             match news.recv_timeout(patience.saturating_duration_since(Instant::now())) {
                 Ok(News::WorkerEnded(_)) => serving -= 1,
-                Ok(News::Signal(Signal::SIGHUP)) => {}
+                Ok(News::Signal(Signal::SIGHUP) | News::Scanned) => {}
                 Ok(News::Signal(_)) => at_once = true,
                 Ok(News::SupervisorEnded) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => break,
@@ -341,7 +354,7 @@ impl Core<'_> {
             };
             match event {
                 Ok(News::SupervisorEnded) | Err(_) => break,
-                Ok(News::WorkerEnded(_) | News::Signal(Signal::SIGHUP)) => {}
+                Ok(News::WorkerEnded(_) | News::Signal(Signal::SIGHUP) | News::Scanned) => {}
                 Ok(News::Signal(_)) => {
                     self.supervisor.send(Command::StopNow);
                     deadline = Some(Instant::now() + KILL_PATIENCE);
@@ -351,7 +364,9 @@ impl Core<'_> {
         // Last, so that whoever asks how far the stop is gets an answer.
         let _ = control.unbounded_send(Message::Drain);
         let until = Instant::now() + CONTROL_PATIENCE;
-        while let Ok(News::Signal(_)) = news.recv_timeout(until.saturating_duration_since(Instant::now())) {}
+        while let Ok(News::Signal(_) | News::Scanned) =
+            news.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {}
     }
 
     /// Opens the logs anew, reads the settings anew, and has the plugins folder looked at.

@@ -494,7 +494,7 @@ fn with_config(
     };
     match act(config) {
         Ok(()) => exit::STOPPED,
-        Err(error @ (CliError::Unreachable { .. } | CliError::Ended { .. })) => {
+        Err(error @ (CliError::Unreachable { .. } | CliError::Ended { .. } | CliError::Stopping)) => {
             complain(&error, exit::UNAVAILABLE)
         }
         Err(error) => complain(&error, exit::FAILURE),

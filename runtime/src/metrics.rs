@@ -19,7 +19,7 @@ enum Kind {
 /// Name, kind, help, and how to read it from a plugin, a worker or the store.
 type Family<T> = (&'static str, Kind, &'static str, fn(&T) -> Option<f64>);
 
-const STATES: [&str; 6] = ["stopped", "starting", "running", "crashed", "stopping", "failed"];
+const STATES: [&str; 7] = ["stopped", "starting", "running", "crashed", "deferred", "stopping", "failed"];
 
 /// Upper bounds of the latency buckets: powers of two, in µs, from 64 µs to 33.6 s. There the daemon's own, finer buckets
 /// have an edge, so that no count is guessed.

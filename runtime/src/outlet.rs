@@ -23,6 +23,8 @@ pub struct Outlet {
     pub legacy_connections: u32,
     pub plugins: RefCell<HashMap<usize, Arc<PluginShared>>>,
     pub output: RefCell<HashMap<String, (Arc<str>, LineBudget)>>,
+    /// Beside the workers, the first thread wants to know.
+    pub on_scanned: Box<dyn Fn() + Send>,
 }
 
 impl toru_supervisor::Outlet for Outlet {
@@ -92,6 +94,7 @@ impl toru_supervisor::Outlet for Outlet {
         for worker in &self.workers {
             let _ = worker.unbounded_send(Message::Scanned);
         }
+        (self.on_scanned)();
     }
 
     fn in_flight(&self, index: usize) -> usize {

@@ -3,6 +3,12 @@
 //! The watchdog is fed on the supervisor's own thread, from inside its loop: a supervisor that hangs feeds nobody, and
 //! systemd starts the daemon anew. Without `NOTIFY_SOCKET` nothing is sent and nobody is woken.
 
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -14,17 +20,19 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Service {
     /// `None` where no service manager listens.
     interval: Option<Duration>,
+    /// Every plugin of the start has said what it is, or was skipped.
+    scanned: Arc<AtomicBool>,
 }
 
 impl Service {
-    pub fn from_env() -> Self {
+    pub fn from_env(scanned: Arc<AtomicBool>) -> Self {
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
         let interval = || match sd_notify::watchdog_enabled() {
             // Three times within the limit, so that one late beat does no harm.
             Some(limit) => (limit / 3).min(STATUS_INTERVAL),
             None => STATUS_INTERVAL,
         };
-        Self { interval: listens.then(interval) }
+        Self { interval: listens.then(interval), scanned }
     }
 
     /// When [`Service::beat`] is due again.
@@ -50,7 +58,7 @@ impl Service {
         let listens = self.interval.is_some();
         move || {
             if listens {
-                let _ = sd_notify::notify(&[NotifyState::Ready]);
+                let _ = notify(&[NotifyState::Ready]);
             }
         }
     }
@@ -64,18 +72,32 @@ impl Service {
         if self.interval.is_none() {
             return;
         }
-        supervisor.send(Command::Snapshot(Box::new(|plugins| {
+        let scanned = self.scanned.clone();
+        supervisor.send(Command::Snapshot(Box::new(move |plugins| {
             let running = plugins.iter().filter(|plugin| plugin.state == "running").count();
             let many = if plugins.len() == 1 { "" } else { "s" };
-            let status = format!("{} plugin{many}, {running} running", plugins.len());
+            // Before that, a count would be of those that were quick.
+            let reading = if scanned.load(Relaxed) { "" } else { "still reading plugins: " };
+            let status = format!("{reading}{} plugin{many}, {running} running", plugins.len());
             // A service manager that has gone away is no trouble of ours.
-            let _ = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::Watchdog]);
+            let _ = notify(&[NotifyState::Status(&status), NotifyState::Watchdog]);
         })));
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
         if self.interval.is_some() {
-            let _ = sd_notify::notify(states);
+            let _ = notify(states);
         }
     }
+}
+
+/// As `sd_notify::notify`, which knows no abstract address: one that begins with `@`, such as a container's manager
+/// gives. Source: sd_notify(3), "Environment".
+fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let Some(name) = address.as_bytes().strip_prefix(b"@") else { return sd_notify::notify(states) };
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    UnixDatagram::unbound()?
+        .send_to_addr(message.as_bytes(), &SocketAddr::from_abstract_name(name)?)
+        .map(drop)
 }

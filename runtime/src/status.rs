@@ -120,7 +120,7 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         socket_path: plugin.socket.display().to_string(),
         state: plugin.state.into(),
         restarts: plugin.restarts,
-        last_restart: plugin.since_restart.map(|since| unix_ms(SystemTime::now() - since)),
+        last_restart: plugin.restarted_unix_ms,
         failures: plugin.failures.into(),
         last_exit: plugin.last_exit.clone(),
         next_start: plugin.next_start.map(|left| unix_ms(SystemTime::now() + left)),

@@ -26,27 +26,51 @@ const CHUNK_BYTES: u64 = 256 * 1024;
 /// What is kept of a failed call's standard error, to explain it.
 const STDERR_BYTES_KEPT: usize = 1024;
 
-/// The `*.binary` files in `folder`, in name order.
+/// What bears the name of a plugin, each in name order.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub files: Vec<PathBuf>,
+    /// What is no file, and what it is instead.
+    pub unfit: Vec<(PathBuf, String)>,
+}
+
+/// All that is called `*.binary` in `folder`.
 ///
 /// Errors: the folder cannot be read; a missing one is empty, since a fresh machine has none.
-pub(crate) fn find(folder: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn find(folder: &Path) -> io::Result<Found> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
         Err(error) => return Err(error),
     };
     // A relative path would be looked up in PATH, or change its meaning with the working directory.
     let folder = std::path::absolute(folder)?;
-    let mut found = vec![];
+    let mut found = Found::default();
     for entry in entries {
         let name = entry?.file_name();
         let path = folder.join(&name);
-        if path.extension().is_some_and(|extension| extension == "binary") && path.is_file() {
-            found.push(path);
+        if path.extension().is_none_or(|extension| extension != "binary") {
+            continue;
+        }
+        match what_else(&path) {
+            None => found.files.push(path),
+            Some(reason) => found.unfit.push((path, reason)),
         }
     }
-    found.sort();
+    found.files.sort();
+    found.unfit.sort();
     Ok(found)
+}
+
+/// What `path` is, if it leads to no file. Opens nothing: a pipe would wait for whoever writes to it.
+fn what_else(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => None,
+        Ok(found) if found.is_dir() => Some("it is a folder and no program".into()),
+        Ok(_) => Some("it is a pipe, a socket or a device and no program".into()),
+        Err(error) if path.is_symlink() => Some(format!("its symbolic link leads to nothing: {error}")),
+        Err(error) => Some(format!("it cannot be looked at: {error}")),
+    }
 }
 
 /// What a file is, so that a later look can tell whether it is still the same.
@@ -87,14 +111,23 @@ pub(crate) struct Looked {
     pub changed: bool,
 }
 
+/// What a look at the folder found.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub files: Vec<Looked>,
+    /// As [`Found::unfit`].
+    pub unfit: Vec<(PathBuf, String)>,
+}
+
 /// The `*.binary` files in `folder`, and which of them changed since they were `known`. Reads every file that may have.
 ///
 /// Errors: the folder cannot be read, or is gone.
-pub(crate) fn look(folder: &Path, known: &HashMap<PathBuf, Fingerprint>) -> io::Result<Vec<Looked>> {
+pub(crate) fn look(folder: &Path, known: &HashMap<PathBuf, Fingerprint>) -> io::Result<Look> {
     // A folder that vanished is a mistake to be told, and no order to stop everything.
     std::fs::metadata(folder)?;
-    let files = find(folder)?.into_iter();
-    Ok(files
+    let Found { files, unfit } = find(folder)?;
+    let files = files
+        .into_iter()
         .map(|file| {
             let before = known.get(&file);
             let fingerprint = fingerprint(&file, before).ok();
@@ -112,7 +145,8 @@ pub(crate) fn look(folder: &Path, known: &HashMap<PathBuf, Fingerprint>) -> io::
             };
             Looked { file, fingerprint, changed }
         })
-        .collect())
+        .collect();
+    Ok(Look { files, unfit })
 }
 
 impl Fingerprint {
@@ -270,7 +304,9 @@ pub fn check(folder: &Path, timeout: Duration) -> io::Result<Vec<(PathBuf, Resul
     let deadline = Instant::now() + timeout;
     let mut running = vec![];
     let mut judged: BTreeMap<PathBuf, Result<Metadata, String>> = BTreeMap::new();
-    for file in find(folder)? {
+    let Found { files, unfit } = find(folder)?;
+    judged.extend(unfit.into_iter().map(|(file, reason)| (file, Err(reason))));
+    for file in files {
         match Probe::start(0, file.clone(), &env, None, deadline) {
             Ok(probe) => running.push(probe),
             Err(error) => drop(judged.insert(file, Err(error.reason))),

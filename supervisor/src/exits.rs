@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 
 use crate::plugin::Ending;
 use crate::process::{self, Process};
-use crate::remains::{Mark, ProcessId, Table};
+use crate::remains::{Mark, ProcessId, Table, has_other_children};
 use crate::socket::{clear_sockets, vacate_socket};
 use crate::state::Event;
 use crate::{Level, Source, Supervisor, object, own_pid};
@@ -122,12 +122,25 @@ impl Supervisor {
         table
     }
 
-    /// Writes down what hangs below a plugin's process: when that ends, its children lose the only sign of whose they
+    /// Writes down what hangs below each plugin's process: when that ends, its children lose the only sign of whose they
     /// are that they cannot drop.
-    pub(crate) fn note_children(&mut self, index: usize) {
-        let Some(pid) = self.plugins[index].process.as_ref().map(Process::pid) else { return };
-        let Some(table) = self.survey() else { return };
-        self.seen.extend(table.below(pid as i32).into_iter().map(|id| (id, index)));
+    pub(crate) fn note_children(&mut self) {
+        // Where many are stopped at once one look does for all.
+        const FRESH: Duration = Duration::from_millis(20);
+        if self.noted_at.is_some_and(|at| at.elapsed() < FRESH) {
+            return;
+        }
+        self.noted_at = Some(Instant::now());
+        if let Some(table) = self.survey() {
+            self.note_below(&table);
+        }
+    }
+
+    fn note_below(&mut self, table: &Table) {
+        for plugin in &self.plugins {
+            let below = plugin.process.iter().flat_map(|process| table.below(process.pid() as i32));
+            self.seen.extend(below.map(|id| (id, plugin.index)));
+        }
     }
 
     /// The plugin of the table that a mark names.
@@ -261,15 +274,31 @@ impl Supervisor {
         self.outlet.log(Level::Error, Some(id), "Plugin left processes behind", fields);
     }
 
+    /// Says once that what plugins leave behind is harder to find here; see `remains`.
+    pub(crate) fn tell_of_missing_brand(&self) {
+        if self.marks.brand(None).is_none() {
+            let message = "the limit on file locks (RLIMIT_LOCKS) was lowered and may not be raised, so a process that a \
+                           plugin leaves behind without its environment may outlive it; start the daemon without that limit";
+            self.outlet.log(Level::Warn, None, message, Map::new());
+        }
+    }
+
+    /// Looks after orphans if there is one: most children that end were spawned here, and a whole look reads every
+    /// process of the machine.
+    pub(crate) fn look_for_orphans(&mut self, now: Instant) {
+        if has_other_children(&process::spawned_here()) {
+            return self.look_after_orphans(now);
+        }
+        self.reap_at = None;
+        self.reap_again_at = Instant::now() + REAP_INTERVAL_MIN;
+    }
+
     /// Reaps orphans that ended, kills those whose plugin or call is over, and writes down what hangs below each plugin:
     /// it may be an orphan by the time that the plugin has ended.
     pub(crate) fn look_after_orphans(&mut self, now: Instant) {
         self.reap_at = None;
         if let Some(table) = self.survey() {
-            for plugin in &self.plugins {
-                let below = plugin.process.iter().flat_map(|process| table.below(process.pid() as i32));
-                self.seen.extend(below.map(|id| (id, plugin.index)));
-            }
+            self.note_below(&table);
             for (owner, id) in self.orphans(&table).0 {
                 let over = owner.is_none_or(|index| {
                     let plugin = &self.plugins[index];
@@ -309,13 +338,18 @@ impl Supervisor {
     /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
     /// may have been started from within a plugin.
     pub(crate) fn sweep_former_run(&mut self) {
-        // One that forked just before it died has a child which only the next look finds; so is one in the middle of an
-        // exec. Some kernels show their own threads like that, always.
-        const LOOKS_MAX: u32 = 4;
+        // So often one is found in the middle of an exec until it is taken for one that hides its arguments.
+        const CHANGES_MAX: u32 = 4;
+        let give_up_at = Instant::now() + REMAINS_PATIENCE;
         let mut ended = vec![];
         let mut killed = vec![];
         let mut ids = HashSet::new();
-        for _ in 0..LOOKS_MAX {
+        let mut strangers = HashSet::new();
+        let mut changing: HashMap<ProcessId, u32> = HashMap::new();
+        let mut quiet_looks = 0;
+        // What forks while the table is read can be missed in it, and who forked just before it was killed has a child
+        // that only the next look finds: nothing found counts only the second time.
+        while quiet_looks < 2 && Instant::now() < give_up_at {
             let table = match Table::read() {
                 Ok(table) => table,
                 Err(error) => {
@@ -327,7 +361,7 @@ impl Supervisor {
             let known = ended.len();
             let mut undecided = false;
             for id in table.all_but_line_of(own_pid()) {
-                if ended.contains(&id.pid) {
+                if ended.contains(&id.pid) || strangers.contains(&id) {
                     continue;
                 }
                 match self.marks.read(id.pid) {
@@ -340,14 +374,18 @@ impl Supervisor {
                             }
                         }
                     }
-                    Mark::Changing => undecided = true,
-                    Mark::Foreign | Mark::Nothing => {}
+                    Mark::Changing => {
+                        let looks = changing.entry(id).or_default();
+                        *looks += 1;
+                        undecided |= *looks < CHANGES_MAX;
+                    }
+                    Mark::Foreign | Mark::Nothing => {
+                        strangers.insert(id);
+                    }
                 }
             }
-            if ended.len() == known {
-                if !undecided {
-                    break;
-                }
+            quiet_looks = if ended.len() == known && !undecided { quiet_looks + 1 } else { 0 };
+            if undecided {
                 std::thread::sleep(REMAINS_LOOK);
             }
         }

@@ -52,7 +52,7 @@ use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_plugin_api::metadata::Metadata;
 
 pub use discovery::check;
-use discovery::{Fingerprint, Looked, Probe};
+use discovery::{Fingerprint, Look, Probe};
 pub use kv::{KvAnswer, KvQuestion};
 use notify::Notice;
 use plugin::Plugin;
@@ -104,14 +104,30 @@ pub struct Kept {
     pub enabled: bool,
     /// Starts after the first one, over all runs of the daemon.
     pub restarts: u64,
+    /// When the last of them was, in milliseconds since 1970.
+    pub restarted_unix_ms: Option<u64>,
+    /// Crashes in a row, until a run that is long enough or an order forgives them.
+    pub failures: u32,
+    /// When the back-off that it waits for ends, in milliseconds since 1970.
+    pub next_start_unix_ms: Option<u64>,
+    /// How its last process ended while the daemon ran, in words.
+    pub last_exit: Option<String>,
     /// Why it was given up, if it was.
     pub failed: Option<String>,
 }
 
 impl Kept {
     /// A plugin that was never seen before.
-    fn fresh() -> Self {
-        Self { enabled: true, restarts: 0, failed: None }
+    pub fn fresh() -> Self {
+        Self {
+            enabled: true,
+            restarts: 0,
+            restarted_unix_ms: None,
+            failures: 0,
+            next_start_unix_ms: None,
+            last_exit: None,
+            failed: None,
+        }
     }
 }
 
@@ -308,6 +324,8 @@ impl Order {
 pub enum OrderError {
     #[error("no plugin has the id {0:?}")]
     Unknown(String),
+    #[error("the daemon is stopping")]
+    Stopping,
     /// It cannot be done, or not as soon as somebody would wait for it: in words, with what it waits for.
     #[error("{0}")]
     Failed(String),
@@ -324,7 +342,7 @@ pub struct Rescanned {
 }
 
 #[doc(hidden)]
-pub struct Looks(io::Result<Vec<Looked>>);
+pub struct Looks(io::Result<Look>);
 
 /// One plugin as an operator sees it.
 #[derive(Clone, Debug)]
@@ -337,8 +355,8 @@ pub struct PluginStatus {
     pub socket: PathBuf,
     pub uptime: Option<Duration>,
     pub restarts: u64,
-    /// Since this daemon last restarted it.
-    pub since_restart: Option<Duration>,
+    /// When it was last restarted, in milliseconds since 1970.
+    pub restarted_unix_ms: Option<u64>,
     /// Crashes in a row, until a run that is long enough or an order forgives them.
     pub failures: u32,
     pub last_exit: Option<String>,
@@ -434,6 +452,8 @@ pub struct Supervisor {
     rescan_next: Vec<Box<dyn FnOnce(Rescanned) + Send>>,
     /// Probed plugins whose id or route is still held by a plugin that is leaving.
     admissible: Vec<(PathBuf, Metadata)>,
+    /// Probed plugins that were skipped because another file has their id or route.
+    outranked: Vec<(PathBuf, Metadata)>,
     reader: PluginMessageReader,
     health_at: Instant,
     children: Arc<SignalFd>,
@@ -443,6 +463,8 @@ pub struct Supervisor {
     marks: Marks,
     /// What was seen below a plugin's process, or bore its mark: whose it is.
     seen: HashMap<ProcessId, usize>,
+    /// When all that hangs below plugins was last written down for one that was to be stopped.
+    noted_at: Option<Instant>,
     /// Orphans in the middle of an exec, and how often they were found so.
     changing: HashMap<ProcessId, u32>,
     stopping: bool,
@@ -479,6 +501,7 @@ impl Supervisor {
             rescan: None,
             rescan_next: vec![],
             admissible: vec![],
+            outranked: vec![],
             reader: PluginMessageReader::new(),
             health_at,
             children: children.clone(),
@@ -486,6 +509,7 @@ impl Supervisor {
             reap_again_at: Instant::now(),
             marks,
             seen: HashMap::new(),
+            noted_at: None,
             changing: HashMap::new(),
             stopping: false,
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
@@ -501,6 +525,7 @@ impl Supervisor {
 
     /// Looks for plugins, then supervises them until [`Command::Stop`]; returns when every process is gone.
     pub fn run(mut self) {
+        self.tell_of_missing_brand();
         self.sweep_former_run();
         self.scan();
         let mut events = Vec::with_capacity(64);
@@ -635,7 +660,7 @@ impl Supervisor {
         }
         self.ask_postponed(now);
         if self.reap_at.is_some_and(|at| at <= now) {
-            self.look_after_orphans(now);
+            self.look_for_orphans(now);
         }
         if self.health_at <= now {
             self.health_at = now + self.settings.adjustable.health_interval;

@@ -20,13 +20,13 @@ impl Supervisor {
             return done(Err(OrderError::Unknown(id)));
         };
         if self.stopping {
-            return done(Err(OrderError::Failed("the daemon is stopping".into())));
+            return done(Err(OrderError::Stopping));
         }
         let policy = &self.settings.adjustable.policy;
         // The whole ladder, a start, and a moment for the kernel.
         let patience = policy.stop_grace + policy.term_grace * 2 + REMAINS_PATIENCE + policy.ready_timeout;
         let plugin = &mut self.plugins[index];
-        let given_up = plugin.state == State::Failed;
+        let given_up = matches!(plugin.state, State::Failed { .. });
         let (want, enabled, event) = match order {
             Order::Enable => (Want::Up, true, Event::Wanted),
             Order::Start => (Want::Up, plugin.enabled, Event::Wanted),
@@ -37,7 +37,7 @@ impl Supervisor {
         };
         let event = match (event, want, plugin.state) {
             // An operator who starts a plugin that crashed or was given up has mended it.
-            (Event::Wanted, Want::Up, State::Failed | State::Crashed { .. }) => Event::RestartAsked,
+            (Event::Wanted, Want::Up, State::Failed { .. } | State::Crashed { .. }) => Event::RestartAsked,
             (event, ..) => event,
         };
         self.outlet.log(Level::Info, Some(&id), "Plugin order", object(json!({ "order": order.word() })));
@@ -55,7 +55,8 @@ impl Supervisor {
         }
         if order == Order::ResetFailed {
             let plugin = &self.plugins[index];
-            let details = json!({ "failures": plugin.state.failures(), "given_up": plugin.fault });
+            let given_up = plugin.fault.as_ref().map(|fault| &fault.why);
+            let details = json!({ "failures": plugin.failures(), "given_up": given_up });
             self.outlet.record(&id, "reset_failed", details);
         }
         if order == Order::ResetFailed && !(given_up && want == Want::Up) {
@@ -88,7 +89,7 @@ impl Supervisor {
                     {
                         Ok(())
                     }
-                    State::Failed | State::Crashed { .. } => failed(&waits_for),
+                    State::Failed { .. } | State::Crashed { .. } => failed(&waits_for),
                     State::Starting { .. }
                     | State::Running { .. }
                     | State::Stopping { .. }

@@ -13,7 +13,7 @@ use crate::lifeline::Lifeline;
 use crate::process::{Exit, Process};
 use crate::remains::ProcessId;
 use crate::state::{Rung, State, Want};
-use crate::{Order, OrderError, PluginStatus, Stream};
+use crate::{Kept, Order, OrderError, PluginStatus, Stream};
 
 pub(crate) struct Plugin {
     pub index: usize,
@@ -24,6 +24,8 @@ pub(crate) struct Plugin {
     pub socket: PathBuf,
     pub want: Want,
     pub enabled: bool,
+    /// What was kept under its id when it came.
+    pub found: Kept,
     /// Leaves the table when stopped: its file is gone or is another plugin now, or an earlier file has its id or route.
     pub removed: bool,
     pub state: State,
@@ -39,9 +41,13 @@ pub(crate) struct Plugin {
     /// This daemon started it, or failed to.
     pub tried: bool,
     pub restarts: u64,
-    /// When this daemon last did so.
-    pub restarted_at: Option<Instant>,
+    /// When the last of them was, in milliseconds since 1970.
+    pub restarted_unix_ms: Option<u64>,
     pub last_exit: Option<String>,
+    /// What a start that was put off waits for; counts while it does.
+    pub put_off: Option<String>,
+    /// When the back-off of its last crash ends, in milliseconds since 1970.
+    pub next_start_unix_ms: Option<u64>,
     /// How the newest process ended.
     pub exit: Option<Exit>,
     /// Requests that were with the plugin when its run came to an end, if it did.
@@ -51,7 +57,7 @@ pub(crate) struct Plugin {
     /// Why the last transition happened, where the state machine's event does not say it.
     pub reason: Option<String>,
     /// Why it was given up, until it starts again or is forgiven: an operator's stop does neither.
-    pub fault: Option<String>,
+    pub fault: Option<Fault>,
     /// Why somebody wants its process gone, until it is.
     pub stop_cause: Option<String>,
     pub ping: PingTally,
@@ -61,6 +67,14 @@ pub(crate) struct Plugin {
     pub timeouts_unrecorded: u64,
     pub timeout_recorded_at: Option<Instant>,
     pub waiting: Vec<Waiting>,
+}
+
+/// Why a plugin was given up.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    pub why: String,
+    /// Crashes in a row until then.
+    pub failures: u32,
 }
 
 /// Between the end of a plugin's process and the end of the last process that it left behind.
@@ -113,7 +127,7 @@ impl Plugin {
         let why = || self.reason.clone().or(self.last_exit.clone()).unwrap_or_else(|| "it failed".into());
         let pid = self.process.as_ref().map_or(0, Process::pid);
         match self.state {
-            State::Failed => format!("it was given up: {}", why()),
+            State::Failed { .. } => format!("it was given up: {}", why()),
             State::Crashed { until, deferrals, .. } => {
                 let next = until.saturating_duration_since(now).as_millis();
                 let what = if deferrals > 0 { "its start was put off" } else { "it crashed" };
@@ -133,6 +147,11 @@ impl Plugin {
         }
     }
 
+    /// Crashes in a row so far; a stop of one that was given up forgives none.
+    pub fn failures(&self) -> u32 {
+        self.fault.as_ref().map_or(self.state.failures(), |fault| fault.failures)
+    }
+
     pub fn status(&self, now: Instant) -> PluginStatus {
         PluginStatus {
             index: self.index,
@@ -147,9 +166,12 @@ impl Plugin {
                 .and(self.spawned_at)
                 .map(|spawned| now.saturating_duration_since(spawned)),
             restarts: self.restarts,
-            since_restart: self.restarted_at.map(|at| now.saturating_duration_since(at)),
-            failures: self.state.failures(),
-            last_exit: self.last_exit.clone(),
+            restarted_unix_ms: self.restarted_unix_ms,
+            failures: self.failures(),
+            last_exit: match self.state {
+                State::Crashed { deferrals: 1.., .. } => self.put_off.clone(),
+                _ => self.last_exit.clone(),
+            },
             next_start: match self.state {
                 State::Crashed { until, .. } => Some(until.saturating_duration_since(now)),
                 _ => None,

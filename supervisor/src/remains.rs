@@ -49,6 +49,8 @@ struct Row {
     id: ProcessId,
     parent: i32,
     zombie: bool,
+    /// A thread of the kernel's own: nobody's, and what it carries cannot be read.
+    kernel: bool,
 }
 
 /// Every process, as it was when the table was read.
@@ -165,16 +167,40 @@ impl Table {
             .collect()
     }
 
-    /// Every living process but `pid` and those that it descends from.
+    /// Every living process but `pid`, those that it descends from, and the kernel's own.
     pub fn all_but_line_of(&self, pid: i32) -> Vec<ProcessId> {
         let mut line = BTreeSet::new();
         let mut next = Some(pid);
         while let Some(pid) = next.filter(|pid| line.insert(*pid)) {
             next = self.rows.get(&pid).map(|row| row.parent);
         }
-        let others = self.rows.values().filter(|row| !row.zombie && !line.contains(&row.id.pid));
+        let others =
+            self.rows.values().filter(|row| !row.zombie && !row.kernel && !line.contains(&row.id.pid));
         others.map(|row| row.id).collect()
     }
+}
+
+/// Whether this process has a child that is none of `spawned`: one that it adopted, living or waiting to be reaped.
+///
+/// Costs a file for each thread, where a [`Table`] costs one for each process of the machine. A child can be left out
+/// while others end, so nobody may rely on a `false` for longer than until the next table.
+/// Where the kernel has no such lists it is always true. Source: proc_tid_children(5).
+pub(crate) fn has_other_children(spawned: &BTreeSet<i32>) -> bool {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return true };
+    for thread in threads.flatten() {
+        match std::fs::read_to_string(thread.path().join("children")) {
+            Ok(children) => {
+                let mut pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+                if pids.any(|pid: i32| !spawned.contains(&pid)) {
+                    return true;
+                }
+            }
+            // A thread that has just ended has no children any more.
+            Err(_) if !thread.path().exists() => {}
+            Err(_) => return true,
+        }
+    }
+    false
 }
 
 /// What the processes of a daemon and of its earlier runs are known by: its installation id, and its socket folder, which
@@ -307,11 +333,13 @@ fn parse_row(line: &[u8]) -> Option<Row> {
     let mut fields = std::str::from_utf8(line.get(close + 2..)?).ok()?.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    let threads: u32 = fields.nth(15)?.parse().ok()?;
+    // The flags are the ninth field; PF_KTHREAD of the kernel's linux/sched.h.
+    let kernel = fields.nth(4)?.parse::<u64>().ok()? & 0x0020_0000 != 0;
+    let threads: u32 = fields.nth(10)?.parse().ok()?;
     let started = fields.nth(1)?.parse().ok()?;
     // One whose first thread has ended lives on in the others.
     let zombie = matches!(state, "Z" | "X") && threads <= 1;
-    Some(Row { id: ProcessId { pid, started }, parent, zombie })
+    Some(Row { id: ProcessId { pid, started }, parent, zombie, kernel })
 }
 
 #[cfg(test)]
@@ -319,7 +347,7 @@ mod tests {
     use super::*;
 
     fn row(pid: i32, parent: i32, zombie: bool) -> Row {
-        Row { id: ProcessId { pid, started: pid as u64 * 10 }, parent, zombie }
+        Row { id: ProcessId { pid, started: pid as u64 * 10 }, parent, zombie, kernel: false }
     }
 
     #[test]

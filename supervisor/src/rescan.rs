@@ -13,10 +13,12 @@ use rustix::event::epoll;
 use serde_json::{Map, json};
 use toru_plugin_api::metadata::Metadata;
 
-use crate::discovery::{self, Fingerprint, Looked, Probe};
-use crate::plugin::{PingTally, Plugin};
+use crate::discovery::{self, Fingerprint, Look, Probe};
+use crate::plugin::{Fault, PingTally, Plugin};
 use crate::state::{Event, State, Want};
-use crate::{Adjustable, Command, FirstScan, Kept, Level, Looks, Rescanned, Source, Supervisor, object};
+use crate::{
+    Adjustable, Command, FirstScan, Kept, Level, Looks, Rescanned, Source, Supervisor, object, unix_ms,
+};
 
 /// Before trying again to run a file that is being written.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
@@ -47,8 +49,11 @@ impl Supervisor {
                 return self.finish_scan();
             }
         };
+        for (file, reason) in found.unfit {
+            self.skip(&file, &reason);
+        }
         let now = Instant::now();
-        for file in found {
+        for file in found.files {
             if let Ok(print) = Fingerprint::of_stamp(&file) {
                 self.fingerprints.insert(file.clone(), print);
             }
@@ -140,12 +145,12 @@ impl Supervisor {
         self.look();
     }
 
-    pub(crate) fn on_looked(&mut self, found: io::Result<Vec<Looked>>) {
+    pub(crate) fn on_looked(&mut self, found: io::Result<Look>) {
         match found {
             Ok(found) => {
                 // A change is known once the file has said what it is now: until then the next rescan finds it again.
                 let known = std::mem::take(&mut self.fingerprints);
-                let prints = found.iter().filter_map(|one| {
+                let prints = found.files.iter().filter_map(|one| {
                     let print = if one.changed { known.get(&one.file).copied() } else { one.fingerprint };
                     Some((one.file.clone(), print?))
                 });
@@ -165,7 +170,13 @@ impl Supervisor {
     }
 
     /// Carries out what a rescan found.
-    fn apply(&mut self, found: &[Looked]) {
+    fn apply(&mut self, look: &Look) {
+        let found = &look.files;
+        for (file, reason) in &look.unfit {
+            self.skip(file, reason);
+        }
+        // All that are in no plugin's place are asked again.
+        self.outranked.clear();
         let gone = |plugin: &&Plugin| !plugin.removed && !found.iter().any(|one| one.file == plugin.file);
         let gone: Vec<usize> = self.plugins.iter().filter(gone).map(|plugin| plugin.index).collect();
         for index in gone {
@@ -382,11 +393,11 @@ impl Supervisor {
             let taken = |by: &Path| format!("its field `{what}` is already taken by {}", by.display());
             if self.admissible[position].0 <= file {
                 let reason = taken(&self.admissible[position].0);
-                self.skip(&file, &reason);
+                self.outrank(file, metadata, &reason);
                 return false;
             }
-            let (late, _) = self.admissible.remove(position);
-            self.skip(&late, &taken(&file));
+            let (late, of_late) = self.admissible.remove(position);
+            self.outrank(late, of_late, &taken(&file));
         }
         let mut must_leave = vec![];
         let mut skipped = vec![];
@@ -405,14 +416,23 @@ impl Supervisor {
             let taken = |by: &Path| format!("field `{what}`: {value:?} is already taken by {}", by.display());
             if plugin.file <= file {
                 let reason = taken(&plugin.file);
-                self.skip(&file, &reason);
+                self.outrank(file, metadata, &reason);
                 return false;
             }
             must_leave.push(plugin.index);
-            skipped.push((plugin.file.clone(), taken(&file)));
+            let theirs = plugin.next_metadata.clone().unwrap_or_else(|| (*plugin.metadata).clone());
+            skipped.push((plugin.file.clone(), theirs, plugin.found.clone(), taken(&file)));
         }
-        for (file, reason) in skipped {
-            self.skip(&file, &reason);
+        for (file, theirs, found, reason) in skipped {
+            // The crashes were another file's.
+            if theirs.id == metadata.id
+                && let Some(kept) = self.settings.kept.get_mut(&theirs.id)
+            {
+                let enabled = kept.enabled;
+                *kept = Kept { enabled, ..found };
+                self.outlet.keep(&theirs.id, kept);
+            }
+            self.outrank(file, theirs, &reason);
         }
         if !must_leave.is_empty() {
             self.admissible.push((file, metadata));
@@ -434,8 +454,13 @@ impl Supervisor {
         }
         let kept = self.settings.kept.get(&metadata.id).cloned().unwrap_or_else(Kept::fresh);
         let enabled = kept.enabled;
+        let found = kept.clone();
+        let failures = kept.failures;
         let given_up = kept.failed.clone().filter(|_| enabled);
-        let fault = kept.failed;
+        let fault = kept.failed.map(|why| Fault { why, failures });
+        let left = Duration::from_millis(
+            kept.next_start_unix_ms.map_or(0, |next_start| next_start.saturating_sub(unix_ms())),
+        );
         let index = self.plugins.len();
         let details = json!({
             "file": file.display().to_string(), "version": metadata.version, "route": metadata.route,
@@ -451,8 +476,9 @@ impl Supervisor {
             socket,
             want: if enabled { Want::Up } else { Want::Down },
             enabled,
+            found,
             removed: false,
-            state: if given_up.is_some() { State::Failed } else { State::Stopped },
+            state: if given_up.is_some() { State::Failed { failures } } else { State::Stopped },
             generation: 0,
             process: None,
             ending: None,
@@ -460,10 +486,13 @@ impl Supervisor {
             lifeline: None,
             connect_at: None,
             spawned_at: None,
-            tried: false,
+            // One that waits goes on with what an earlier run began.
+            tried: !left.is_zero(),
             restarts: kept.restarts,
-            restarted_at: None,
-            last_exit: None,
+            restarted_unix_ms: kept.restarted_unix_ms,
+            last_exit: kept.last_exit,
+            put_off: None,
+            next_start_unix_ms: None,
             exit: None,
             in_flight: None,
             lost_before: 0,
@@ -486,8 +515,19 @@ impl Supervisor {
             }));
             let message = "Plugin not started: it was given up in an earlier run";
             self.outlet.log(Level::Warn, Some(&plugin.metadata.id), message, fields);
+            self.drive(index, Event::Wanted);
+        } else {
+            self.drive(index, Event::Resumed { failures, left });
+            let plugin = &self.plugins[index];
+            if let State::Crashed { until, .. } = plugin.state {
+                let next_start_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
+                let fields = object(json!({
+                    "failures": failures, "next_start_ms": next_start_ms, "last_exit": plugin.last_exit,
+                }));
+                let message = "Plugin not started yet: its back-off goes on";
+                self.outlet.log(Level::Warn, Some(&plugin.metadata.id), message, fields);
+            }
         }
-        self.drive(index, Event::Wanted);
         true
     }
 
@@ -513,6 +553,38 @@ impl Supervisor {
                     plugin.metadata = Arc::new(vacated);
                     self.publish(index);
                 }
+            }
+            self.admit(file, metadata);
+        }
+        if self.admissible.is_empty() {
+            self.admit_outranked();
+        }
+    }
+
+    /// Skips a plugin for one whose name comes first.
+    fn outrank(&mut self, file: PathBuf, metadata: Metadata, reason: &str) {
+        self.skip(&file, reason);
+        self.outranked.push((file, metadata));
+    }
+
+    /// Admits those that were skipped for a plugin which had to give way itself: who is there must not depend on who
+    /// described itself first.
+    fn admit_outranked(&mut self) {
+        let mut outranked = std::mem::take(&mut self.outranked);
+        outranked.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        for (file, metadata) in outranked {
+            let taken = self.plugins.iter().any(|plugin| {
+                !plugin.removed
+                    && (plugin.metadata.id == metadata.id || plugin.metadata.route == metadata.route)
+            });
+            if taken {
+                self.outranked.push((file, metadata));
+                continue;
+            }
+            let shown = format!("{}: ", file.display());
+            if let Some(rescan) = &mut self.rescan {
+                rescan.report.skipped.retain(|skipped| !skipped.starts_with(&shown));
+                rescan.report.added.push(metadata.id.clone());
             }
             self.admit(file, metadata);
         }

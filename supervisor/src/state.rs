@@ -63,8 +63,8 @@ pub enum State {
     Crashed { until: Instant, failures: u32, deferrals: u32 },
     /// The process is on its way out.
     Stopping { rung: Rung, next_at: Instant, then: Then, failures: u32 },
-    /// No process, and none until an operator says so.
-    Failed,
+    /// No process, and none until an operator says so: given up after so many crashes in a row.
+    Failed { failures: u32 },
 }
 
 /// How far up the ladder a stop has gone.
@@ -111,6 +111,9 @@ pub enum Event {
     TimerExpired,
     /// An operator forgives what happened so far.
     ResetFailed,
+    /// The daemon has started, and found the plugin with so many crashes in a row at its last end, and this much left of
+    /// a back-off.
+    Resumed { failures: u32, left: Duration },
 }
 
 /// What the caller must do now, in order.
@@ -149,7 +152,7 @@ impl State {
     /// When [`Event::TimerExpired`] is due, if nothing else happens before.
     pub fn deadline(&self, policy: &Policy) -> Option<Instant> {
         match *self {
-            State::Stopped | State::Failed => None,
+            State::Stopped | State::Failed { .. } => None,
             State::Starting { ready_by, .. } => Some(ready_by),
             // Only a run that has something to forgive needs a timer.
             State::Running { since, failures } => (failures > 0).then(|| since + policy.stable_after),
@@ -162,7 +165,7 @@ impl State {
     pub fn has_process(&self) -> bool {
         match self {
             State::Starting { .. } | State::Running { .. } | State::Stopping { .. } => true,
-            State::Stopped | State::Crashed { .. } | State::Failed => false,
+            State::Stopped | State::Crashed { .. } | State::Failed { .. } => false,
         }
     }
 
@@ -172,20 +175,22 @@ impl State {
             State::Stopped => "stopped",
             State::Starting { .. } => "starting",
             State::Running { .. } => "running",
+            State::Crashed { deferrals: 1.., .. } => "deferred",
             State::Crashed { .. } => "crashed",
             State::Stopping { .. } => "stopping",
-            State::Failed => "failed",
+            State::Failed { .. } => "failed",
         }
     }
 
     /// Crashes in a row so far.
     pub fn failures(&self) -> u32 {
         match *self {
-            State::Stopped | State::Failed => 0,
+            State::Stopped => 0,
             State::Starting { failures, .. }
             | State::Running { failures, .. }
             | State::Crashed { failures, .. }
-            | State::Stopping { failures, .. } => failures,
+            | State::Stopping { failures, .. }
+            | State::Failed { failures } => failures,
         }
     }
 }
@@ -213,6 +218,15 @@ fn transition(
     Some(match (state, event) {
         (State::Stopped, Event::Wanted | Event::RestartAsked | Event::ResetFailed) => match want {
             Want::Up => start(now, policy, 0, vec![]),
+            Want::Down => (state, vec![]),
+        },
+        (State::Stopped, Event::Resumed { failures, left }) => match want {
+            Want::Up if left.is_zero() => start(now, policy, failures, vec![]),
+            Want::Up => {
+                // A clock that was set back meanwhile is no reason to wait longer.
+                let until = now + left.min(backoff(policy, failures));
+                (State::Crashed { until, failures, deferrals: 0 }, vec![Withdraw])
+            }
             Want::Down => (state, vec![]),
         },
         (
@@ -264,6 +278,7 @@ fn transition(
         (State::Starting { ready_by, deferrals, .. }, Event::ResetFailed) => {
             (State::Starting { ready_by, failures: 0, deferrals }, vec![])
         }
+        (State::Starting { .. }, Event::Resumed { .. }) => return None,
 
         (State::Running { failures, .. }, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
@@ -292,7 +307,11 @@ fn transition(
         (State::Running { since, .. }, Event::ResetFailed) => (State::Running { since, failures: 0 }, vec![]),
         (
             State::Running { .. },
-            Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::ContactDeferred | Event::Ready,
+            Event::SpawnFailed { .. }
+            | Event::SpawnDeferred
+            | Event::ContactDeferred
+            | Event::Ready
+            | Event::Resumed { .. },
         ) => return None,
 
         (State::Crashed { .. }, Event::Wanted) => match want {
@@ -319,7 +338,8 @@ fn transition(
             | Event::ContactDeferred
             | Event::Ready
             | Event::Exited { .. }
-            | Event::Misbehaved,
+            | Event::Misbehaved
+            | Event::Resumed { .. },
         ) => return None,
 
         (State::Stopping { then: Then::Crash, failures, .. }, Event::Exited { permanent }) => {
@@ -347,26 +367,27 @@ fn transition(
         }
         (
             State::Stopping { .. },
-            Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::ContactDeferred,
+            Event::SpawnFailed { .. } | Event::SpawnDeferred | Event::ContactDeferred | Event::Resumed { .. },
         ) => return None,
 
-        (State::Failed, Event::Wanted) => match want {
+        (State::Failed { .. }, Event::Wanted) => match want {
             Want::Up => (state, vec![]),
             Want::Down => (State::Stopped, vec![Withdraw, Record(Happening::Stopped)]),
         },
-        (State::Failed, Event::RestartAsked | Event::ResetFailed) => match want {
+        (State::Failed { .. }, Event::RestartAsked | Event::ResetFailed) => match want {
             Want::Up => start(now, policy, 0, vec![]),
             Want::Down => (State::Stopped, vec![Withdraw]),
         },
         (
-            State::Failed,
+            State::Failed { .. },
             Event::SpawnFailed { .. }
             | Event::SpawnDeferred
             | Event::ContactDeferred
             | Event::Ready
             | Event::Exited { .. }
             | Event::Misbehaved
-            | Event::TimerExpired,
+            | Event::TimerExpired
+            | Event::Resumed { .. },
         ) => return None,
     })
 }
@@ -392,12 +413,12 @@ fn crash(
     let state = if want == Want::Down {
         State::Stopped
     } else if permanent || failures > policy.restarts_max {
-        State::Failed
+        State::Failed { failures }
     } else {
         State::Crashed { until: now + backoff(policy, failures), failures, deferrals: 0 }
     };
     actions.push(Action::Record(Happening::Crashed));
-    if state == State::Failed {
+    if let State::Failed { .. } = state {
         actions.push(Action::Record(Happening::DisabledAfterCrashes));
     }
     // Withdraw again: the answer to clients changes with the state (503 while waiting, 404 when given up).
@@ -426,6 +447,7 @@ mod tests {
         Policy::default()
     }
 
+    // Row: crashes once a month
     #[test]
     fn a_monthly_crash_always_waits_the_first_step() {
         let policy = policy();
@@ -458,7 +480,8 @@ mod tests {
                     now = until;
                     (state, _) = step(now, &policy, Want::Up, next, Event::TimerExpired);
                 }
-                State::Failed => {
+                State::Failed { failures } => {
+                    assert_eq!(failures, policy.restarts_max + 1);
                     assert!(actions.contains(&Action::Record(Happening::DisabledAfterCrashes)));
                     break;
                 }
@@ -514,7 +537,7 @@ mod tests {
         assert_eq!(waits[99], 16);
         // What comes after a start begins anew.
         let (state, _) = step(now, &policy, Want::Up, state, Event::Exited { permanent: false });
-        assert_eq!(state, State::Failed);
+        assert_eq!(state, State::Failed { failures: failures + 1 });
         let (state, _) = step(now, &policy, Want::Up, state, Event::ResetFailed);
         assert_eq!(
             state,
@@ -523,12 +546,33 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_run_counted_goes_on() {
+        let policy = policy();
+        let now = Instant::now();
+        let resumed = |failures, left| {
+            step(now, &policy, Want::Up, State::Stopped, Event::Resumed { failures, left: MS * left })
+        };
+        // The seventh crash in a row waits its sixteen seconds, less what has passed, whatever the clock says.
+        for (left, waits) in [(16_000, 16_000), (1_500, 1_500), (86_400_000, 16_000)] {
+            let (state, actions) = resumed(7, left);
+            assert_eq!(state, State::Crashed { until: now + MS * waits, failures: 7, deferrals: 0 });
+            assert_eq!(actions, [Action::Withdraw]);
+        }
+        // One that ran, or whose wait is over, starts at once and is given up as if the daemon had never ended.
+        let (mut state, actions) = resumed(policy.restarts_max, 0);
+        assert_eq!(actions, [Action::Withdraw, Action::Spawn]);
+        (state, _) = step(now, &policy, Want::Up, state, Event::Exited { permanent: false });
+        assert_eq!(state, State::Failed { failures: policy.restarts_max + 1 });
+        assert_eq!(resumed(0, 0), step(now, &policy, Want::Up, State::Stopped, Event::Wanted));
+    }
+
+    #[test]
     fn a_binary_that_cannot_run_is_given_up_at_once() {
         let policy = policy();
         let now = Instant::now();
         let (state, _) = step(now, &policy, Want::Up, State::Stopped, Event::Wanted);
         for event in [Event::SpawnFailed { permanent: true }, Event::Exited { permanent: true }] {
-            assert_eq!(step(now, &policy, Want::Up, state, event).0, State::Failed);
+            assert_eq!(step(now, &policy, Want::Up, state, event).0, State::Failed { failures: 1 });
         }
     }
 
@@ -556,11 +600,11 @@ mod tests {
             ("killed to stop, 3 failures", stopping(Rung::Killed, Then::Stop, 3)),
             ("killed as a crash, 3 failures", stopping(Rung::Killed, Then::Crash, 3)),
             ("killed as a crash, last try", stopping(Rung::Killed, Then::Crash, last)),
-            ("failed", State::Failed),
+            ("failed, 3 failures", State::Failed { failures: 3 }),
         ]
     }
 
-    const EVENTS: [(&str, Event); 12] = [
+    const EVENTS: [(&str, Event); 14] = [
         ("wanted", Event::Wanted),
         ("restart asked", Event::RestartAsked),
         ("spawn failed", Event::SpawnFailed { permanent: false }),
@@ -573,6 +617,8 @@ mod tests {
         ("misbehaved", Event::Misbehaved),
         ("timer expired", Event::TimerExpired),
         ("reset failed", Event::ResetFailed),
+        ("resumed, 3 failures", Event::Resumed { failures: 3, left: Duration::ZERO }),
+        ("resumed in its wait", Event::Resumed { failures: 3, left: Duration::from_millis(1500) }),
     ];
 
     fn show(now: Instant, before: State, state: State) -> String {
@@ -586,7 +632,7 @@ mod tests {
         };
         match state {
             State::Stopped => "stopped".into(),
-            State::Failed => "failed".into(),
+            State::Failed { failures } => format!("failed, failures {failures}"),
             State::Starting { ready_by, failures, deferrals } => {
                 format!("starting {} ms, failures {failures}{}", ms(ready_by), put_off(deferrals))
             }
@@ -678,6 +724,8 @@ mod tests {
         Defer,
         /// The process that starts cannot be reached, and it is our own fault.
         DeferContact,
+        /// The daemon was started anew, with what it knew.
+        Resume(u32, u32),
         Ready,
         Misbehave,
         Wait(u32),
@@ -691,6 +739,7 @@ mod tests {
             any::<bool>().prop_map(Move::Exit),
             Just(Move::Defer),
             Just(Move::DeferContact),
+            (0..12u32, 0..20_000u32).prop_map(|(failures, left)| Move::Resume(failures, left)),
             Just(Move::Ready),
             Just(Move::Misbehave),
             (0..20_000u32).prop_map(Move::Wait),
@@ -740,6 +789,8 @@ mod tests {
                     Move::Defer if matches!(state, State::Starting { .. }) => { world.process = false; Event::SpawnDeferred }
                     Move::DeferContact if matches!(state, State::Starting { .. }) => Event::ContactDeferred,
                     Move::DeferContact => continue,
+                    Move::Resume(failures, left) if state == State::Stopped => Event::Resumed { failures, left: MS * left },
+                    Move::Resume(..) => continue,
                     Move::Defer => continue,
                     Move::Ready if matches!(state, State::Starting { .. } | State::Stopping { .. }) => Event::Ready,
                     Move::Ready => continue,

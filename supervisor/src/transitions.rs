@@ -8,12 +8,12 @@ use rustix::event::epoll;
 use serde_json::json;
 
 use crate::contact::CONNECT_RETRY_MIN;
-use crate::plugin::{PingTally, Pipe};
+use crate::plugin::{Fault, PingTally, Pipe};
 use crate::process::{Exit, Process, Spec};
 use crate::remains::CALLED_FROM;
 use crate::socket::vacate_socket;
 use crate::state::{Action, Event, Happening, State, step};
-use crate::{Kept, Level, Phase, PluginView, Source, Stream, Supervisor, object};
+use crate::{Kept, Level, Phase, PluginView, Source, Stream, Supervisor, object, unix_ms};
 
 /// What a client is told to wait when no better time is known.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
@@ -24,14 +24,26 @@ impl Supervisor {
             self.count_in_flight(index);
         }
         let plugin = &mut self.plugins[index];
-        let (state, actions) =
-            step(Instant::now(), &self.settings.adjustable.policy, plugin.want, plugin.state, event);
+        let now = Instant::now();
+        let (state, actions) = step(now, &self.settings.adjustable.policy, plugin.want, plugin.state, event);
         let before = std::mem::replace(&mut plugin.state, state);
         if event == Event::ResetFailed {
             plugin.fault = None;
-        } else if state == State::Failed && before != State::Failed {
+        } else if let State::Failed { failures } = state
+            && !matches!(before, State::Failed { .. })
+        {
             let why = plugin.reason.as_ref().or(plugin.last_exit.as_ref());
-            plugin.fault = Some(why.cloned().unwrap_or_else(|| "it failed".into()));
+            let why = why.cloned().unwrap_or_else(|| "it failed".into());
+            plugin.fault = Some(Fault { why, failures });
+        }
+        if state != before {
+            plugin.next_start_unix_ms = match state {
+                // What the daemon itself was short of is no matter for its next run.
+                State::Crashed { until, deferrals: 0, .. } => {
+                    Some(unix_ms() + until.saturating_duration_since(now).as_millis() as u64)
+                }
+                _ => None,
+            };
         }
         for action in actions {
             self.act(index, action, before);
@@ -67,7 +79,15 @@ impl Supervisor {
         if plugin.removed || self.stopping {
             return;
         }
-        let kept = Kept { enabled: plugin.enabled, restarts: plugin.restarts, failed: plugin.fault.clone() };
+        let kept = Kept {
+            enabled: plugin.enabled,
+            restarts: plugin.restarts,
+            restarted_unix_ms: plugin.restarted_unix_ms,
+            failures: plugin.failures(),
+            next_start_unix_ms: plugin.next_start_unix_ms,
+            last_exit: plugin.last_exit.clone(),
+            failed: plugin.fault.as_ref().map(|fault| fault.why.clone()),
+        };
         let id = &plugin.metadata.id;
         if *self.settings.kept.get(id).unwrap_or(&Kept::fresh()) != kept {
             self.outlet.keep(id, &kept);
@@ -80,17 +100,17 @@ impl Supervisor {
             Action::Spawn => self.spawn(index),
             Action::Serve | Action::Withdraw => self.publish(index),
             Action::Ask => {
-                self.note_children(index);
+                self.note_children();
                 self.ask(index);
             }
             Action::Terminate => {
-                self.note_children(index);
+                self.note_children();
                 if let Some(process) = &self.plugins[index].process {
                     process.terminate();
                 }
             }
             Action::Kill => {
-                self.note_children(index);
+                self.note_children();
                 if let Some(process) = &self.plugins[index].process {
                     process.kill();
                 }
@@ -169,7 +189,7 @@ impl Supervisor {
         // One that was only put off so far starts for the first time.
         if std::mem::replace(&mut plugin.tried, true) {
             plugin.restarts += 1;
-            plugin.restarted_at = Some(now);
+            plugin.restarted_unix_ms = Some(unix_ms());
         }
         let pid = process.pid();
         plugin.process = Some(process);
@@ -190,7 +210,7 @@ impl Supervisor {
 
     fn defer_spawn(&mut self, index: usize, reason: String) {
         let plugin = &mut self.plugins[index];
-        plugin.last_exit = Some(format!("start put off: {reason}"));
+        plugin.put_off = Some(format!("start put off: {reason}"));
         plugin.reason = Some(reason);
         self.drive(index, Event::SpawnDeferred);
     }
@@ -213,7 +233,7 @@ impl Supervisor {
             State::Stopped if plugin.enabled && !plugin.removed => {
                 Phase::Waiting { retry_after: RETRY_AFTER_MIN }
             }
-            State::Stopped | State::Failed => Phase::Absent,
+            State::Stopped | State::Failed { .. } => Phase::Absent,
         };
         let generation = (plugin.state.has_process() && !ended).then_some(plugin.generation);
         self.outlet.publish(Arc::new(PluginView {
@@ -235,6 +255,7 @@ impl Supervisor {
             State::Crashed { until, failures, .. } => {
                 (failures, Some(until.saturating_duration_since(now).as_millis() as u64))
             }
+            State::Failed { failures } => (failures, None),
             _ => (before.failures() + 1, None),
         };
         let exit = plugin.exit.as_ref().map(Exit::to_string);

@@ -256,7 +256,13 @@ fn events_are_printed() {
         assert!(toru(&daemon, "events", &[]).contains(word), "{word}");
         assert!(toru(&daemon, "events", &["--plugin", "p"]).contains(word), "{word}");
     }
-    assert!(!toru(&daemon, "events", &["--plugin", "nobody"]).contains("started"));
+    for arguments in [&["--plugin", "nobody"][..], &["--plugin", "nobody", "--follow"]] {
+        let misspelt = daemon.toru("events", arguments);
+        assert_eq!((misspelt.status.code(), text(&misspelt.stdout)), (Some(1), ""), "{misspelt:?}");
+        assert!(text(&misspelt.stderr).contains("no plugin has the id \"nobody\""), "{misspelt:?}");
+    }
+    // There is one, of which there is nothing to tell.
+    assert_eq!(toru(&daemon, "events", &["--plugin", "p", "--type", "crashed"]), "");
     let count = |arguments: &[&str]| toru(&daemon, "events", arguments).lines().count();
     assert_eq!(count(&["--type", "ready"]), 1);
     assert_eq!(count(&["--type", "ready", "--plugin", "p", "--since", "1d", "--until", "9999-12-31"]), 1);
@@ -328,8 +334,53 @@ fn the_status_is_told_while_the_daemon_stops() {
     });
     assert_eq!(status.lines().count(), 3, "{status}");
     let refused = daemon.toru("plugin", &["start", "q"]);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused.stderr).contains("stopping"), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(UNREACHABLE));
+    assert!(text(&refused.stderr).contains("the daemon is stopping"), "{refused:?}");
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn events_of_a_plugin_that_is_gone_are_still_told() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    fs::remove_file(daemon.plugins().join("p.binary")).unwrap();
+    daemon.hang_up();
+    daemon.wait_event("p", "stopped", 1);
+    assert!(toru(&daemon, "events", &["--plugin", "p"]).contains("stopped"));
+    assert_eq!(toru(&daemon, "events", &["--plugin", "p", "--type", "crashed"]), "");
+}
+
+#[test]
+fn an_end_in_the_middle_of_a_question_is_unavailable() {
+    let stage = Stage::new();
+    let path = stage.root().join("control.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let body =
+        r#"{"title":"Service Unavailable","status":503,"detail":"the server is stopping","code":"stopping"}"#;
+    // What a daemon says whose supervisor has returned, and one that is gone before it says anything.
+    let answers = [
+        format!("HTTP/1.0 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\r\n{body}"),
+        String::new(),
+    ];
+    for answer in answers {
+        let printed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+                std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+            });
+            output(Command::new(binary("toru")).arg("status").arg("--control-socket").arg(&path))
+        });
+        assert_eq!(printed.status.code(), Some(UNREACHABLE), "{answer:?}: {printed:?}");
+    }
+}
+
+#[test]
+fn status_says_when_plugins_are_still_being_read() {
+    let daemon = Stage::new().faulty("slow", &json!({"do": "metadata-hangs"})).start();
+    assert_eq!(toru(&daemon, "status", &[]), "no plugins yet: they are still being read\n");
+    assert_eq!(toru_json(&daemon, "status", &["--json"]), json!([]));
+    wait_for("the reading to end", || (daemon.get("/readyz").status == 200).then_some(()));
+    assert_eq!(toru(&daemon, "status", &[]), "no plugins\n");
 }

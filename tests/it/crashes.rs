@@ -12,6 +12,7 @@ use toru_tests::{Daemon, Stage, has_program, stage_faulty, wait_for, write_execu
 
 use crate::http::assert_problem;
 
+// Row: dies in the middle of a response
 #[test]
 fn a_crash_event_has_all_that_is_known() {
     let daemon = Stage::new().set("supervisor.backoff_ms", "[3600000]").faulty("p", &json!({})).start();
@@ -129,6 +130,72 @@ fn a_stop_says_who_wanted_it() {
 }
 
 #[test]
+fn a_row_of_crashes_goes_on_over_a_restart_of_the_core() {
+    let daemon = Stage::new()
+        .set("supervisor.backoff_ms", "[10, 10, 3600000]")
+        .set("supervisor.max_restarts", 3)
+        .faulty("p", &json!({"do": "exit-before-ready"}))
+        .start();
+    daemon.wait_event("p", "crashed", 3);
+    let waits = |daemon: &Daemon| {
+        daemon.wait_status("p", "in its third back-off", |status| {
+            status["state"] == "crashed" && status["failures"] == 3
+        })
+    };
+    let before = waits(&daemon);
+    let daemon = daemon.restart();
+    let after = waits(&daemon);
+    for key in ["last_exit", "restarts", "last_restart"] {
+        assert_eq!(before[key], after[key], "{key}");
+        assert!(!after[key].is_null(), "{key}: {after}");
+    }
+    let moved = before["next_start"].as_i64().unwrap() - after["next_start"].as_i64().unwrap();
+    assert!(moved.abs() < 5_000, "{before} and {after}");
+    assert_eq!(daemon.starts("p").len(), 3, "it waits");
+    // One more, and that was the last, as without the restart; which the next run knows, too.
+    assert_eq!(daemon.manage("POST", "/api/plugins/p/restart", b"").status, 409);
+    let told = daemon.wait_event("p", "disabled_after_crashes", 1);
+    assert_eq!(told["failures"], 4);
+    let given_up = daemon.wait_status("p", "given up", |status| status["state"] == "failed");
+    let daemon = daemon.restart();
+    let known = daemon.wait_status("p", "still given up", |status| status["state"] == "failed");
+    for key in ["failures", "last_exit", "restarts", "last_restart"] {
+        assert_eq!(given_up[key], known[key], "{key}");
+    }
+    assert_eq!((&known["failures"], daemon.starts("p").len()), (&json!(4), 4));
+    // Forgiven, it begins anew.
+    let _ = daemon.manage("POST", "/v1/plugins/p/reset-failed", b"");
+    let crash = daemon.wait_event("p", "crashed", 5);
+    assert_eq!(crash["failures"], 1);
+}
+
+#[test]
+fn a_plugin_that_ran_starts_at_once_with_the_next_core_and_its_count_goes_on() {
+    let daemon = Stage::new()
+        .set("supervisor.backoff_ms", "[10]")
+        .set("supervisor.max_restarts", 2)
+        .set("supervisor.stable_after_ms", 3_600_000)
+        .faulty("p", &json!({}))
+        .start();
+    for crash in 1..=2 {
+        daemon.wait_ready("p");
+        assert_problem(&daemon.get("/api/plugins/p/exit/1"), 502);
+        daemon.wait_event("p", "crashed", crash);
+    }
+    daemon.wait_event("p", "ready", 3);
+    let daemon = daemon.restart();
+    daemon.wait_ready("p");
+    let status = daemon.status("p").unwrap();
+    assert_eq!(
+        (&status["failures"], &status["restarts"]),
+        (&json!(2), &json!(2)),
+        "a start with the core is none"
+    );
+    assert_problem(&daemon.get("/api/plugins/p/exit/1"), 502);
+    assert_eq!(daemon.wait_event("p", "disabled_after_crashes", 1)["failures"], 3);
+}
+
+#[test]
 fn timeouts_are_told_of_even_when_the_plugin_goes() {
     let daemon = Stage::new()
         .set("http.request_timeout_ms", 200)
@@ -163,6 +230,7 @@ fn a_start_that_fails_is_what_is_told_of_the_plugin() {
     assert!(last.starts_with("not started: ") && last.contains("p.binary is not there"), "{last}");
 }
 
+// Row: no descriptors left
 #[test]
 fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
     if !has_program("prlimit") {
@@ -189,7 +257,8 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
     let status = daemon.wait_status(short, "a start that waits", |status| {
         status["last_exit"].as_str().is_some_and(|why| why.contains("start put off"))
     });
-    assert_eq!((&status["state"], &status["restarts"]), (&json!("crashed"), &json!(0)), "{status}");
+    assert_eq!((&status["state"], &status["restarts"]), (&json!("deferred"), &json!(0)), "{status}");
+    assert_eq!((&status["running"], &status["failures"]), (&json!(false), &json!(0)), "{status}");
     assert_eq!(details["counts_as_crash"], false);
     assert!(details["reason"].as_str().unwrap().contains("descriptors"), "{details}");
     for id in &ids {
@@ -209,7 +278,8 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
     for id in &running {
         assert_eq!(daemon.manage("POST", &format!("/api/plugins/{id}/disable"), b"").status, 200);
     }
-    daemon.wait_running(short);
+    let status = daemon.wait_running(short);
+    assert!(status["last_exit"].is_null(), "what was put off has come: {status}");
     // However often it was tried meanwhile.
     let events = daemon.events(short);
     let count = |kind: &str| events.iter().filter(|(each, _)| each == kind).count();
@@ -272,6 +342,7 @@ fn a_file_that_could_not_be_asked_for_want_of_descriptors_is_asked_again() {
     daemon.wait_ready("late");
 }
 
+// Row: another binary in its place
 #[test]
 fn a_changed_binary_is_restarted_and_a_touched_one_is_not() {
     let text = |version: &str| {
@@ -303,6 +374,7 @@ fn a_changed_binary_is_restarted_and_a_touched_one_is_not() {
     assert_eq!(daemon.plugin_pid("q"), q);
 }
 
+// Row: ignores SIGTERM
 #[test]
 fn who_ignores_sigterm_is_dead_within_both_graces_and_200_ms() {
     let daemon = Stage::new()
@@ -342,6 +414,7 @@ fn millis(line: &Value) -> u64 {
         + digits(20..23)
 }
 
+// Row: never reads, or a byte a second
 #[test]
 fn a_plugin_that_reads_a_byte_a_second_is_cut_off_and_fills_no_memory() {
     let daemon = Stage::new()
@@ -385,6 +458,7 @@ fn a_plugin_that_reads_a_byte_a_second_is_cut_off_and_fills_no_memory() {
     assert_eq!(daemon.starts("p").len(), 1, "it harms nobody, and it lives");
 }
 
+// Row: 1 000 start, stop and kill cycles
 #[test]
 fn a_thousand_starts_stops_and_kills_leave_nothing() {
     const PLUGINS: usize = 20;

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::net::UnixDatagram,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -83,6 +86,34 @@ fn reloads_without_end_keep_no_beat_back() {
             beats += u32::from(text.contains("WATCHDOG=1"));
         }
     }
+}
+
+#[test]
+fn the_status_says_that_plugins_are_still_being_read() {
+    let stage = Stage::new().faulty("p", &json!({})).faulty("slow", &json!({"do": "metadata-hangs"}));
+    let socket = manager(&stage);
+    let path = stage.root().join("notify");
+    let daemon = stage.environment("NOTIFY_SOCKET", path).start();
+    hear(&socket, "READY=1");
+    hear(&socket, "STATUS=still reading plugins: ");
+    // Well before the next one is due: the end of the reading is told by itself.
+    hear(&socket, "STATUS=1 plugin, 1 running");
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+}
+
+#[test]
+fn a_service_manager_may_listen_at_an_abstract_address() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let name = format!("toru-tests-{}-{}", std::process::id(), stage.root().display());
+    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut daemon =
+        stage.environment("NOTIFY_SOCKET", format!("@{name}")).environment("WATCHDOG_USEC", "300000").start();
+    hear(&socket, "READY=1");
+    hear(&socket, "STATUS=1 plugin, 1 running");
+    hear(&socket, "WATCHDOG=1");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    hear(&socket, "STOPPING=1");
 }
 
 /// Stops the thread of this id until its standard input closes; says `stopped` once it has.

@@ -81,7 +81,7 @@ impl Look {
             Condition::Running => Role::Good,
             Condition::Stopping => Role::Warn,
             Condition::Starting => Role::Busy,
-            Condition::Crashed => Role::Bad,
+            Condition::Deferred | Condition::Crashed => Role::Bad,
             Condition::Hung | Condition::CrashLoop | Condition::Failed => Role::Alarm,
         })
     }
@@ -103,6 +103,7 @@ pub fn sign(condition: Condition) -> &'static str {
         Condition::Running => "●",
         Condition::Stopping => "◌",
         Condition::Starting => "◐",
+        Condition::Deferred => "◌",
         Condition::Crashed => "✖",
         Condition::Hung => "▲",
         Condition::CrashLoop => "▲",

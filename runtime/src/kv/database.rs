@@ -27,7 +27,7 @@ const PRUNE_ROWS_MAX: i64 = 5000;
 
 /// What each schema version changed. A new file goes through all of them, an old one through those it lacks.
 /// What has been released is never edited: another step is added.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "CREATE TABLE plugin_kv (
         plugin_id TEXT NOT NULL,
         key TEXT NOT NULL,
@@ -50,6 +50,11 @@ const STEPS: [&str; 3] = [
     // `failed` says why a plugin was given up.
     "ALTER TABLE plugins ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE plugins ADD COLUMN failed TEXT;",
+    // Crashes in a row, and what is told of the last one; times in milliseconds since 1970.
+    "ALTER TABLE plugins ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE plugins ADD COLUMN next_start INTEGER;
+    ALTER TABLE plugins ADD COLUMN last_restart INTEGER;
+    ALTER TABLE plugins ADD COLUMN last_exit TEXT;",
 ];
 pub const SCHEMA_VERSION: i64 = STEPS.len() as i64;
 
@@ -212,12 +217,19 @@ pub fn read_known(database: &Connection) -> rusqlite::Result<Known> {
             id
         }
     };
-    let mut statement = database.prepare("SELECT id, enabled, restarts, failed FROM plugins")?;
+    let mut statement = database.prepare(
+        "SELECT id, enabled, restarts, failed, failures, next_start, last_restart, last_exit FROM plugins",
+    )?;
+    let moment = |found: Option<i64>| found.map(i64::unsigned_abs);
     let plugins = statement.query_map([], |row| {
         let kept = Kept {
             enabled: row.get(1)?,
             restarts: row.get::<_, i64>(2)?.unsigned_abs(),
             failed: row.get(3)?,
+            failures: row.get(4)?,
+            next_start_unix_ms: moment(row.get(5)?),
+            restarted_unix_ms: moment(row.get(6)?),
+            last_exit: row.get(7)?,
         };
         Ok((row.get(0)?, kept))
     })?;
@@ -378,11 +390,20 @@ pub fn question_bytes(question: &KvQuestion) -> usize {
 pub fn keep(database: &Connection, plugin_id: &str, kept: &Kept) -> rusqlite::Result<()> {
     database
         .prepare_cached(
-            "INSERT INTO plugins (id, enabled, restarts, failed) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (id) DO UPDATE
-             SET enabled = excluded.enabled, restarts = excluded.restarts, failed = excluded.failed",
+            "INSERT OR REPLACE INTO plugins
+             (id, enabled, restarts, failed, failures, next_start, last_restart, last_exit)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
-        .execute(params![plugin_id, kept.enabled, kept.restarts as i64, kept.failed])
+        .execute(params![
+            plugin_id,
+            kept.enabled,
+            kept.restarts as i64,
+            kept.failed,
+            kept.failures,
+            kept.next_start_unix_ms.map(|at| at as i64),
+            kept.restarted_unix_ms.map(|at| at as i64),
+            kept.last_exit,
+        ])
         .map(drop)
 }
 

@@ -78,7 +78,15 @@ fn values_stay_within_their_plugin_and_survive_a_restart() {
     assert_eq!(ask(&store, "a", get("k")), KvAnswer::Value(Some("1".into())));
     assert_eq!(ask(&store, "b", get("k")), KvAnswer::Value(None));
     store.record("a", "ready", json!({ "pid": 1 }));
-    let kept = Kept { enabled: false, restarts: 3, failed: Some("it fell".into()) };
+    let kept = Kept {
+        enabled: false,
+        restarts: 3,
+        restarted_unix_ms: Some(1_700_000_000_001),
+        failures: 7,
+        next_start_unix_ms: Some(1_700_000_000_002),
+        last_exit: Some("exit code 1".into()),
+        failed: Some("it fell".into()),
+    };
     store.keep("b", kept.clone());
     owner.finish();
     let (store, owner, again) = open(dir.path());
@@ -457,7 +465,7 @@ fn a_file_of_the_first_version_is_upgraded_and_keeps_its_content() {
     let (store, owner, known) =
         open_with(dir.path(), StoreConfig { events_kept: Duration::MAX, ..settings() });
     assert_eq!(known.instance_id, "abc");
-    let kept = |enabled| Kept { enabled, restarts: 0, failed: None };
+    let kept = |enabled| Kept { enabled, ..Kept::fresh() };
     let expected = HashMap::from([("off".to_owned(), kept(false)), ("on".to_owned(), kept(true))]);
     assert_eq!(known.plugins, expected);
     assert_eq!(ask(&store, "p", get("k")), KvAnswer::Value(Some("v".into())));

@@ -114,24 +114,24 @@ fn what_is_kept_holds_in_the_next_run() {
     stage.order("off", Order::Disable).expect("stops");
     stage.order("p", Order::Restart).expect("restarts");
     stage.order("p", Order::Stop).expect("stops");
-    let kept = |id: &str| {
-        stage.find(&format!("what is kept of {id}"), |said| match said {
-            Said::Kept { plugin, kept } if plugin == id => Some(kept.clone()),
+    // The last that is said of each, once its end is in it.
+    let mut kept = |id: &str, is_whole: &dyn Fn(&Kept) -> bool| {
+        let kept = stage.find(&format!("what is kept of {id}"), |said| match said {
+            Said::Kept { plugin, kept } if plugin == id && is_whole(kept) => Some(kept.clone()),
             _ => None,
-        })
+        });
+        next.kept.insert(id.to_owned(), kept.clone());
+        kept
     };
-    let broken = kept("broken");
+    let broken = kept("broken", &|kept| kept.failed.is_some());
     assert!(broken.failed.as_ref().expect("given up").contains("127"), "{broken:?}");
-    assert_eq!(kept("off"), Kept { enabled: false, restarts: 0, failed: None });
-    assert_eq!(kept("p"), Kept { enabled: true, restarts: 1, failed: None });
-    for id in ["broken", "off", "p"] {
-        let kept = match id {
-            "broken" => broken.clone(),
-            "off" => Kept { enabled: false, restarts: 0, failed: None },
-            _ => Kept { enabled: true, restarts: 1, failed: None },
-        };
-        next.kept.insert(id.to_owned(), kept);
-    }
+    assert_eq!((broken.failures, broken.last_exit.as_deref()), (1, Some("exit code 127")));
+    let off = kept("off", &|kept| kept.last_exit.is_some());
+    assert_eq!((off.enabled, off.restarts, off.failures, off.failed), (false, 0, 0, None));
+    let p = kept("p", &|kept| kept.restarts == 1 && kept.last_exit.is_some());
+    assert_eq!((p.enabled, p.failures, p.failed.clone()), (true, 0, None));
+    assert!(p.restarted_unix_ms > Some(1_700_000_000_000), "{p:?}");
+    drop(stage.unheard());
     let at_the_end = stage.hear_the_end();
     assert!(!at_the_end.iter().any(|said| matches!(said, Said::Kept { .. })), "{at_the_end:#?}");
     let stage = Stage::start(stage.stop(), next);
@@ -140,7 +140,9 @@ fn what_is_kept_holds_in_the_next_run() {
     stage.event("broken", "discovered");
     assert_eq!((stage.status("p").state, stage.status("p").restarts), ("running", 1));
     assert_eq!((stage.status("off").state, stage.status("off").enabled), ("stopped", false));
-    assert_eq!(stage.status("broken").state, "failed");
+    let status = stage.status("broken");
+    assert_eq!((status.state, status.failures, status.last_exit), ("failed", 1, broken.last_exit));
+    assert_eq!(stage.status("p").restarted_unix_ms, p.restarted_unix_ms);
     put(stage.dir.path(), "broken", "1.0", WAIT);
     // A file that was mended starts without being told: what was given up was another one.
     rescan(&stage);
@@ -341,4 +343,66 @@ fn one_slow_metadata_call_delays_no_other_plugin() {
     assert!(told.try_recv().is_err(), "the slow call is still on its way");
     std::fs::write(&gate, "go\n").expect("write");
     assert!(told.recv_timeout(PATIENCE).expect("a rescan ends").skipped[0].contains("a-slow"));
+}
+
+// Row: metadata that hangs, is huge, is invalid, repeats an id or route
+#[test]
+fn who_is_there_does_not_depend_on_who_described_itself_first() {
+    let (dir, settings) = folder(&[]);
+    let describe = |id: &str, route: &str, before: &str| {
+        format!(
+            "#!/bin/sh\nif [ \"$1\" = --metadata ]; then {before}\n\
+             echo '{{\"id\":\"{id}\",\"name\":\"n\",\"version\":\"1\",\"icon\":\"-\",\"route\":\"{route}\",\"protocol\":\"1.0\"}}'\n\
+             exit; fi\n{WAIT}"
+        )
+    };
+    // a takes the id of b, which took the route of c: with b gone nothing speaks against c.
+    put_file(dir.path(), "a", &describe("x", "/a", "until [ -e \"$0.go\" ]; do sleep 0.02; done"));
+    put_file(dir.path(), "b", &describe("x", "/b", ""));
+    put_file(dir.path(), "c", &describe("c", "/b", ""));
+    let stage = Stage::start(dir, settings);
+    let skipped = |file: &str| {
+        stage.find(&format!("that {file} is skipped"), |said| match said {
+            Said::Log { message, fields }
+                if message == "Plugin skipped"
+                    && fields["file"].as_str().is_some_and(|path| path.ends_with(file)) =>
+            {
+                fields["reason"].as_str().map(str::to_owned)
+            }
+            _ => None,
+        })
+    };
+    stage.event("x", "ready");
+    let why = skipped("c.binary");
+    assert!(why.contains("b.binary"), "{why}");
+    std::fs::write(stage.dir.path().join("plugins/a.binary.go"), "").expect("write");
+    let why = skipped("b.binary");
+    assert!(why.contains("a.binary"), "{why}");
+    stage.event("x", "stopped");
+    stage.event("x", "ready");
+    stage.event("c", "ready");
+    assert_eq!((stage.status("x").metadata.route.as_str(), stage.status("c").state), ("/a", "running"));
+}
+
+#[test]
+fn what_is_no_file_is_told_once_a_look() {
+    let (dir, settings) = folder(&[("p", WAIT)]);
+    let plugins = dir.path().join("plugins");
+    std::os::unix::fs::symlink("/nowhere", plugins.join("link.binary")).expect("link");
+    std::fs::create_dir(plugins.join("folder.binary")).expect("folder");
+    let checked = toru_supervisor::check(&plugins, PATIENCE).expect("it can be read");
+    let reasons: Vec<String> = checked.into_iter().filter_map(|(_, outcome)| outcome.err()).collect();
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert!(reasons[0].contains("folder") && reasons[1].contains("leads to nothing"), "{reasons:?}");
+    let stage = Stage::start(dir, settings);
+    stage.event("p", "ready");
+    assert_eq!(rescan(&stage).skipped.len(), 2);
+    let skipped = stage
+        .unheard()
+        .into_iter()
+        .filter(|said| matches!(said, Said::Log { message, .. } if message == "Plugin skipped"));
+    assert_eq!(skipped.count(), 4, "at the start, and at the rescan");
+    std::fs::remove_file(plugins.join("link.binary")).expect("remove");
+    std::fs::remove_dir(plugins.join("folder.binary")).expect("remove");
+    assert_eq!(rescan(&stage), Rescanned::default());
 }

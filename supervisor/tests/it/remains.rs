@@ -92,6 +92,7 @@ fn a_child_without_environment_is_known_by_where_it_hung() {
     assert!(child.has_ended(), "although plugin a still runs, and is older or not");
 }
 
+// Row: forks children that outlive it
 #[test]
 fn a_child_that_drops_everything_goes_with_a_plugin_that_dies() {
     // One hangs below the plugin until that dies, and the other lost its parent at once; plugin a is older than both.
@@ -165,6 +166,7 @@ fn what_a_metadata_call_leaves_behind_goes_too() {
     }
 }
 
+// Row: core SIGKILLed
 #[test]
 fn the_next_start_ends_what_a_killed_daemon_left() {
     let (dir, settings) = folder(&[]);
@@ -192,6 +194,35 @@ fn the_next_start_ends_what_a_killed_daemon_left() {
     assert!(orphan.ends_within(PATIENCE));
 }
 
+// Row: core SIGKILLed
+#[test]
+fn the_next_start_ends_what_keeps_forking() {
+    let (dir, settings) = folder(&[("w", WAIT)]);
+    let script = dir.path().join("forks.sh");
+    // Each generation lives a moment and leaves the next one behind.
+    std::fs::write(&script, "f() { sleep 0.01; (setsid sh $0 &) ; }; f\n").expect("write");
+    let body = format!(
+        "(export TORU_INSTANCE_ID={} TORU_PLUGIN_ID=q TORU_PLUGIN_SOCKET={}/q.sock\nsetsid sh {} &)\necho forks\n{WAIT}",
+        settings.instance_id,
+        settings.sockets_dir.display(),
+        script.display(),
+    );
+    let maker = Stage::of(&[("p", &body)]);
+    maker.line("p", "forks");
+    let next = Stage::start(dir, settings);
+    // Nothing is started before they are gone. Where other tests of this process end meanwhile, they may be gone already: each
+    // kills whom it meets in the middle of an exec.
+    next.event("w", "started");
+    let script = script.display().to_string();
+    let living = || {
+        let entries = std::fs::read_dir("/proc").expect("proc").flatten();
+        let lines = entries.map(|entry| std::fs::read_to_string(entry.path().join("cmdline")));
+        lines.flatten().filter(|line| line.contains(&script)).count()
+    };
+    // Those that were killed are there until somebody has reaped them, without their words.
+    assert_eq!(living(), 0);
+}
+
 #[test]
 fn the_next_start_ends_what_a_killed_daemon_s_calls_left() {
     let (dir, settings) = folder(&[]);
@@ -216,6 +247,7 @@ fn the_next_start_ends_what_a_killed_daemon_s_calls_left() {
     assert!(ours.ends_within(PATIENCE) && !theirs.has_ended(), "another socket folder is another daemon");
 }
 
+// Row: forks children that outlive it
 #[test]
 fn a_stop_ends_what_keeps_forking() {
     // Each generation lives a moment and leaves the next one behind.
