@@ -45,6 +45,7 @@ fn drip(mut client: Client<TcpStream>, bytes: &[u8], pause: Duration) -> (Durati
     (took, text)
 }
 
+// Row: slow head, slow body
 #[test]
 fn a_head_that_drips_is_cut_at_its_deadline() {
     let daemon = started(Stage::new().set("http.head_timeout_ms", 1000));
@@ -63,6 +64,7 @@ fn a_head_that_drips_is_cut_at_its_deadline() {
     assert!(client.response("GET").map_or(true, |answer| answer.status == 408));
 }
 
+// Row: slow head, slow body
 #[test]
 fn a_body_that_drips_is_cut_by_its_rate_and_not_by_a_timer_for_each_read() {
     let daemon = started(Stage::new().set("http.body_rate_after_ms", 500));
@@ -88,6 +90,7 @@ fn a_body_that_drips_is_cut_by_its_rate_and_not_by_a_timer_for_each_read() {
     assert_eq!(client.response("POST").unwrap().body.len(), 40_000);
 }
 
+// Row: slow reader
 #[test]
 fn a_reader_that_is_slow_but_reads_is_served() {
     let daemon = started(Stage::new().set("http.write_timeout_ms", 1500));
@@ -115,6 +118,7 @@ fn client_with_room(daemon: &Daemon, bytes: usize) -> Client<TcpStream> {
     client
 }
 
+// Row: slow reader
 #[test]
 fn a_reader_of_a_few_bytes_a_second_is_reset() {
     let stage = Stage::new().set("http.write_timeout_ms", 500).set("http.idle_timeout_ms", 500);
@@ -133,6 +137,7 @@ fn a_reader_of_a_few_bytes_a_second_is_reset() {
     }
 }
 
+// Row: slow reader
 #[test]
 fn a_reader_that_is_fast_enough_gets_all_of_what_the_kernel_has_for_it() {
     let stage = Stage::new().set("http.write_timeout_ms", 1500).set("http.idle_timeout_ms", 300);
@@ -153,6 +158,7 @@ fn a_reader_that_is_fast_enough_gets_all_of_what_the_kernel_has_for_it() {
     }
 }
 
+// Row: goes away in mid request
 #[test]
 fn a_client_whose_machine_is_gone_is_noticed_by_the_kernel() {
     let daemon = started(Stage::new());
@@ -169,6 +175,7 @@ fn a_client_whose_machine_is_gone_is_noticed_by_the_kernel() {
     });
 }
 
+// Row: goes away in mid request
 #[test]
 fn a_client_that_resets_frees_its_place_at_once_even_behind_a_flood_of_requests() {
     let daemon = started(Stage::new());
@@ -196,6 +203,7 @@ fn a_client_that_resets_frees_its_place_at_once_even_behind_a_flood_of_requests(
 
 /// Within 100 ms, of which nothing but the order can be told on any machine: whoever waits for the place has it long before
 /// the request that was given up, or its own, would have come to an end by themselves.
+// Row: goes away in mid request
 #[test]
 fn the_place_of_a_client_that_resets_goes_to_the_next_who_waits() {
     let stage = Stage::new().set("http.request_timeout_ms", 60_000);
@@ -232,6 +240,7 @@ fn connections_that_fit(wanted: usize) -> usize {
     fit
 }
 
+// Row: 10 000 connections
 #[test]
 fn ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room() {
     let count = connections_that_fit(10_000);
@@ -273,6 +282,7 @@ fn ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room() {
     assert!(grown < count as u64 * 24, "{grown} KiB for {count} connections");
 }
 
+// Row: 10 000 connections
 #[test]
 fn a_crowd_beyond_the_descriptors_is_told_and_holds_up_nobody() {
     if !toru_tests::has_program("prlimit") {
@@ -340,6 +350,7 @@ fn past_the_limit_of_connections_each_is_told_at_once() {
     wait_for("room again", || (daemon.get("/api/plugins/p/x").status == 200).then_some(()));
 }
 
+// Row: no descriptors left
 #[test]
 fn without_descriptors_for_more_clients_each_is_told_at_once() {
     if !toru_tests::has_program("prlimit") {

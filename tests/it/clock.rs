@@ -18,6 +18,7 @@ fn year(daemon: &Daemon) -> i32 {
     line["timestamp"].as_str().expect("a time")[..4].parse().expect("a year")
 }
 
+// Row: wall clock jumps
 #[test]
 fn a_wall_clock_that_jumps_times_nothing_out_and_restarts_nothing() {
     let Some(library) = library() else {

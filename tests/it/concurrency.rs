@@ -53,6 +53,7 @@ fn each_answer_is_its_own_when_they_come_out_of_order() {
     });
 }
 
+// Row: answers mixed up
 #[test]
 fn a_hundred_thousand_nonces_with_cancels_timeouts_and_crashes_going_on() {
     const CLIENTS: usize = 8;

@@ -40,6 +40,7 @@ fn refused(daemon: &Daemon, name: &str, request: &[u8], expect: u16) {
 
 const TARGET: &str = "/api/plugins/p/mirror";
 
+// Row: malformed or ambiguous framing
 #[test]
 fn what_is_malformed_is_refused_and_nothing_behind_it_is_taken() {
     let daemon = daemon();

@@ -83,6 +83,7 @@ fn has_ring(daemon: &Daemon) -> bool {
         .any(|target| target.to_string_lossy().contains("io_uring"))
 }
 
+// Row: io_uring refused
 #[test]
 fn epoll_with_one_warning_where_io_uring_is_refused() {
     let mut daemon = stage().driver("auto").under(refuse(IO_URING)).start();
@@ -102,6 +103,7 @@ fn io_uring_insisted_on_and_refused_is_an_error() {
     assert!(stderr.contains("io_uring"), "{stderr}");
 }
 
+// Row: low locked-memory limit
 #[test]
 fn a_low_limit_on_locked_memory_is_no_obstacle() {
     if !has_program("prlimit") {

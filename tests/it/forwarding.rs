@@ -101,6 +101,7 @@ fn one_request_id_in_the_request_the_answer_and_the_log() {
     }
 }
 
+// Row: sends content-length, transfer-encoding, connection and other hop-by-hop fields
 #[test]
 fn what_an_answer_says_about_its_connection_stops_here() {
     let daemon = started(Stage::new());
@@ -116,6 +117,7 @@ fn what_an_answer_says_about_its_connection_stops_here() {
     assert_eq!(client.get("/api/plugins/p/x").status, 200);
 }
 
+// Row: sends content-length, transfer-encoding, connection and other hop-by-hop fields
 #[test]
 fn a_length_that_the_plugin_claims_means_nothing() {
     let daemon = started(Stage::new());
@@ -131,6 +133,7 @@ fn a_length_that_the_plugin_claims_means_nothing() {
     assert_eq!(client.response("GET").unwrap().json()["path"], "/next");
 }
 
+// Row: header with CR, LF or NUL; status 99, 150, 999
 #[test]
 fn controls_in_an_answer_are_502() {
     let daemon = started(Stage::new());

@@ -218,6 +218,7 @@ fn what_1_1_adds_to_a_request() {
     assert_eq!(request["body"], Value::Null);
 }
 
+// Row: sends content-length, transfer-encoding, connection and other hop-by-hop fields
 #[test]
 fn hop_by_hop_fields_stop_at_the_core() {
     let daemon = daemon();
@@ -405,6 +406,7 @@ fn a_plugin_of_1_0_takes_text_alone() {
     assert_eq!(seen(&answer)["path"], "/object", "an object for a body");
 }
 
+// Row: malformed or ambiguous framing
 #[test]
 fn malformed_requests_are_400_closed_and_never_forwarded() {
     let daemon = daemon();

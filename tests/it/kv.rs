@@ -129,6 +129,7 @@ fn values_outlive_the_core_and_the_plugin() {
     assert_eq!(ask(&daemon, "p", "get/kept"), json!({"value": "yes"}));
 }
 
+// Row: core SIGKILLed while values are acknowledged
 #[test]
 fn every_acknowledged_value_is_there_after_a_sigkill() {
     const KILLS: usize = 50;
@@ -188,6 +189,7 @@ fn every_acknowledged_value_is_there_after_a_sigkill() {
     assert_eq!(check, "ok");
 }
 
+// Row: database locked
 #[test]
 fn a_locked_database_delays_values_and_no_request() {
     let daemon = daemon();
@@ -228,6 +230,7 @@ fn a_plugin_hears_of_a_locked_database_too() {
     assert_eq!(ask(&daemon, "p", "get/k"), json!({"value": "v"}));
 }
 
+// Row: database corrupt
 #[test]
 fn a_corrupt_database_is_refused_at_start_and_left_as_it_is() {
     let mut daemon = daemon();
@@ -246,6 +249,7 @@ fn a_corrupt_database_is_refused_at_start_and_left_as_it_is() {
     assert_eq!(fs::read(&path).unwrap(), bytes, "it is evidence");
 }
 
+// Row: disk full
 #[test]
 fn a_full_disk_refuses_values_keeps_the_old_and_recovers() {
     if !rustix::process::geteuid().is_root() || !has_program("mount") {
@@ -288,6 +292,7 @@ fn a_full_disk_refuses_values_keeps_the_old_and_recovers() {
     assert_eq!(daemon.starts("p").len(), 1);
 }
 
+// Row: fsync fails
 #[test]
 fn a_write_that_cannot_be_synced_is_not_acknowledged() {
     if !has_program("strace") {

@@ -91,6 +91,7 @@ fn what_cannot_change_is_named_with_when_it_will() {
     assert_eq!(daemon.request("POST", "/api/plugins/p/mirror", &[], &body).status, 413);
 }
 
+// Row: SIGHUP under load, and a bad file
 #[test]
 fn a_bad_file_keeps_the_old_configuration_and_says_why() {
     let daemon = daemon();
@@ -160,6 +161,7 @@ fn a_table_of_no_plugin_is_told_of_once_at_the_start_and_at_each_reload() {
     });
 }
 
+// Row: SIGHUP under load, and a bad file
 #[test]
 fn under_load_no_request_is_dropped() {
     let mut daemon = daemon();

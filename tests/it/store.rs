@@ -196,6 +196,7 @@ fn can_trace() -> bool {
 
 /// A kill in front of each of the first writes: the file is made, the schema, values, and the log written back; each
 /// start goes on from what the kill before it left.
+// Row: core SIGKILLed while values are acknowledged
 #[test]
 fn nothing_acknowledged_is_lost_to_a_kill_at_each_of_the_first_writes() {
     const WRITES: u64 = 100;
@@ -255,6 +256,7 @@ fn trace(daemon: &Daemon, inject: &str) -> Option<Killed> {
     attached.then_some(strace)
 }
 
+// Row: fsync fails
 #[test]
 fn a_value_refused_by_a_failing_sync_never_comes_back() {
     if !can_trace() {
@@ -285,6 +287,7 @@ fn a_value_refused_by_a_failing_sync_never_comes_back() {
     assert_eq!(set(&daemon, "k", "after").status, 200);
 }
 
+// Row: disk full
 #[test]
 fn a_disk_that_fills_under_load_loses_nothing_acknowledged() {
     // Root in a name space of its own may mount, whoever it is outside.

@@ -30,6 +30,7 @@ fn complaints(daemon: &Daemon, word: &str) -> Vec<String> {
     lines
 }
 
+// Row: metadata that hangs, is huge, is invalid, repeats an id or route
 #[test]
 fn a_plugin_that_cannot_be_described_is_skipped_with_file_and_reason() {
     let stage = Stage::new()
@@ -64,9 +65,11 @@ fn a_plugin_that_cannot_be_described_is_skipped_with_file_and_reason() {
         assert!(lines.iter().all(|line| line.matches(&file).count() == 1), "the path once: {lines:?}");
         assert!(daemon.starts(name).is_empty(), "{name} was started");
     }
+    wait_for("what was asked to be gone", || (daemon.processes().len() == 1).then_some(()));
     assert_eq!(daemon.get("/api/plugins/good/x").status, 200);
 }
 
+// Row: metadata that hangs, is huge, is invalid, repeats an id or route
 #[test]
 fn of_duplicates_the_first_in_name_order_wins() {
     let daemon = Stage::new()
@@ -91,6 +94,7 @@ fn of_duplicates_the_first_in_name_order_wins() {
     assert!(complaints(&daemon, "a.binary: ").is_empty());
 }
 
+// Row: cannot run at all: 126, 127, wrong architecture, no run bit
 #[test]
 fn what_cannot_run_is_one_clear_error_and_no_loop() {
     let stage = Stage::new()
@@ -106,42 +110,78 @@ fn what_cannot_run_is_one_clear_error_and_no_loop() {
     fs::set_permissions(&foreign, fs::Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(stage.plugins().join("folder.binary")).unwrap();
     symlink("/nowhere", stage.plugins().join("dangling.binary")).unwrap();
+    let pipe = stage.plugins().join("pipe.binary");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::XUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     let daemon = stage.start();
     daemon.wait_ready("good");
-    for (name, reason) in
-        [("text", "#!"), ("lost", "interpreter"), ("plain", "chmod +x"), ("foreign", "processor")]
-    {
+    for (name, reason) in [
+        ("text", "#!"),
+        ("lost", "interpreter"),
+        ("plain", "chmod +x"),
+        ("foreign", "processor"),
+        ("folder", "is a folder"),
+        ("dangling", "leads to nothing"),
+        ("pipe", "is a pipe"),
+    ] {
         let file = format!("{name}.binary");
         let lines = wait_for(&format!("a complaint about {file}"), || {
             Some(complaints(&daemon, &file)).filter(|lines| !lines.is_empty())
         });
         assert!(lines.iter().all(|line| line.contains(reason)), "{name}: {reason:?} in {lines:?}");
     }
+    // What was to be told of any of them has been told by now.
+    wait_for("the first scan to end", || (daemon.get("/readyz").status == 200).then_some(()));
+    daemon.hang_up();
+    for name in ["text", "lost", "plain", "foreign", "folder", "dangling", "pipe"] {
+        let file = format!("/{name}.binary");
+        let skipped = daemon.supervisor_log().into_iter().filter(|line| {
+            line["message"] == "Plugin skipped" && line["file"].as_str().unwrap().ends_with(&file)
+        });
+        assert_eq!(skipped.count(), 2, "{name}: at the start and at the rescan, once each");
+    }
     assert_eq!(daemon.get("/api/plugins/good/x").status, 200);
+    let checked = daemon.toru("check", &["--plugins-dir", daemon.plugins().to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(78));
+    let stderr = String::from_utf8(checked.stderr).unwrap();
+    assert!(stderr.contains("pipe.binary: it is a pipe") && stderr.contains("dangling.binary"), "{stderr}");
 }
 
+// Row: cannot run at all: 126, 127, wrong architecture, no run bit
 #[test]
 fn a_plugin_that_can_be_described_and_not_run_is_disabled_at_once() {
     let metadata = json!({
         "id": "p", "name": "P", "version": "1", "icon": "x", "route": "/p", "protocol": "1.1",
     });
-    // It describes itself and then says what a shell says of a command it cannot execute.
-    let script = format!(
-        "#!/bin/sh\necho run >> \"$0.runs\"\n\
-         if [ \"$1\" = --metadata ]; then echo '{metadata}'; exit 0; fi\nexit 127\n"
-    );
-    let daemon = Stage::new().script("p", &script).start();
-    daemon.wait_event("p", "crashed", 1);
-    wait_for("p to be given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
-    let runs = fs::read_to_string(daemon.plugins().join("p.binary.runs")).unwrap();
-    assert_eq!(runs.lines().count(), 2, "--metadata, and one start");
-    // Stopped, it is as any other that is; and the next run knows why it does not start.
-    assert!(daemon.toru("plugin", &["stop", "p"]).status.success());
-    wait_for("p to be stopped", || (daemon.get("/api/plugins/p/x").status == 503).then_some(()));
-    let daemon = daemon.restart();
-    wait_for("p to be known as given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
-    let shown = String::from_utf8(daemon.toru("status", &[]).stdout).unwrap();
-    assert!(shown.contains("failed"), "{shown}");
+    for code in [126, 127] {
+        // It describes itself and then says what a shell says of a command it cannot execute.
+        let script = format!(
+            "#!/bin/sh\necho run >> \"$0.runs\"\n\
+             if [ \"$1\" = --metadata ]; then echo '{metadata}'; exit 0; fi\nexit {code}\n"
+        );
+        let daemon = Stage::new().script("p", &script).start();
+        daemon.wait_event("p", "crashed", 1);
+        wait_for("p to be given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
+        let told = daemon.wait_event("p", "disabled_after_crashes", 1);
+        let (exit, reason) = (told["exit"].as_str().unwrap(), told["reason"].as_str().unwrap());
+        assert!(exit == format!("exit code {code}") && reason.len() > 10, "in words: {told}");
+        let runs = fs::read_to_string(daemon.plugins().join("p.binary.runs")).unwrap();
+        assert_eq!(runs.lines().count(), 2, "--metadata, and one start");
+        // Stopped, it is as any other that is; and the next run knows why it does not start.
+        assert!(daemon.toru("plugin", &["stop", "p"]).status.success());
+        wait_for("p to be stopped", || (daemon.get("/api/plugins/p/x").status == 503).then_some(()));
+        let daemon = daemon.restart();
+        wait_for("p to be known as given up", || {
+            (daemon.get("/api/plugins/p/x").status == 404).then_some(())
+        });
+        let shown = String::from_utf8(daemon.toru("status", &[]).stdout).unwrap();
+        assert!(shown.contains("failed"), "{shown}");
+        let shown = String::from_utf8(daemon.toru("plugin", &["show", "p"]).stdout).unwrap();
+        assert!(
+            shown.contains("failures  1") && shown.contains(&format!("last_exit  exit code {code}")),
+            "{shown}"
+        );
+    }
 }
 
 #[test]
@@ -256,6 +296,7 @@ fn a_socket_directory_open_to_others_is_closed_or_refused() {
     assert_eq!(mode(&sockets), 0o700);
 }
 
+// Row: its socket path is a symbolic link or another user's
 #[test]
 fn a_socket_path_that_is_a_link_is_refused_and_its_target_untouched() {
     let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
@@ -267,8 +308,11 @@ fn a_socket_path_that_is_a_link_is_refused_and_its_target_untouched() {
     symlink(&precious, sockets.join("p.sock")).unwrap();
     let daemon = stage.start();
     daemon.wait_ready("q");
-    wait_for("a complaint about p.sock", || (!complaints(&daemon, "p.sock").is_empty()).then_some(()));
+    let told = daemon.wait_event("p", "crashed", 1);
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("p.sock") && reason.contains("link"), "{told}");
     assert_eq!(fs::read_to_string(&precious).unwrap(), "do not touch");
+    assert!(sockets.join("p.sock").is_symlink(), "nor is the link");
     assert_ne!(daemon.get("/api/plugins/p/x").status, 200);
     assert!(daemon.starts("p").is_empty());
 }
@@ -332,6 +376,7 @@ fn sigint_stops_as_sigterm_does() {
     assert_eq!(daemon.stdout.all().len(), 1, "{:?}", daemon.stdout.all());
 }
 
+// Row: ignores SIGTERM
 #[test]
 fn who_ignores_sigterm_is_killed_in_time() {
     let mut daemon = Stage::new()
@@ -370,6 +415,7 @@ fn a_second_signal_stops_at_once() {
     });
 }
 
+// Row: dies in the middle of a response
 #[test]
 fn crashes_are_restarted_with_a_growing_pause() {
     let daemon = Stage::new()
@@ -422,6 +468,7 @@ fn event_times(daemon: &Daemon, kind: &str) -> Vec<i64> {
         .collect()
 }
 
+// Row: exits at once, code 0
 #[test]
 fn exit_code_0_in_a_loop_is_a_crash_loop_too() {
     let daemon = Stage::new()
@@ -433,6 +480,7 @@ fn exit_code_0_in_a_loop_is_a_crash_loop_too() {
     assert_eq!(daemon.starts("p").len(), 3);
 }
 
+// Row: crashes once a month
 #[test]
 fn the_count_of_crashes_resets_after_a_stable_time() {
     let daemon = Stage::new()
@@ -544,6 +592,81 @@ fn a_json_line_keeps_what_it_says_of_its_level() {
 }
 
 #[test]
+fn a_json_line_is_known_by_other_keys_and_loses_nothing() {
+    let lines = [
+        r#"{"severity":"ERROR","message":"a cloud's key","n":0}"#,
+        r#"{"lvl":"warn","msg":"a Go library's key"}"#,
+        r#"{"levelname":"CRITICAL","message":"Python's key","n":null}"#,
+        r#"  {"level":"fatal","msg":"behind blanks"}"#,
+    ];
+    // No reader of JSON that counts in `f64` takes this one, so it stands in a log of its own.
+    let huge = r#"{"msg":"huge","z":1e400,"big":123456789012345678901234567890,"a":0.10}"#;
+    let script = |id: &str, lines: &str| {
+        let metadata = format!(
+            r#"{{"id":"{id}","name":"p","version":"1","icon":"-","route":"/{id}","protocol":"1.0"}}"#
+        );
+        format!(
+            "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
+             cat >&2 <<'END'\n{lines}\nEND\nexec sleep 1000\n"
+        )
+    };
+    let daemon =
+        Stage::new().script("p", &script("p", &lines.join("\n"))).script("q", &script("q", huge)).start();
+    let line = |message: &str| {
+        wait_for(message, || daemon.plugin_log("p").into_iter().find(|line| line["message"] == message))
+    };
+    for (message, level, kept) in [
+        ("a cloud's key", "error", json!({"severity": "ERROR", "n": 0})),
+        ("a Go library's key", "warn", json!({"lvl": "warn"})),
+        ("Python's key", "error", json!({"levelname": "CRITICAL", "n": null})),
+        ("behind blanks", "error", json!({"original_level": "fatal"})),
+    ] {
+        let mut line = line(message);
+        assert_eq!(line["level"], level, "{line}");
+        let fields = line.as_object_mut().unwrap();
+        for key in ["timestamp", "level", "plugin_id", "message"] {
+            fields.remove(key);
+        }
+        assert_eq!(line, kept);
+    }
+    let log = daemon.root().join("log/plugins/q.log");
+    wait_for("the numbers as they were written", || {
+        let text = fs::read_to_string(&log).ok()?;
+        text.contains(r#""message":"huge","z":1e400,"big":123456789012345678901234567890,"a":0.10}"#)
+            .then_some(())
+    });
+    // Nor do its readers lose it.
+    let shown = String::from_utf8(daemon.toru("plugin", &["logs", "q"]).stdout).unwrap();
+    assert!(shown.contains("1e400") && shown.contains("huge"), "{shown}");
+}
+
+#[test]
+fn without_a_mark_on_its_processes_the_core_says_so_once() {
+    if !has_program("setpriv") || !has_program("prlimit") {
+        println!("skipped: no setpriv or no prlimit here");
+        return;
+    }
+    let under = [
+        "prlimit",
+        "--locks=1000:1000",
+        "setpriv",
+        "--bounding-set=-sys_resource",
+        "--inh-caps=-sys_resource",
+    ];
+    let daemon = Stage::new().under(under).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    let told =
+        || daemon.supervisor_log().iter().filter(|line| line.to_string().contains("RLIMIT_LOCKS")).count();
+    assert_eq!(told(), 1);
+    daemon.hang_up();
+    assert_eq!(told(), 1);
+    drop(daemon);
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    assert!(complaints(&daemon, "RLIMIT_LOCKS").is_empty());
+}
+
+#[test]
 fn events_tell_a_plugins_life() {
     let daemon = Stage::new().faulty("p", &json!({})).start();
     daemon.wait_ready("p");
@@ -614,6 +737,7 @@ fn hangup_reopens_the_logs() {
     assert_ne!(fs::metadata(&log).unwrap().ino(), fs::metadata(&moved).unwrap().ino());
 }
 
+// Row: log directory missing, read-only, full
 #[test]
 fn logs_that_cannot_be_written_stop_nothing() {
     let stage = Stage::new().faulty("p", &json!({}));
@@ -628,6 +752,7 @@ fn logs_that_cannot_be_written_stop_nothing() {
     assert!(!lines.is_empty(), "{:?}", daemon.stderr.all());
 }
 
+// Row: log directory missing, read-only, full
 #[test]
 fn a_full_disk_under_the_logs_stops_nothing() {
     let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
@@ -647,6 +772,7 @@ fn a_full_disk_under_the_logs_stops_nothing() {
     assert_eq!(daemon.status("p").unwrap()["restarts"], 0);
 }
 
+// Row: log directory missing, read-only, full
 #[test]
 fn a_disk_that_hangs_under_the_logs_stops_nothing() {
     let stage = Stage::new().faulty("p", &json!({}));
@@ -671,6 +797,7 @@ fn a_disk_that_hangs_under_the_logs_stops_nothing() {
     assert_eq!(daemon.terminate().code(), Some(0));
 }
 
+// Row: its socket path is a symbolic link or another user's
 #[test]
 fn a_socket_of_another_user_is_refused() {
     let stage = Stage::new().faulty("p", &json!({})).faulty("q", &json!({}));
@@ -687,7 +814,8 @@ fn a_socket_of_another_user_is_refused() {
     let inode = fs::symlink_metadata(&theirs).unwrap().ino();
     let daemon = stage.start();
     daemon.wait_ready("q");
-    wait_for("a complaint about p.sock", || (!complaints(&daemon, "p.sock").is_empty()).then_some(()));
+    let told = daemon.wait_event("p", "crashed", 1);
+    assert!(told["reason"].as_str().unwrap().contains("p.sock"), "{told}");
     assert_eq!(fs::symlink_metadata(&theirs).unwrap().ino(), inode, "untouched");
     assert_ne!(daemon.get("/api/plugins/p/x").status, 200);
     drop(listener);

@@ -50,6 +50,23 @@ pub fn wait_within<T>(deadline: Duration, what: &str, mut probe: impl FnMut() ->
     }
 }
 
+/// As [`wait_within`], by a clock that stands while this machine does: of each turn at most as much counts as a turn takes
+/// on a machine that has nothing else to do. For what has to be done within a time that a busy machine has not got.
+pub fn wait_counted<T>(allowed: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    const TURN_MAX: Duration = Duration::from_millis(20);
+    let start = Instant::now();
+    let mut counted = Duration::ZERO;
+    loop {
+        let turn = Instant::now();
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(counted < allowed, "waited {allowed:?} ({:?} by the clock) for {what}", start.elapsed());
+        thread::sleep(Duration::from_millis(5));
+        counted += turn.elapsed().min(TURN_MAX);
+    }
+}
+
 /// [`wait_within`] the usual [`DEADLINE`].
 pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     wait_within(DEADLINE, what, probe)
