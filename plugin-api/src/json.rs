@@ -270,6 +270,37 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn text_of_any_length_reads_back() {
+        // Around the ends of what is looked at, and of what room is made for, together.
+        let lengths = (0..70).chain(1000..1060).chain(2030..2070);
+        for length in lengths {
+            for piece in ["a", "\"", "\u{1}", "key\":\u{e9}\n", "\u{1f600}\\ plain text between"] {
+                let text: String = piece.chars().cycle().take(length).collect();
+                let mut out = Vec::new();
+                write_string(&mut out, &text);
+                assert_eq!(out, serde_json::to_vec(&text).expect("a string"), "{length} of {piece:?}");
+                let json = std::str::from_utf8(&out[1..]).expect("JSON is text");
+                let mut at = crate::cursor::Cursor(json);
+                assert_eq!(at.content().as_deref(), Some(text.as_bytes()), "{length} of {piece:?}");
+                assert_eq!(at.0, "");
+            }
+        }
+    }
+
+    #[test]
+    fn plain_is_what_serde_json_leaves_as_it_is() {
+        for_random_bytes(20_000, |bytes| {
+            // Hardly ever anything else than what stands between `"` and `\\`.
+            let of = |&byte: &u8| if byte % 31 == 0 { byte & 0x7f } else { b'#' + byte % 50 };
+            let bytes: Vec<u8> = bytes.iter().take(40).map(of).collect();
+            let text = String::from_utf8_lossy(&bytes);
+            let as_it_is = serde_json::to_vec(&text).expect("a string")[1..].starts_with(text.as_bytes());
+            assert_eq!(is_plain(text.as_bytes()), text.is_ascii() && as_it_is, "{text:?}");
+        });
+        assert!(is_plain(b"") && is_plain(&[b'~'; 40]) && !is_plain("\u{e9}".as_bytes()));
+    }
+
+    #[test]
     fn numbers_and_base64() {
         for number in [0, 7, 10, 1_048_576, u64::MAX] {
             let mut out = Vec::new();
