@@ -275,6 +275,11 @@ impl Probe {
         }
     }
 
+    /// Whether its time was up. Call after the call is over.
+    pub fn is_too_slow(&self) -> bool {
+        matches!(self.outcome, Some(Outcome::TooSlow) | None)
+    }
+
     /// What the file says of itself. Call after [`Probe::advance`] gave true, or after [`Probe::expire`].
     ///
     /// Errors: in words, naming the field where there is one.

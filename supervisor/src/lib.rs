@@ -58,7 +58,7 @@ use notify::Notice;
 use plugin::Plugin;
 pub use process::{Exit, prepare};
 use remains::{Marks, ProcessId};
-use rescan::Rescan;
+use rescan::{Postponed, Rescan};
 use state::{Event, Policy, State, Want};
 
 /// Everything the supervisor is told at the start.
@@ -440,8 +440,8 @@ pub struct Supervisor {
     notices: Vec<Notice>,
     /// Files that somebody is still writing: when to try again, and when to give up.
     busy: Vec<(PathBuf, Instant, Instant)>,
-    /// Files that were skipped for want of descriptors, processes or memory: when to ask them again.
-    postponed: Vec<(PathBuf, Instant)>,
+    /// Files that were skipped and are asked again by themselves.
+    postponed: Vec<Postponed>,
     /// What the files were at the last look.
     fingerprints: HashMap<PathBuf, Fingerprint>,
     /// A thread looks at the files and has not answered.
@@ -605,7 +605,7 @@ impl Supervisor {
         for (_, at, _) in &self.busy {
             at_most(Some(*at));
         }
-        at_most(self.postponed.iter().map(|(_, at)| *at).min());
+        at_most(self.postponed.iter().filter_map(|postponed| postponed.at).min());
         if self.plugins.iter().any(|p| p.state.has_process()) {
             at_most(Some(self.health_at));
         }

@@ -22,8 +22,21 @@ use crate::{
 
 /// Before trying again to run a file that is being written.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
-/// Before asking a file again that was skipped for want of descriptors, processes or memory.
-const POSTPONED_RETRY: Duration = Duration::from_secs(5);
+/// Before a file is asked again that did not answer in time, or could not be asked for want of descriptors, processes
+/// or memory; each further wait is twice as long...
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// ...up to this: each call of a file that hangs is a process for a while.
+const ASK_AGAIN_AFTER_MAX: Duration = Duration::from_secs(64);
+
+/// A file that was skipped and is asked again by itself.
+pub(crate) struct Postponed {
+    file: PathBuf,
+    /// `None` while it is being asked.
+    pub at: Option<Instant>,
+    wait: Duration,
+    /// It was asked, and did not answer.
+    is_slow: bool,
+}
 
 /// A rescan on its way.
 #[derive(Default)]
@@ -192,7 +205,7 @@ impl Supervisor {
             if self.is_on_its_way(&one.file) || (known && !one.changed) {
                 continue;
             }
-            self.postponed.retain(|(file, _)| *file != one.file);
+            self.postponed.retain(|postponed| postponed.file != one.file);
             if let Some(rescan) = &mut self.rescan {
                 rescan.pending.insert(one.file.clone(), one.fingerprint);
             }
@@ -206,17 +219,38 @@ impl Supervisor {
             || self.admissible.iter().any(|(waiting, _)| waiting == file)
     }
 
-    /// Asks files again that could not be asked for want of something.
+    /// Skips a file for now, which may be good for all that is known. Told once, however often it is asked.
+    fn postpone(&mut self, file: &Path, is_slow: bool, reason: &str) {
+        let before = self.postponed.iter().position(|postponed| postponed.file == file);
+        let before = before.map(|position| self.postponed.swap_remove(position));
+        let wait = before.as_ref().map_or(ASK_AGAIN_AFTER, |before| ASK_AGAIN_AFTER_MAX.min(2 * before.wait));
+        if before.is_none_or(|before| before.is_slow != is_slow) {
+            let reason = format!("{reason}; it is asked again by itself, next in {} s", wait.as_secs());
+            self.skip(file, &reason);
+        }
+        let at = Some(Instant::now() + wait);
+        self.postponed.push(Postponed { file: file.to_owned(), at, wait, is_slow });
+    }
+
     pub(crate) fn ask_postponed(&mut self, now: Instant) {
         for position in (0..self.postponed.len()).rev() {
-            if self.postponed[position].1 > now {
+            if self.postponed[position].at.is_none_or(|at| at > now) {
                 continue;
             }
-            let (file, _) = self.postponed.swap_remove(position);
+            let file = self.postponed[position].file.clone();
             let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == file);
-            if !known && !self.is_on_its_way(&file) && file.exists() {
-                self.probe(file, now, now + self.settings.metadata_timeout);
+            if known || self.is_on_its_way(&file) || !file.exists() {
+                self.postponed.swap_remove(position);
+                continue;
             }
+            self.postponed[position].at = None;
+            // As it is before it answers, so that the next rescan finds it unchanged.
+            if !self.fingerprints.contains_key(&file)
+                && let Ok(print) = Fingerprint::of_stamp(&file)
+            {
+                self.fingerprints.insert(file.clone(), print);
+            }
+            self.probe(file, now, now + self.settings.metadata_timeout);
         }
     }
 
@@ -294,13 +328,11 @@ impl Supervisor {
                 }
                 Err(error) if error.starved => {
                     // No fault of the file's, so nobody should have to ask for a rescan.
-                    let reason =
-                        format!("{}; it is asked again in {} s", error.reason, POSTPONED_RETRY.as_secs());
-                    self.skip(&file, &reason);
-                    self.postponed.push((file.clone(), now + POSTPONED_RETRY));
+                    self.postpone(&file, false, &error.reason);
                     return self.end_probe(&file);
                 }
                 Err(error) => {
+                    self.postponed.retain(|postponed| postponed.file != file);
                     self.skip(&file, &error.reason);
                     return self.end_probe(&file);
                 }
@@ -333,14 +365,22 @@ impl Supervisor {
         let id = probe.id();
         self.sources.retain(|_, source| !matches!(source, Source::Probe { id: other } if *other == id));
         let file = probe.file().to_owned();
-        match probe.finish() {
+        let is_slow = probe.is_too_slow();
+        let position = self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file);
+        let outcome = probe.finish();
+        // One that runs is what it was, until somebody asks for a rescan.
+        let is_postponed = is_slow && position.is_none();
+        if !is_postponed {
+            self.postponed.retain(|postponed| postponed.file != file);
+        }
+        match outcome {
             _ if self.stopping => {}
             Ok(metadata) => {
                 let asked = self.rescan.as_ref().and_then(|rescan| *rescan.pending.get(&file)?);
                 if let Some(print) = asked {
                     self.fingerprints.insert(file.clone(), print);
                 }
-                match self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file) {
+                match position {
                     Some(index) => self.change(index, file.clone(), metadata),
                     None => {
                         let id = metadata.id.clone();
@@ -353,6 +393,8 @@ impl Supervisor {
                     }
                 }
             }
+            // A machine that has just started is busy: what was too slow then need not be so later.
+            Err(reason) if is_postponed => self.postpone(&file, true, &reason),
             Err(reason) => self.skip(&file, &reason),
         }
         self.end_probe(&file);

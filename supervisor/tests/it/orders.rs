@@ -165,6 +165,29 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
+fn a_file_too_slow_to_say_what_it_is_is_asked_again_and_told_of_once() {
+    let (dir, mut settings) = folder(&[]);
+    settings.metadata_timeout = Duration::from_millis(500);
+    let stage = Stage::start(dir, settings);
+    // After this the first look is over.
+    assert_eq!(rescan(&stage), Rescanned::default());
+    let asked = stage.dir.path().join("asked");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then\n\
+         echo >>{asked}\n[ $(wc -l <{asked}) -ge 3 ] || exec sleep 1000\n\
+         echo '{{\"id\":\"p\",\"name\":\"P\",\"version\":\"1\",\"icon\":\"-\",\"route\":\"/p\"}}'; exit\nfi\n{WAIT}",
+        asked = asked.display(),
+    );
+    put_file(stage.dir.path(), "p", &text);
+    let skipped = rescan(&stage).skipped;
+    assert!(skipped.len() == 1 && skipped[0].contains("asked again by itself, next in 1 s"), "{skipped:?}");
+    stage.event("p", "ready");
+    assert_eq!(rescan(&stage), Rescanned::default(), "it is what it was when it answered");
+    let told = |said: &Said| matches!(said, Said::Log { message, .. } if message == "Plugin skipped");
+    assert_eq!(stage.unheard().iter().filter(|said| told(said)).count(), 1);
+}
+
+#[test]
 fn a_rescan_starts_new_files_stops_gone_ones_and_restarts_changed_ones() {
     let stage = Stage::of(&[("changes", WAIT), ("goes", WAIT), ("stays", WAIT)]);
     for id in ["changes", "goes", "stays"] {
