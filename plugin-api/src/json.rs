@@ -243,6 +243,40 @@ pub(crate) mod tests {
         }
     }
 
+    /// Runs `check` on `rounds` variants of a message, each with one byte changed, removed or put in, or cut off there;
+    /// gives how often `check` gave true.
+    pub(crate) fn count_variants(original: &[u8], rounds: u32, check: impl Fn(&[u8]) -> bool) -> u32 {
+        let mut count = 0;
+        for_random_bytes(rounds, |bytes| {
+            let [place, what, ..] = *bytes else { return };
+            let (place, mut variant) = (usize::from(place) * 7 % original.len(), original.to_vec());
+            match what % 4 {
+                0 => variant[place] = what,
+                1 => drop(variant.remove(place)),
+                2 => variant.insert(place, what),
+                _ => variant.truncate(place),
+            }
+            count += u32::from(check(&variant));
+        });
+        count
+    }
+
+    /// Asserts that `is_usual` holds for a message, and no more once a piece of it is another.
+    #[track_caller]
+    pub(crate) fn assert_leaves_alone(
+        usual: &[u8],
+        changes: &[(&str, &str)],
+        is_usual: impl Fn(&[u8]) -> bool,
+    ) {
+        assert!(is_usual(usual));
+        let usual = std::str::from_utf8(usual).expect("JSON");
+        for (from, to) in changes {
+            let changed = usual.replace(from, to);
+            assert_ne!(changed, usual, "{from}");
+            assert!(!is_usual(changed.as_bytes()), "{changed}");
+        }
+    }
+
     #[test]
     fn every_byte_at_every_place_reads_back() {
         for byte in 0..=0x7f_u8 {
