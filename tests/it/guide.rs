@@ -1,6 +1,6 @@
 //! The programs that the guide for authors shows are whole plugins, and the commands are commands.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::Value;
 use toru_tests::{binary, has_program, long_output, output, repository, write_executable};
@@ -57,43 +57,59 @@ fn whole_programs_of_the_guide_are_sound_plugins() {
     assert_eq!(tested, 3, "Python, an application, Node");
 }
 
-/// Each `rust` block with the `toml` block before it, a package each.
+/// Before a block of commands for the Rust project that is made by hand.
+const IN_PACKAGE: &str = "<!-- in the folder of Cargo.toml -->";
+
+/// Each `rust` block with the `toml` block before it, a package each; the first with the commands that build it.
 #[test]
 fn rust_programs_of_the_guide_are_sound_plugins() {
     let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let target = toru_tests::profile_folder().join("toru-test-projects");
     let mut dependencies = String::new();
-    let mut built = vec![];
-    for (_, language, text) in blocks() {
+    let mut packages = vec![];
+    let mut plugins = vec![];
+    for (before, language, text) in blocks() {
         if language == "toml" {
             let sdk = repository().join("plugin-api");
             assert!(text.contains("../toru/plugin-api"), "{text}");
             dependencies = text.replace("../toru/plugin-api", &sdk.to_string_lossy());
         }
+        let in_package = |package: &PathBuf, script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-ec", script]).current_dir(package).env("CARGO_TARGET_DIR", &target);
+            let printed = long_output(&mut command);
+            assert!(printed.status.success(), "{script}\n{}", String::from_utf8_lossy(&printed.stderr));
+        };
+        if before == IN_PACKAGE {
+            let package: &PathBuf = packages.last().unwrap();
+            // Runs until Ctrl-C.
+            let script = text.replace("toru serve --plugins-dir plugins\n", "");
+            // Unoptimised, and in a folder that other tests have built in.
+            let script =
+                script.replace("target/release/", "$CARGO_TARGET_DIR/debug/").replace("--release", "--quiet");
+            in_package(package, &script);
+            plugins.push(package.join("plugins/guide-rust.binary"));
+        }
         if language != "rust" {
             continue;
         }
-        let name = format!("guide-rust-{}", built.len());
-        let package = folder.path().join(&name);
+        let package = folder.path().join(format!("package-{}", packages.len()));
         fs::create_dir_all(package.join("src")).unwrap();
-        let manifest = format!(
-            "[workspace]\n\n[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n{dependencies}"
-        );
+        let is_whole = dependencies.contains("[package]");
+        let start = "[package]\nname = \"guide-part\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n";
+        let manifest = if is_whole { dependencies.clone() } else { format!("{start}{dependencies}") };
         fs::write(package.join("Cargo.toml"), manifest).unwrap();
         fs::write(package.join("src/main.rs"), text).unwrap();
         // What the workspace has been built with is there already, so no registry is asked.
         fs::copy(repository().join("Cargo.lock"), package.join("Cargo.lock")).unwrap();
-        let target = toru_tests::profile_folder().join("toru-test-projects");
-        let printed = long_output(
-            Command::new("cargo")
-                .args(["build", "--quiet"])
-                .current_dir(&package)
-                .env("CARGO_TARGET_DIR", &target),
-        );
-        assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
-        built.push(target.join("debug").join(name));
+        if !is_whole {
+            in_package(&package, "cargo build --quiet");
+            plugins.push(target.join("debug/guide-part"));
+        }
+        packages.push(package);
     }
-    assert_eq!(built.len(), 2, "the trait, an axum router");
-    for plugin in built {
+    assert_eq!(plugins.len(), 2, "the trait, an axum router");
+    for plugin in plugins {
         let printed =
             long_output(Command::new(binary("toru")).args(["plugin", "test", "--json"]).arg(&plugin));
         let report: Value = serde_json::from_slice(&printed.stdout).unwrap();
@@ -110,8 +126,8 @@ fn the_commands_of_the_guide_work() {
     }
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     let mut script = String::from("set -e\n");
-    for (_, language, text) in blocks() {
-        if language != "sh" || text.starts_with("#!") {
+    for (before, language, text) in blocks() {
+        if language != "sh" || text.starts_with("#!") || before == IN_PACKAGE {
             continue;
         }
         for line in text.lines() {

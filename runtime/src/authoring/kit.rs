@@ -26,7 +26,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Requests at once, less where the plugin takes less.
 const MANY: u32 = 200;
-/// So many bytes of a frame have a pause behind them, in which a plugin reads what has come.
+/// So many bytes of a frame have a pause behind them, in which a plugin reads what has come. Where all of these pauses are
+/// too short for it, as on a very busy machine, a fault is not seen; one that is seen does not hang on them.
 const BYTES_ALONE: usize = 32;
 const BYTE_PAUSE: Duration = Duration::from_millis(2);
 

@@ -117,9 +117,13 @@ pub fn run(name: &str, language: Language, parent: &Path) -> Result<(), NewError
         write(&path, &file).map_err(|error| NewError::Write { path, error })?;
     }
     let shown = folder.display();
+    let first = match language {
+        Language::Rust if find_source().is_none() => "In Cargo.toml, say where your clone of Toru is. ",
+        _ => "",
+    };
     let _ = writeln!(
         io::stdout(),
-        "{shown} is a plugin in {language:?}.\n\n  cd {shown}\n  ./build.sh\n  toru plugin test plugins/{name}.binary\n  toru serve --plugins-dir plugins\n\nREADME.md there says the rest."
+        "{shown} is a plugin in {language:?}. {first}Then:\n\n  cd {shown}\n  ./build.sh\n  toru plugin test plugins/{name}.binary\n  toru serve --plugins-dir plugins\n\nREADME.md there says the rest."
     );
     Ok(())
 }
@@ -197,11 +201,13 @@ fn files(name: &str, language: Language) -> Vec<File> {
     files
 }
 
-/// The line of the manifest: this source tree where there is one, else a version.
+/// The line of the manifest: this source tree where there is one, else what its reader has to fill in.
 fn rust_sdk() -> String {
     match find_source() {
         Some(root) => format!("toru-plugin-api = {{ path = {:?} }}", root.join("plugin-api")),
-        None => format!("toru-plugin-api = \"{}\"", env!("CARGO_PKG_VERSION")),
+        None => "# Where your clone of Toru is; the SDK is on no registry.\n\
+                 toru-plugin-api = { path = \"../toru/plugin-api\" }"
+            .to_owned(),
     }
 }
 
