@@ -3,7 +3,8 @@
 //! `cargo bench -p toru-benches --bench sdk`; `cargo test` runs it for a moment.
 //! This binary is the plugin, too, started as a process of its own and bound to the last core; requests come over one
 //! connection from the first, as a worker of the core sends them: each after the last answer, or 64 at once.
-//! CPU is the plugin's user and system time, from /proc.
+//! CPU is the plugin's user and system time, from /proc. Each case is measured in turn with a plugin that reads as the SDK
+//! does by default, and with one that reads through io_uring (`Options::io_uring`).
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,10 +16,14 @@ use toru_plugin_api::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, Framing};
 use toru_plugin_api::from_core::{HttpRequestFrame, RequestStart};
 use toru_plugin_api::metadata::Protocol;
 use toru_plugin_api::{
-    HttpRequest, HttpResponse, PluginContext, PluginMetadata, PluginResult, ToruPlugin, async_trait, run,
+    HttpRequest, HttpResponse, Options, PluginContext, PluginMetadata, PluginResult, ToruPlugin, async_trait,
+    run_with,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+const EPOLL: &str = "epoll";
+const IO_URING: &str = "io_uring";
 
 struct Bench;
 
@@ -45,13 +50,13 @@ struct Plugin {
 }
 
 impl Plugin {
-    fn start() -> Self {
+    fn start(reads: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("bench.sock");
         let binary = std::env::current_exe().expect("this binary");
         let child = Command::new(binary)
             .env("TORU_PLUGIN_SOCKET", &socket)
-            .env("TORU_BENCH_IS_PLUGIN", "1")
+            .env("TORU_BENCH_IS_PLUGIN", reads)
             .spawn()
             .expect("the plugin starts");
         let began = Instant::now();
@@ -143,8 +148,8 @@ fn bind(core: Option<usize>) {
 }
 
 fn main() -> std::process::ExitCode {
-    if std::env::var_os("TORU_BENCH_IS_PLUGIN").is_some() {
-        return run(Bench);
+    if let Some(reads) = std::env::var_os("TORU_BENCH_IS_PLUGIN") {
+        return run_with(Bench, Options::default().io_uring(reads == IO_URING));
     }
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let (time, rounds) = if is_bench { (Duration::from_secs(1), 5) } else { (Duration::from_millis(10), 1) };
@@ -160,23 +165,30 @@ fn main() -> std::process::ExitCode {
         ("echo of 1 KiB, 64 at once", request("/echo", &[b'x'; 1024]), 64),
         ("echo of 16 KiB, 64 at once", request("/echo", &[b'x'; 16 * 1024]), 64),
     ];
-    println!("| messages | a second (least to most) | CPU of the plugin, µs each |\n| --- | --- | --- |");
+    println!(
+        "| messages | reads by | a second (least to most) | CPU of the plugin, µs each |\n| --- | --- | --- | --- |"
+    );
     // Whom this thread starts is bound as it is.
     bind(last);
-    let mut plugin = Plugin::start();
+    let mut plugins = [EPOLL, IO_URING].map(|reads| (reads, Plugin::start(reads)));
     bind(first);
     for (name, frame, depth) in cases {
-        let (mut rates, mut costs) = (vec![], vec![]);
+        let mut figures = [(vec![], vec![]), (vec![], vec![])];
         for _ in 0..rounds {
-            let before = plugin.cpu_seconds();
-            let (count, took) = load(&mut plugin.stream, &frame, depth, time);
-            rates.push(count as f64 / took.as_secs_f64());
-            costs.push((plugin.cpu_seconds() - before) / count as f64 * 1e6);
+            for ((_, plugin), (rates, costs)) in plugins.iter_mut().zip(&mut figures) {
+                let before = plugin.cpu_seconds();
+                let (count, took) = load(&mut plugin.stream, &frame, depth, time);
+                rates.push(count as f64 / took.as_secs_f64());
+                costs.push((plugin.cpu_seconds() - before) / count as f64 * 1e6);
+            }
         }
-        rates.sort_by(f64::total_cmp);
-        costs.sort_by(f64::total_cmp);
-        let (least, middle, most) = (rates[0], rates[rounds / 2], rates[rounds - 1]);
-        println!("| {name} | {middle:.0} ({least:.0} to {most:.0}) | {:.1} |", costs[rounds / 2]);
+        for ((reads, _), (mut rates, mut costs)) in plugins.iter().zip(figures) {
+            rates.sort_by(f64::total_cmp);
+            costs.sort_by(f64::total_cmp);
+            let (least, middle, most) = (rates[0], rates[rounds / 2], rates[rounds - 1]);
+            let cost = costs[rounds / 2];
+            println!("| {name} | {reads} | {middle:.0} ({least:.0} to {most:.0}) | {cost:.1} |");
+        }
     }
     std::process::ExitCode::SUCCESS
 }

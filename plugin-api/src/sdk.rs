@@ -127,6 +127,8 @@ use crate::metadata::Metadata;
 mod context;
 mod http;
 mod lead;
+#[cfg_attr(not(feature = "tokio-uring"), path = "sdk/no_ring.rs")]
+mod ring;
 mod serve;
 mod socket;
 #[cfg(feature = "tower")]
@@ -181,11 +183,23 @@ pub struct Options {
     /// a task.
     /// A handler that computes for long belongs in `tokio::task::spawn_blocking`, or wants more threads.
     pub threads: usize,
+    /// Whether what the core sends is read through io_uring, by tokio-uring; default `false`.
+    ///
+    /// `cargo bench -p toru-benches --bench sdk` measures both side by side.
+    /// A thread of its own reads all connections and wakes those that serve them; all else is as without.
+    /// Where the kernel has no io_uring or refuses it (a container's filter, `io_uring_disabled`, too little memory that
+    /// may be locked), the plugin says so on stderr and runs as without this.
+    #[cfg(feature = "tokio-uring")]
+    pub io_uring: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: 2 }
+        Self {
+            threads: 2,
+            #[cfg(feature = "tokio-uring")]
+            io_uring: false,
+        }
     }
 }
 
@@ -194,6 +208,14 @@ impl Options {
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Sets whether to read through io_uring.
+    #[cfg(feature = "tokio-uring")]
+    #[must_use]
+    pub fn io_uring(mut self, io_uring: bool) -> Self {
+        self.io_uring = io_uring;
         self
     }
 }
@@ -235,19 +257,24 @@ fn try_run(plugin: Arc<dyn ToruPlugin>, options: &Options) -> Result<(), String>
         .enable_all()
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    let result = runtime.block_on(serve_until_stopped(plugin, metadata, listener, threads));
+    let server = serve::Server::new(plugin, metadata, threads);
+    #[cfg(feature = "tokio-uring")]
+    let server = match options.io_uring.then(ring::Readers::start) {
+        None => server,
+        Some(Ok(readers)) => server.with_readers(readers),
+        Some(Err(error)) => {
+            eprintln!("io_uring cannot be used, so the plugin reads without it: {error}");
+            server
+        }
+    };
+    let result = runtime.block_on(serve_until_stopped(server, listener));
     drop(bound);
     // A handler that blocks must not hold up the exit past the deadline.
     runtime.shutdown_timeout(Duration::ZERO);
     result
 }
 
-async fn serve_until_stopped(
-    plugin: Arc<dyn ToruPlugin>,
-    metadata: Metadata,
-    listener: UnixListener,
-    threads: usize,
-) -> Result<(), String> {
+async fn serve_until_stopped(server: serve::Server, listener: UnixListener) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error: std::io::Error| format!("failed to watch for signals: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -258,7 +285,6 @@ async fn serve_until_stopped(
             _ = interrupt.recv() => {}
         }
     };
-    let server = serve::Server::new(plugin, metadata, threads);
     let stop = server.stopper();
     let serving = server.serve(listener);
     tokio::pin!(serving);

@@ -114,13 +114,12 @@ impl Lead {
             has_closed: AtomicBool::new(false),
         });
         lock(&self.seats).insert(id, Arc::clone(&seat));
-        epoll::add(&self.epoll, connection.stream(), epoll::EventData::new_u64(id), interest(false)).map_err(
-            |error| {
-                lock(&self.seats).remove(&id);
-                lock(&seat.driver).close();
-                error.into()
-            },
-        )
+        let event = epoll::EventData::new_u64(id);
+        epoll::add(&self.epoll, connection.stream(), event, interest(&connection, false)).map_err(|error| {
+            lock(&self.seats).remove(&id);
+            lock(&seat.driver).close();
+            error.into()
+        })
     }
 
     /// Whether a connection is told when there is room to write.
@@ -129,7 +128,7 @@ impl Lead {
     pub fn watch_room(&self, id: u64, connection: &Connection, is_wanted: bool) {
         let event = epoll::EventData::new_u64(id);
         // Fails where the connection is closed already.
-        let _ = epoll::modify(&self.epoll, connection.stream(), event, interest(is_wanted));
+        let _ = epoll::modify(&self.epoll, connection.stream(), event, interest(connection, is_wanted));
     }
 
     /// Gives a connection a turn soon.
@@ -282,7 +281,9 @@ impl Lead {
     }
 }
 
-fn interest(in_room: bool) -> epoll::EventFlags {
-    let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-    if in_room { flags | epoll::EventFlags::OUT } else { flags }
+fn interest(connection: &Connection, in_room: bool) -> epoll::EventFlags {
+    let mut flags = epoll::EventFlags::ET;
+    flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, !connection.is_read_elsewhere());
+    flags.set(epoll::EventFlags::OUT, in_room);
+    flags
 }

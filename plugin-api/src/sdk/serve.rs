@@ -22,12 +22,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tokio::net::UnixListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::context::{KvAnswer, KvError, PluginContext, Start};
 use super::http::{HttpRequest, HttpResponse, KvRequest, KvResponse, PluginResult};
 use super::lead::Lead;
+use super::ring::{Inbox, Readers};
 use super::{PluginError, ToruPlugin};
 use crate::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, FrameError, Framing};
 use crate::from_core::{
@@ -46,7 +47,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Other connections get a turn after so many full reads.
 const READS_A_TURN: usize = 4;
 
-/// With more than this waiting to be written, a connection stops reading requests.
+/// With more than this waiting to be written, a connection reads no requests, and begins and continues no handlers.
 const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// With more than this waiting to be written, log lines are lost.
@@ -252,6 +253,8 @@ pub(super) struct Server {
     plugin: Arc<dyn ToruPlugin>,
     shared: Arc<Shared>,
     threads: usize,
+    /// Who reads in place of the connections themselves.
+    readers: Option<Readers>,
 }
 
 /// Stops a [`Server`] from outside.
@@ -265,7 +268,12 @@ impl Stopper {
 
 impl Server {
     pub fn new(plugin: Arc<dyn ToruPlugin>, metadata: Metadata, threads: usize) -> Self {
-        Self { plugin, shared: Arc::new(Shared::new(&metadata)), threads }
+        Self { plugin, shared: Arc::new(Shared::new(&metadata)), threads, readers: None }
+    }
+
+    #[cfg(feature = "tokio-uring")]
+    pub fn with_readers(self, readers: Readers) -> Self {
+        Self { readers: Some(readers), ..self }
     }
 
     pub fn stopper(&self) -> Stopper {
@@ -288,7 +296,7 @@ impl Server {
                 accepted = listener.accept() => {
                     let accepted = accepted.and_then(|(stream, _)| stream.into_std());
                     next_id += 1;
-                    let added = accepted.and_then(|stream| lead.add(next_id, Driver::new(&self, next_id, stream)));
+                    let added = accepted.and_then(|stream| self.take_connection(lead, next_id, stream));
                     if let Err(error) = added {
                         eprintln!("failed to accept a connection: {error}");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -310,6 +318,22 @@ impl Server {
             }
         }
         lead.stop();
+        Ok(())
+    }
+
+    fn take_connection(&self, lead: &Arc<Lead>, id: u64, stream: UnixStream) -> std::io::Result<()> {
+        let Some(readers) = &self.readers else {
+            return lead.add(id, Driver::new(self, id, stream));
+        };
+        // A ring's read waits in the kernel only on a socket that blocks; each write says that it does not.
+        stream.set_nonblocking(false)?;
+        let to_read = stream.try_clone()?;
+        let mut driver = Driver::new(self, id, stream);
+        let inbox = readers.inbox(driver.decoder.take_buffer(READ_BYTES));
+        driver.inbox = Some(Arc::clone(&inbox));
+        driver.is_lent = true;
+        lead.add(id, driver)?;
+        readers.read(id, to_read, inbox, Arc::clone(lead));
         Ok(())
     }
 
@@ -336,7 +360,10 @@ impl Server {
 pub(super) struct Connection {
     id: u64,
     stream: UnixStream,
+    is_read_elsewhere: bool,
     state: Mutex<State>,
+    /// Less than [`UNWRITTEN_BYTES_MAX`] is unwritten again.
+    room: Notify,
     shared: Arc<Shared>,
 }
 
@@ -378,6 +405,20 @@ impl State {
     fn unwritten(&self) -> usize {
         self.out.len() - self.written
     }
+
+    /// Gives back the room of what is written, once that is at least half, so that each byte is moved once on average.
+    ///
+    /// Under steady load there may always be something unwritten, so waiting for all of it would be waiting for ever.
+    fn forget_written(&mut self) {
+        if self.written < self.unwritten() {
+            return;
+        }
+        self.out.drain(..self.written);
+        self.written = 0;
+        if self.out.capacity() > OUT_BYTES_KEPT.max(4 * self.out.len()) {
+            self.out.shrink_to(2 * self.out.len());
+        }
+    }
 }
 
 impl Connection {
@@ -391,6 +432,11 @@ impl Connection {
 
     pub fn is_open(&self) -> bool {
         lock(&self.state).open
+    }
+
+    /// Whether somebody else than its turns reads it.
+    pub fn is_read_elsewhere(&self) -> bool {
+        self.is_read_elsewhere
     }
 
     /// Appends a frame, to be written soon.
@@ -431,20 +477,33 @@ impl Connection {
         self.ask_for_turn(state);
     }
 
+    /// Until there is room for another answer.
+    async fn room(&self) {
+        loop {
+            // Made before the look, so that it hears of room that comes after it.
+            let room = self.room.notified();
+            if lock(&self.state).unwritten() < UNWRITTEN_BYTES_MAX {
+                return;
+            }
+            room.await;
+        }
+    }
+
     /// Writes what the socket takes now.
     fn flush(&self, state: &mut State) -> Result<(), Errno> {
+        let is_full = state.unwritten() >= UNWRITTEN_BYTES_MAX;
         while state.unwritten() > 0 {
-            match rustix::net::send(&self.stream, &state.out[state.written..], SendFlags::NOSIGNAL) {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(&self.stream, &state.out[state.written..], flags) {
                 Ok(written) => state.written += written,
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
         }
-        state.out.clear();
-        state.written = 0;
-        if state.out.capacity() > OUT_BYTES_KEPT {
-            state.out = Vec::new();
+        state.forget_written();
+        if is_full && state.unwritten() < UNWRITTEN_BYTES_MAX {
+            self.room.notify_waiters();
         }
         Ok(())
     }
@@ -682,10 +741,16 @@ pub(super) struct Driver {
     is_drained: bool,
     /// There may be more to read.
     may_read: bool,
+    /// Frames are left in the decoder, because too much waited to be written.
+    has_frames: bool,
     /// The other side writes nothing more.
     is_end: bool,
     /// What the socket did not take is waited for.
     awaits_room: bool,
+    /// Where bytes come from if not from the socket.
+    inbox: Option<Arc<Inbox>>,
+    /// The decoder's buffer is there.
+    is_lent: bool,
 }
 
 impl Driver {
@@ -693,6 +758,7 @@ impl Driver {
         let connection = Arc::new(Connection {
             id,
             stream,
+            is_read_elsewhere: server.readers.is_some(),
             state: Mutex::new(State {
                 open: true,
                 framing: Framing::Length,
@@ -707,6 +773,7 @@ impl Driver {
                 logs_lost: 0,
                 timestamp: (0, rfc3339_millis(0)),
             }),
+            room: Notify::new(),
             shared: Arc::clone(&server.shared),
         });
         let shared = Arc::clone(&server.shared);
@@ -723,8 +790,11 @@ impl Driver {
             tasks_first: 0,
             is_drained: false,
             may_read: false,
+            has_frames: false,
             is_end: false,
             awaits_room: false,
+            inbox: None,
+            is_lent: false,
         }
     }
 
@@ -746,6 +816,9 @@ impl Driver {
             task.abort();
         }
         self.shared.fail_kv(self.connection.id);
+        if let Some(inbox) = &self.inbox {
+            inbox.close();
+        }
         // A handler that cannot be aborted keeps the descriptor.
         let _ = self.connection.stream.shutdown(Shutdown::Both);
         self.shared.connections.send_modify(|connections| connections.open -= 1);
@@ -753,7 +826,7 @@ impl Driver {
 
     /// Reads, handles and writes what there is; gives whether there is more to come.
     pub fn take_turn(&mut self, is_readable: bool, has_closed: bool) -> bool {
-        self.may_read |= is_readable;
+        self.may_read |= is_readable || self.inbox.is_some();
         match self.exchange(has_closed) {
             Ok(goes_on) => goes_on,
             Err(reason) => {
@@ -772,30 +845,33 @@ impl Driver {
             state.unwritten()
         };
         for _ in 0..READS_A_TURN {
-            if !self.may_read || self.is_end || unwritten >= UNWRITTEN_BYTES_MAX {
+            let has_input = self.has_frames || self.may_read && !self.is_end;
+            if !has_input || unwritten >= UNWRITTEN_BYTES_MAX {
                 break;
             }
-            let mut buffer = self.decoder.take_buffer(READ_BYTES);
-            let room = buffer.capacity() - buffer.len();
-            let read = rustix::io::read(&connection.stream, spare_capacity(&mut buffer));
-            self.decoder.restore_buffer(buffer);
-            match read {
-                // The other side may have closed for writing only, and wait for answers.
-                Ok(0) => self.is_end = true,
-                Ok(count) => {
-                    // What comes after fewer bytes than there was room for is an event, but for a close before that.
-                    self.may_read = count == room || has_closed;
-                    let handled = self.handle_frames();
-                    if handled.is_err() {
-                        // What was answered before the mistake is theirs.
-                        let _ = connection.flush(&mut lock(&connection.state));
+            if !self.has_frames {
+                match self.read() {
+                    // What comes later is an event, but for a close before that.
+                    Ok((1.., is_full)) => self.may_read = is_full || has_closed,
+                    // The other side may have closed for writing only, and wait for answers.
+                    Ok((0, _)) => {
+                        self.is_end = true;
+                        continue;
                     }
-                    handled?;
+                    Err(Errno::AGAIN) => {
+                        self.may_read = false;
+                        continue;
+                    }
+                    Err(Errno::INTR) => continue,
+                    Err(_) => return Ok(false),
                 }
-                Err(Errno::AGAIN) => self.may_read = false,
-                Err(Errno::INTR) => {}
-                Err(_) => return Ok(false),
             }
+            let handled = self.handle_frames();
+            if handled.is_err() {
+                // What was answered before the mistake is theirs.
+                let _ = connection.flush(&mut lock(&connection.state));
+            }
+            handled?;
             unwritten = lock(&connection.state).unwritten();
         }
         self.poll_woken();
@@ -812,14 +888,17 @@ impl Driver {
             is_woken = !state.woken.is_empty();
             state.counts_handlers = self.is_end || phase != SERVING;
         }
-        if self.is_end && (in_flight == 0 && unwritten == 0 || has_hung_up(&connection.stream)) {
+        let is_done = in_flight == 0 && unwritten == 0 && !self.has_frames;
+        if self.is_end && (is_done || has_hung_up(&connection.stream)) {
             return Ok(false);
         }
         if phase == DRAINING {
             // Asked of the kernel: what is known here may be older than the last bytes.
             let unread = rustix::io::ioctl_fionread(&connection.stream).unwrap_or(0);
             let is_busy = in_flight > 0 || unwritten > 0 || self.decoder.is_mid_frame();
-            self.set_drained(!is_busy && (self.is_end || unread == 0));
+            let is_settled = || self.inbox.as_ref().is_none_or(|inbox| inbox.is_settled());
+            let has_all = self.is_end || unread == 0 && is_settled();
+            self.set_drained(!is_busy && has_all);
         }
         if phase == CLOSING && unwritten == 0 {
             return Ok(false);
@@ -828,10 +907,35 @@ impl Driver {
             self.awaits_room = unwritten > 0;
             self.shared.lead().watch_room(connection.id, &connection, self.awaits_room);
         }
-        if is_woken || self.may_read && !self.is_end && unwritten < UNWRITTEN_BYTES_MAX {
+        let has_input = self.has_frames || self.may_read && !self.is_end;
+        if (is_woken || has_input) && unwritten < UNWRITTEN_BYTES_MAX {
             self.shared.lead().again(connection.id);
         }
+        if let Some(inbox) = &self.inbox
+            && !self.is_lent
+            && !self.is_end
+            && !has_input
+        {
+            self.is_lent = true;
+            inbox.lend(self.decoder.take_buffer(READ_BYTES));
+        }
         Ok(true)
+    }
+
+    /// Lets the decoder have what has come: how much, 0 at the end, and whether it filled the room there was.
+    fn read(&mut self) -> Result<(usize, bool), Errno> {
+        if let Some(inbox) = &self.inbox {
+            let (read, buffer) = inbox.take().ok_or(Errno::AGAIN)?;
+            self.decoder.restore_buffer(buffer);
+            self.is_lent = false;
+            let count = read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            return Ok((count, false));
+        }
+        let mut buffer = self.decoder.take_buffer(READ_BYTES);
+        let room = buffer.capacity() - buffer.len();
+        let read = rustix::io::read(&self.connection.stream, spare_capacity(&mut buffer));
+        self.decoder.restore_buffer(buffer);
+        read.map(|count| (count, count == room))
     }
 
     fn set_drained(&mut self, is_drained: bool) {
@@ -844,7 +948,9 @@ impl Driver {
         }
     }
 
+    /// Handles the frames that are there, until too much waits to be written: small requests may have large answers.
     fn handle_frames(&mut self) -> Result<(), String> {
+        self.has_frames = false;
         // The decoder steps aside, since a frame borrows it while the rest of `self` handles the frame.
         let mut decoder = std::mem::replace(&mut self.decoder, Decoder::detecting(0));
         let mut result = Ok(());
@@ -856,7 +962,13 @@ impl Driver {
             match decoder.next_frame() {
                 Ok(None) => break,
                 Ok(Some(frame)) => match CoreMessage::read(frame) {
-                    Ok(message) => self.handle_message(message),
+                    Ok(message) => {
+                        self.handle_message(message);
+                        if lock(&self.connection.state).unwritten() >= UNWRITTEN_BYTES_MAX {
+                            self.has_frames = true;
+                            break;
+                        }
+                    }
                     Err(error) => {
                         result = Err(error.to_string());
                         break;
@@ -1019,11 +1131,19 @@ impl Driver {
         polled
     }
 
-    /// Polls the handlers that have been woken, each once.
+    /// Polls the handlers that have been woken, each once, as long as there is room for answers.
     fn poll_woken(&mut self) {
         let count = lock(&self.connection.state).woken.len();
         for _ in 0..count {
-            let Some(number) = lock(&self.connection.state).woken.pop_front() else { break };
+            let number = {
+                let mut state = lock(&self.connection.state);
+                // They stay woken.
+                if state.unwritten() >= UNWRITTEN_BYTES_MAX {
+                    break;
+                }
+                state.woken.pop_front()
+            };
+            let Some(number) = number else { break };
             // It may have been cancelled.
             let Some(mut waiting) = self.waiting.remove(&number) else { continue };
             waiting.wake.is_woken.store(false, Ordering::SeqCst);
@@ -1047,8 +1167,9 @@ impl Driver {
         // Held over the spawn, so that a handler that ends at once finds itself in the table.
         let mut state = lock(&self.connection.state);
         let task = tokio::spawn(async move {
-            let outcome = guarded(future.as_mut()).await;
             let connection = &in_flight.0;
+            connection.room().await;
+            let outcome = guarded(future.as_mut()).await;
             lock(&connection.state).tasks.remove(ids.request_id());
             connection.respond(&ctx, &ids, outcome, frame_bytes_max);
         });

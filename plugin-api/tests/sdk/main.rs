@@ -68,6 +68,14 @@ impl Probe {
         child.wait_with_output().expect("the probe can be waited for")
     }
 
+    /// The most memory that it has had, in KiB.
+    fn peak_kib(&self) -> u64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of proc(5)");
+        peak.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("it runs").id().to_string();
         let status = Command::new("kill").args([name, &pid]).status().expect("kill exists");
@@ -95,6 +103,10 @@ fn probe_command(socket: &Path) -> Command {
         .env_remove("TORU_PLUGIN_ID")
         .env_remove("TORU_INSTANCE_ID")
         .stdin(Stdio::null());
+    // All of this file also holds for a plugin that reads through io_uring.
+    if std::env::var_os("TORU_TEST_SDK_IO_URING").is_some() {
+        command.env("PROBE_IO_URING", "1");
+    }
     command
 }
 
@@ -889,6 +901,54 @@ fn a_core_that_does_not_read_is_not_read_from_for_ever() {
 }
 
 #[test]
+fn memory_follows_what_is_unread_and_not_what_was_sent() {
+    let probe = Probe::start();
+    let mut core = probe.connect(Framing::Length);
+    core.init(json!({}));
+    // Ever more than the socket takes, so that there is no moment at which all is written.
+    let (count, at_once) = (1000, 16);
+    for number in 0..count {
+        core.send(&http(&format!("r{number}"), "/bytes/100000", None));
+        if number >= at_once {
+            core.next();
+        }
+    }
+    for _ in 0..at_once {
+        assert_eq!(response(&core.next()).1.len(), 100_000);
+    }
+    let peak = probe.peak_kib();
+    assert!(peak < 48 * 1024, "{peak} KiB for {at_once} answers of 100 kB at a time");
+}
+
+#[test]
+fn what_has_large_answers_is_handled_as_the_answers_are_read() {
+    // Handlers that answer at once, those that are tasks after a slow one, and those that wait.
+    for path in ["/bytes/400000", "/bytes-later/400000"] {
+        let probe = Probe::start();
+        let mut core = probe.connect(Framing::Length);
+        core.init(json!({}));
+        // All of them fit in one read.
+        let count = 250;
+        let batch: Vec<u8> =
+            (0..count).flat_map(|number| core.frame(&http(&number.to_string(), path, None))).collect();
+        assert!(batch.len() < 64 * 1024);
+        core.stream.write_all(&batch).expect("the probe reads");
+        // And nothing more: what is left must come up by itself.
+        core.stream.shutdown(Shutdown::Write).expect("open");
+        let mut seen = vec![false; count];
+        for _ in 0..count {
+            let answer = core.next();
+            assert_eq!(response(&answer).1.len(), 400_000);
+            let number: usize = answer["request_id"].as_str().expect("text").parse().expect("ours");
+            assert!(!std::mem::replace(&mut seen[number], true), "answered twice");
+        }
+        let peak = probe.peak_kib();
+        assert!(peak < 48 * 1024, "{peak} KiB, where 4 MiB may wait");
+        assert_eq!(core.receive(), None);
+    }
+}
+
+#[test]
 fn the_socket_is_for_its_owner_and_replaces_a_stale_one() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("p.sock");
@@ -925,4 +985,56 @@ fn what_is_no_stale_socket_is_left_alone() {
         assert!(said.contains(reason), "{said}");
     }
     assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
+}
+
+const IO_URING_SETUP: u32 = 425;
+const IO_URING_ENTER: u32 = 426;
+
+/// A plugin that wants io_uring does what any does; whether it has it.
+fn check_io_uring(refused: Option<u32>) -> bool {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = probe_command(&dir.path().join("p.sock"));
+    command.env("PROBE_IO_URING", "1").stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some(number) = refused {
+        command.env("PROBE_REFUSED", number.to_string());
+    }
+    let probe = Probe { child: Some(command.spawn().expect("the probe runs")), dir };
+    let mut control = probe.connect(Framing::Length);
+    assert_eq!(control.init(json!({}))["payload"]["action"], "ready");
+    let mut core = probe.connect(Framing::Length);
+    for round in 0..50 {
+        // Larger than a read and smaller, in one piece and in two.
+        let body = "x".repeat(if round % 5 == 0 { 300_000 } else { round });
+        let frame = core.frame(&http("r", "/echo", Some(&body)));
+        let cut = if round % 2 == 0 { frame.len() } else { frame.len() / 3 };
+        core.stream.write_all(&frame[..cut]).expect("it reads");
+        core.stream.write_all(&frame[cut..]).expect("it reads");
+        assert_eq!(response(&core.next()), (200, body));
+    }
+    let mut broken = probe.connect(Framing::Length);
+    broken.stream.write_all(b"\0\0\0\0").expect("it reads");
+    assert_eq!(broken.receive(), None);
+    core.send(&http("last", "/", None));
+    control.send(&json!({"type": "lifecycle", "payload": {"action": "shutdown", "deadline_ms": 15_000}}));
+    assert_eq!(core.next()["request_id"], "last");
+    let goodbye = control.next();
+    control.send(&json!({"type": "kv", "request_id": goodbye["request_id"], "payload": {"value": null}}));
+    assert_eq!((control.receive(), core.receive()), (None, None));
+    let output = probe.wait();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    !said.contains("io_uring cannot be used")
+}
+
+#[test]
+fn io_uring_is_read_through_where_it_is_wanted_and_there() {
+    if !check_io_uring(None) {
+        println!("skipped: no io_uring here");
+    }
+}
+
+#[test]
+fn without_io_uring_a_plugin_that_wants_it_runs_all_the_same() {
+    assert!(!check_io_uring(Some(IO_URING_SETUP)), "no ring can be made");
+    assert!(!check_io_uring(Some(IO_URING_ENTER)), "a ring can be made, and not used");
 }

@@ -119,6 +119,11 @@ impl ToruPlugin for Probe {
             "fail" => Err(PluginError::from(std::io::Error::other("the secret cause"))),
             "refuse" => Err(PluginError::status(403, "not for you")),
             "bytes" => Ok(HttpResponse::bytes("text/plain", vec![b'x'; number()?])),
+            "bytes-later" => {
+                // All wait before the first goes on.
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                Ok(HttpResponse::bytes("text/plain", vec![b'x'; number()?]))
+            }
             "bad-header" => Ok(HttpResponse::text("").header("x-a", "1\r\nx-b: 2")),
             "bad-status" => Ok(HttpResponse::status(199)),
             "cookies" => {
@@ -208,12 +213,28 @@ impl ToruPlugin for Plain {
     }
 }
 
+/// Lets the kernel refuse the system calls of these numbers to this process, as containers do.
+fn refuse(numbers: &str) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    const EPERM: u32 = 1;
+    let numbers = numbers.split(',').map(|number| (number.parse().expect("a number"), vec![])).collect();
+    let architecture = std::env::consts::ARCH.try_into().expect("seccompiler knows it");
+    let filter = SeccompFilter::new(numbers, SeccompAction::Allow, SeccompAction::Errno(EPERM), architecture);
+    let program: BpfProgram =
+        filter.expect("no conditions that could contradict").try_into().expect("it fits");
+    seccompiler::apply_filter(&program).expect("the kernel takes filters");
+}
+
 /// Runs the probe as a plugin's process does, if this process is meant to be one.
 pub fn run_if_asked() {
     let Ok(threads) = std::env::var("PROBE_THREADS") else {
         return;
     };
     let options = Options::default().threads(threads.parse().expect("a number"));
+    let options = options.io_uring(std::env::var_os("PROBE_IO_URING").is_some());
+    if let Ok(numbers) = std::env::var("PROBE_REFUSED") {
+        refuse(&numbers);
+    }
     let code = match std::env::var_os("PROBE_PLAIN") {
         None => run_with(Probe::new(), options),
         Some(_) => run_with(Plain, options),
