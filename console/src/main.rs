@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
 use ratatui::crossterm::{event, style::force_color_output};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 
 use feed::{Feed, Tell};
 use model::{Model, Now};
@@ -224,13 +224,16 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
     };
     {
         let sender = sender.clone();
-        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGCONT])?;
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT])?;
+        if !terminal::ignores_stops() {
+            signals.add_signal(SIGTSTP)?;
+        }
         thread::spawn(move || {
             for signal in signals.forever() {
-                if signal != SIGCONT {
-                    thread::spawn(|| {
+                if !matches!(signal, SIGCONT | SIGTSTP) {
+                    thread::spawn(move || {
                         thread::sleep(END_GRACE);
-                        terminal::abandon();
+                        terminal::abandon(signal);
                     });
                 }
                 if sender.send(Input::Signal(signal)).is_err() {
@@ -300,10 +303,20 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                     }
                     update(&mut model, now, msg)
                 }
-                Input::Signal(SIGCONT) => {
-                    screen.resume()?;
+                Input::Signal(signal @ (SIGCONT | SIGTSTP)) => {
+                    match signal {
+                        SIGCONT => screen.resume()?,
+                        _ => screen.stop()?,
+                    }
+                    // The terminal may have another size by now.
                     let (columns, rows) = screen.size()?;
                     update(&mut model, clock.now(), Msg::Resize(columns, rows))
+                }
+                Input::Signal(SIGQUIT) => {
+                    // Who asks for a core file gets it, on a terminal that can be used.
+                    screen.leave()?;
+                    signal_hook::low_level::emulate_default_handler(SIGQUIT)?;
+                    Some(Command::Quit)
                 }
                 Input::Signal(_) | Input::Hangup => Some(Command::Quit),
             };
@@ -318,7 +331,8 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
                 }
                 (Some(Command::Suspend), _) => {
                     screen.suspend()?;
-                    model.size = screen.size()?;
+                    let (columns, rows) = screen.size()?;
+                    let _ = update(&mut model, clock.now(), Msg::Resize(columns, rows));
                 }
                 (Some(Command::Repaint), _) => screen.repaint()?,
                 (Some(Command::Order { verb, plugin }), Some(feed)) => feed.order(verb, plugin),

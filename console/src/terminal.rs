@@ -5,7 +5,7 @@ use std::io::{self, Stdout, Write};
 use std::rc::Rc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
@@ -19,6 +19,8 @@ use ratatui::crossterm::terminal::{
 use ratatui::crossterm::{execute, queue};
 use ratatui::layout::Rect;
 use ratatui::{Frame, Terminal};
+use rustix::process::{Pid, Signal, getpgid, getppid, getsid};
+use signal_hook::consts::SIGQUIT;
 
 use crate::update::{Key, Msg};
 
@@ -51,6 +53,8 @@ pub struct Screen {
     gathered: Gathered,
     stdout: Stdout,
     mouse: bool,
+    /// When it last went on after [`Self::suspend`].
+    went_on: Option<Instant>,
 }
 
 impl Screen {
@@ -70,7 +74,7 @@ impl Screen {
         });
         let gathered = Gathered::default();
         let terminal = Terminal::new(CrosstermBackend::new(gathered.clone()))?;
-        let mut screen = Self { terminal, gathered, stdout: io::stdout(), mouse };
+        let mut screen = Self { terminal, gathered, stdout: io::stdout(), mouse, went_on: None };
         screen.take()?;
         Ok(screen)
     }
@@ -115,15 +119,40 @@ impl Screen {
     /// Gives the terminal back, stops as Ctrl-Z stops others, and goes on when continued.
     ///
     /// The signal goes to the whole process group, as the terminal would send it, so that a script around the console
-    /// stops with it. Where no shell could continue it the kernel ignores the signal, and the console simply goes on:
-    /// hence not SIGSTOP, which would leave it stopped for ever.
+    /// stops with it.
     pub fn suspend(&mut self) -> io::Result<()> {
-        /// The signal may be taken by another thread: this one must not touch the terminal before all have stopped.
+        if may_stop() {
+            restore()?;
+            rustix::process::kill_current_process_group(Signal::TSTP)?;
+            self.wait_stopped()?;
+            self.went_on = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The same after a SIGTSTP, whoever sent it.
+    pub fn stop(&mut self) -> io::Result<()> {
+        /// So soon after the console suspended itself the signal is its own, which was caught, too.
+        const OWN: Duration = Duration::from_millis(500);
+        if may_stop() && self.went_on.is_none_or(|at| at.elapsed() > OWN) {
+            restore()?;
+            self.wait_stopped()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTSTP is caught and stops nothing by itself, so another signal does it.
+    fn wait_stopped(&mut self) -> io::Result<()> {
+        /// It may be taken by another thread: this one must not touch the terminal before all have stopped.
         const TO_STOP: Duration = Duration::from_millis(50);
-        restore()?;
-        rustix::process::kill_current_process_group(rustix::process::Signal::TSTP)?;
+        rustix::process::kill_process(rustix::process::getpid(), Signal::STOP)?;
         std::thread::sleep(TO_STOP);
         self.take()
+    }
+
+    /// Gives the terminal back for good, for an end that drops nothing.
+    pub fn leave(&mut self) -> io::Result<()> {
+        restore()
     }
 
     /// Takes the terminal anew after the process was stopped, by whomever.
@@ -210,9 +239,45 @@ fn restore() -> io::Result<()> {
     disable_raw_mode()
 }
 
+/// Whether a shell could continue this process once it has stopped: as the kernel sees it, whether anybody above its
+/// process group is in the same session. Else it would be stopped for ever, and the kernel ignores SIGTSTP there.
+fn may_stop() -> bool {
+    let (Ok(group), Ok(session)) = (getpgid(None), getsid(None)) else { return false };
+    let mut above = getppid();
+    while let Some(parent) = above {
+        if getsid(Some(parent)) != Ok(session) {
+            return false;
+        }
+        if getpgid(Some(parent)) != Ok(group) {
+            return true;
+        }
+        above = parent_of(parent);
+    }
+    false
+}
+
+fn parent_of(process: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid())).ok()?;
+    // After the name, which may hold anything: state, parent.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Pid::from_raw(fields.split_whitespace().nth(1)?.parse().ok()?)
+}
+
+/// Whether whoever started this process wants it never to be stopped from a terminal.
+pub fn ignores_stops() -> bool {
+    /// SIGTSTP, the lowest bit being signal 1.
+    const STOPS: u64 = 1 << 19;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & STOPS != 0)
+}
+
 /// Ends the process though the terminal takes nothing: what can be undone without writing is undone.
-pub fn abandon() -> ! {
+pub fn abandon(signal: i32) -> ! {
     let _ = disable_raw_mode();
+    if signal == SIGQUIT {
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
     std::process::exit(1)
 }
 
@@ -299,7 +364,6 @@ mod tests {
     #[test]
     fn a_panic_gives_the_terminal_back() {
         use std::process::Command;
-        use std::time::Instant;
 
         const INSIDE: &str = "TORU_TEST_PANIC";
         if std::env::var_os(INSIDE).is_some() {

@@ -80,9 +80,20 @@ impl Terminal {
 
     /// The console is gone with status 0, and the terminal is as the shell wants it.
     fn assert_intact(&self) {
-        self.wait_text("left with 0");
-        let flags = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{mouse_any_flag}"]);
-        assert_eq!(String::from_utf8_lossy(&flags.stdout).trim(), "0 1 0", "screen, cursor, mouse");
+        self.assert_intact_after(0);
+    }
+
+    fn assert_intact_after(&self, status: i32) {
+        self.wait_text(&format!("left with {status}"));
+        self.assert_shell();
+    }
+
+    /// The terminal is as the shell wants it.
+    fn assert_shell(&self) {
+        wait_for("screen, cursor and mouse as they were", || {
+            let words = ["display-message", "-p", "#{alternate_on} #{cursor_flag} #{mouse_any_flag}"];
+            (String::from_utf8_lossy(&self.tmux(&words).stdout).trim() == "0 1 0").then_some(())
+        });
         self.keys(&[
             "clear; stty -a | tr ' ' '\\n' | grep -x -e icanon -e echo -e isig | sort | tr '\\n' +",
             "Enter",
@@ -217,19 +228,57 @@ fn no_colour_no_sign_and_no_action_where_none_is_wanted() {
     terminal.wait_text("read-only: restart is off");
     terminal.keys(&[":disable echo", "Enter"]);
     terminal.wait_text("read-only: disable is off");
-    let captured = terminal.tmux(&["capture-pane", "-p", "-e"]);
-    let screen = String::from_utf8(captured.stdout).expect("text");
-    assert!(screen.is_ascii(), "{screen}");
-    let codes = screen.split("\u{1b}[").skip(1).filter_map(|rest| rest.split_once('m'));
-    for code in codes.flat_map(|(codes, _)| codes.split(';')).filter_map(|code| code.parse::<u32>().ok()) {
-        // 39 and 49 are the terminal's own.
-        assert!(matches!(code, 0..=29 | 39 | 49), "a colour, {code}, in {screen:?}");
-    }
+    assert!(terminal.screen().is_ascii(), "{}", terminal.screen());
+    assert_eq!(colours(&terminal), [0; 0]);
     let flags = terminal.tmux(&["display-message", "-p", "#{mouse_any_flag}"]);
     assert_eq!(String::from_utf8_lossy(&flags.stdout).trim(), "0", "the mouse is the terminal's");
     terminal.keys(&["q"]);
     terminal.assert_intact();
     assert_eq!(daemon.plugin_pid("echo"), pid);
+}
+
+/// Numbers of the colours on the screen; 39 and 49, the terminal's own, are none.
+fn colours(terminal: &Terminal) -> Vec<u32> {
+    let captured = terminal.tmux(&["capture-pane", "-p", "-e"]);
+    let screen = String::from_utf8(captured.stdout).expect("text");
+    let codes = screen.split("\u{1b}[").skip(1).filter_map(|rest| rest.split_once('m'));
+    let codes = codes.flat_map(|(codes, _)| codes.split(';').map(str::to_owned).collect::<Vec<_>>());
+    codes.filter_map(|code| code.parse().ok()).filter(|code| !matches!(code, 0..=29 | 39 | 49)).collect()
+}
+
+#[test]
+fn each_theme_has_its_colours_and_mono_has_none() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    for (variables, flags, expected) in [
+        ("NO_COLOR=1", "", None),
+        ("", "--theme mono", None),
+        ("", "", Some(36)),
+        ("NO_COLOR=", "", Some(36)),
+        ("NO_COLOR=1", "--theme dark", Some(36)),
+        ("", "--theme light", Some(34)),
+    ] {
+        terminal.console_with(&daemon, variables, flags);
+        for (key, title) in [("", "PLUGIN"), ("Enter", "Plugin echo"), ("w", "WORKER"), ("?", "closes this")]
+        {
+            if !key.is_empty() {
+                terminal.keys(&[key]);
+            }
+            terminal.wait_text(title);
+            let seen = colours(&terminal);
+            match expected {
+                None => assert_eq!(seen, [0; 0], "{variables} {flags}: {title}"),
+                // The colour of keys: cyan, or blue on white.
+                Some(keys) => assert!(seen.contains(&keys), "{variables} {flags}: {title}: {seen:?}"),
+            }
+            let bright = seen.iter().any(|code| matches!(code, 33 | 36 | 91..=97));
+            assert!(flags != "--theme light" || !bright, "not to be read on white: {title}: {seen:?}");
+        }
+        terminal.keys(&["Escape"]);
+        terminal.wait("help gone", |screen| (!screen.contains("closes this")).then_some(()), "");
+        terminal.keys(&["q"]);
+        terminal.wait_text("left with 0");
+    }
 }
 
 #[test]
@@ -257,6 +306,51 @@ fn signals_and_suspension_give_the_terminal_back() {
     terminal.wait("the shell at last", |screen| (!screen.contains("PLUGIN")).then_some(()), "");
 }
 
+/// Sent by somebody else, not typed: a shell's `kill`, a supervisor's script.
+#[test]
+fn stops_and_quits_from_outside_give_the_terminal_back_first() {
+    let daemon = daemon();
+    let Some(terminal) = Terminal::start() else { return };
+    let pid = terminal.console(&daemon);
+    terminal.wait("the plugin's row", restarts, "");
+    for (columns, rows) in [("60", "12"), ("80", "24")] {
+        kill_process(pid, Signal::TSTP).expect("it runs");
+        wait_for("the shell's own screen", || {
+            let flags = terminal.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
+            (String::from_utf8_lossy(&flags.stdout).trim() == "0 1").then_some(())
+        });
+        terminal.keys(&[
+            "clear; stty -a | tr ' ' '\\n' | grep -x -e icanon -e echo | sort | tr '\\n' +",
+            "Enter",
+        ]);
+        terminal.wait_text("echo+icanon+");
+        // While it is stopped nobody tells it.
+        terminal.tmux(&["resize-window", "-x", columns, "-y", rows]);
+        terminal.keys(&["fg", "Enter"]);
+        terminal.wait("the plugin's row", restarts, "");
+        terminal.wait(
+            "the footer in the last row",
+            |screen| screen.lines().nth(rows.parse::<usize>().ok()? - 1)?.starts_with("? help").then_some(()),
+            rows,
+        );
+        let flags = terminal.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
+        assert_eq!(String::from_utf8_lossy(&flags.stdout).trim(), "1 0", "its screen again");
+    }
+    // One that runs is not hurt by it.
+    kill_process(pid, Signal::CONT).expect("it runs");
+    terminal.keys(&["w"]);
+    terminal.wait_text("WORKER");
+    terminal.keys(&["q"]);
+    terminal.wait("the shell at last", |screen| (!screen.contains("WORKER")).then_some(()), "");
+    terminal.assert_shell();
+
+    // SIGQUIT is for a core file, which this folder needs none of.
+    terminal.keys(&["ulimit -c 0", "Enter"]);
+    let pid = terminal.console(&daemon);
+    kill_process(pid, Signal::QUIT).expect("it runs");
+    terminal.assert_intact_after(131);
+}
+
 /// As `ssh -t host toru-console` runs it.
 #[test]
 fn without_a_shell_to_continue_it_the_console_does_not_stop() {
@@ -271,6 +365,9 @@ fn without_a_shell_to_continue_it_the_console_does_not_stop() {
     assert!(opened.status.success(), "{opened:?}");
     terminal.wait_text("● live");
     terminal.keys(&["C-z"]);
+    let pid = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]);
+    let pid = String::from_utf8_lossy(&pid.stdout).trim().parse().ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("the window has a process"), Signal::TSTP).expect("it runs");
     terminal.keys(&["w"]);
     terminal.wait_text("WORKER");
     terminal.keys(&["q"]);
