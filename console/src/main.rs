@@ -72,12 +72,24 @@ struct Arguments {
     /// Wheel and clicks; selecting text then needs Shift
     #[arg(long)]
     mouse: bool,
-    /// Keep what the daemon says in a new file
+    /// Keep what the daemon says in a new file, as far as --record-max
     #[arg(long, value_name = "FILE", conflicts_with_all = ["once", "replay"])]
     record: Option<PathBuf>,
+    /// The most that the recording may take, with K, M or G; then it ends, and the screen and the exit code say so
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = record_size)]
+    record_max: u64,
     /// Show a recording instead of a daemon
     #[arg(long, value_name = "FILE", conflicts_with = "once")]
     replay: Option<PathBuf>,
+}
+
+/// Room for what a core of a hundred plugins says first, and for some minutes of it.
+fn record_size(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 1 << 20;
+    match text::parse_bytes(text)? {
+        bytes @ LEAST.. => Ok(bytes),
+        _ => Err("at least 1M".into()),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -207,7 +219,7 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
     }
     let look = Look { theme, ascii: arguments.ascii.only_ascii(environment) };
     let mut recorder = match &arguments.record {
-        Some(path) => Some(Recorder::create(path).map_err(|error| named(path, error))?),
+        Some(path) => Some(Recorder::create(path, arguments.record_max).map_err(|error| named(path, error))?),
         None => None,
     };
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::feed::Tell;
 use crate::model::Now;
+use crate::text;
 use crate::update::News;
 
 #[derive(Serialize, Deserialize)]
@@ -21,25 +22,51 @@ struct Entry<N> {
     news: N,
 }
 
+/// Left free for the line that tells of the end of a full recording.
+const END_BYTES: u64 = 256;
+
 /// Writes a recording.
-pub struct Recorder(File);
+pub struct Recorder {
+    file: File,
+    bytes: u64,
+    bytes_max: u64,
+}
 
 impl Recorder {
     /// Errors: the file is there already, or cannot be made. A recording never overwrites another.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(Self)
+    pub fn create(path: &Path, bytes_max: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { file, bytes: 0, bytes_max })
     }
 
     /// Snapshots, events and the state of the line; logs and outcomes belong to the one who looked.
+    ///
+    /// Errors: the disk's; or the recording is full, which its last line says. Either way no more is to be written.
     pub fn write(&mut self, now: Now, news: &News) -> io::Result<()> {
-        if matches!(news, News::History(_) | News::Snapshot(_) | News::Event(_) | News::Lost { .. }) {
-            let entry = Entry { elapsed_ms: now.elapsed.as_millis() as u64, unix_ms: now.unix_ms, news };
-            let mut line = serde_json::to_vec(&entry)?;
-            line.push(b'\n');
-            self.0.write_all(&line)?;
+        if !matches!(news, News::History(_) | News::Snapshot(_) | News::Event(_) | News::Lost { .. }) {
+            return Ok(());
         }
-        Ok(())
+        let line = line(now, news)?;
+        if self.bytes + line.len() as u64 + END_BYTES > self.bytes_max {
+            let most = text::bytes(self.bytes_max);
+            let reason = format!("the recording was full at {most}");
+            self.append(&self::line(now, &News::Ended { reason })?)?;
+            return Err(io::Error::other(format!("full at {most}, as --record-max says")));
+        }
+        self.append(&line)
     }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        self.bytes += line.len() as u64;
+        self.file.write_all(line)
+    }
+}
+
+fn line(now: Now, news: &News) -> io::Result<Vec<u8>> {
+    let entry = Entry { elapsed_ms: now.elapsed.as_millis() as u64, unix_ms: now.unix_ms, news };
+    let mut line = serde_json::to_vec(&entry)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// Plays a recording at its own pace; gives the time on the wall when it began.
@@ -52,19 +79,19 @@ pub fn play(path: &Path, tell: Tell) -> io::Result<u64> {
     let begin = (first.elapsed_ms, first.unix_ms);
     thread::spawn(move || {
         let started = Instant::now();
-        if !tell(first.news) {
-            return;
-        }
         let mut reason = "the recording has ended".to_owned();
-        // The first is read.
-        for (number, line) in (2..).zip(lines) {
-            let entry = line.and_then(|line| Ok(serde_json::from_str::<Entry<News>>(&line)?));
+        let others = lines.map(|line| line.and_then(|line| Ok(serde_json::from_str::<Entry<News>>(&line)?)));
+        for (number, entry) in (1..).zip(std::iter::once(Ok(first)).chain(others)) {
             let Ok(entry) = entry else {
                 reason = format!("the recording is damaged at line {number}");
                 break;
             };
             let due = Duration::from_millis(entry.elapsed_ms.saturating_sub(begin.0));
             thread::sleep(due.saturating_sub(started.elapsed()));
+            if let News::Ended { reason: told } = entry.news {
+                reason = told;
+                break;
+            }
             if !tell(entry.news) {
                 return;
             }
@@ -84,12 +111,12 @@ mod tests {
     fn what_was_recorded_is_played() {
         let folder = tempfile::tempdir().expect("temporary directory");
         let path = folder.path().join("recording");
-        let mut recorder = Recorder::create(&path).expect("create");
+        let mut recorder = Recorder::create(&path, u64::MAX).expect("create");
         let at = |ms| Now { elapsed: Duration::from_millis(ms), unix_ms: 1_000_000 + ms };
         recorder.write(at(500), &News::Event("one".into())).expect("write");
         recorder.write(at(501), &News::EventsUnavailable { reason: "not kept".into() }).expect("write");
         recorder.write(at(502), &News::Snapshot(Box::default())).expect("write");
-        assert!(Recorder::create(&path).is_err(), "never overwritten");
+        assert!(Recorder::create(&path, u64::MAX).is_err(), "never overwritten");
 
         let (sender, receiver) = mpsc::channel();
         let begin = play(&path, Arc::new(move |news| sender.send(news).is_ok())).expect("play");
@@ -102,10 +129,39 @@ mod tests {
     }
 
     #[test]
+    fn a_full_recording_says_so_to_both() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let path = folder.path().join("recording");
+        let mut recorder = Recorder::create(&path, 4096).expect("create");
+        let mut count = 0;
+        let error = loop {
+            match recorder.write(Now::default(), &News::Event("x".repeat(100))) {
+                Ok(()) => count += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.to_string(), "full at 4.0K, as --record-max says");
+        assert!(count > 10 && std::fs::metadata(&path).expect("written").len() <= 4096);
+        let (sender, receiver) = mpsc::channel();
+        play(&path, Arc::new(move |news| sender.send(news).is_ok())).expect("play");
+        let played: Vec<News> = receiver.iter().collect();
+        assert_eq!(played.len(), count + 1);
+        let end = "the recording was full at 4.0K";
+        assert!(matches!(played.last(), Some(News::Ended { reason }) if reason == end), "{played:?}");
+        // Not even its first line had room.
+        let path = folder.path().join("tiny");
+        let mut recorder = Recorder::create(&path, 100).expect("create");
+        assert!(recorder.write(Now::default(), &News::Event("x".repeat(100))).is_err());
+        let (sender, receiver) = mpsc::channel();
+        play(&path, Arc::new(move |news| sender.send(news).is_ok())).expect("play");
+        assert!(matches!(&receiver.iter().collect::<Vec<News>>()[..], [News::Ended { .. }]));
+    }
+
+    #[test]
     fn a_damaged_recording_says_where() {
         let folder = tempfile::tempdir().expect("temporary directory");
         let path = folder.path().join("recording");
-        let mut recorder = Recorder::create(&path).expect("create");
+        let mut recorder = Recorder::create(&path, u64::MAX).expect("create");
         for _ in 0..3 {
             recorder.write(Now::default(), &News::Snapshot(Box::default())).expect("write");
         }

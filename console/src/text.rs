@@ -163,6 +163,26 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     rows
 }
 
+/// Bytes of `512`, `64K`, `256M` or `2G`, by 1024.
+///
+/// Errors: anything else, in words.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.find(|letter: char| !letter.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("a number with K, M, G or T, such as 256M".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a number with K, M, G or T, such as 256M".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "too large".into())
+}
+
 /// Milliseconds since 1970 of `2026-01-01T00:00:00.000Z`; `None` for anything else.
 ///
 /// Bounds: years 1970 to 9999; a fraction of a second may be absent.
@@ -301,6 +321,18 @@ mod tests {
             for row in wrapped(&text, width.max(2)) {
                 assert!(columns(&row) <= width.max(2), "{width}: {row:?}");
             }
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_unit() {
+        for (text, expected) in
+            [("0", 0), ("512", 512), ("64k", 64 << 10), ("256M", 256 << 20), ("2G", 2 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(expected));
+        }
+        for bad in ["", "M", "-1", "1.5G", "1 G", "1X", "99999999999T"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
 

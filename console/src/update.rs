@@ -212,6 +212,7 @@ fn on_news(model: &mut Model, news: News) {
             };
         }
         News::Ended { reason } => {
+            let reason = clean(&reason);
             model.link = Link::Lost { since: model.snapshot_at, reason: reason.clone() };
             model.ended = Some(reason);
         }
