@@ -4,7 +4,8 @@
     python3 benches/load/console.py [--plugins 100] [--seconds 30] [--size 80x24] [--bin target/release]
 
 Copies the echo plugin, starts a daemon in a temporary folder and the console on a pseudo-terminal over it, and counts
-the bytes that come out of the terminal's other end: first with idle plugins, then while all of them are asked in turn.
+the bytes that come out of the terminal's other end: first with idle plugins, then while all of them are asked in turn,
+then on a plugin's log that gets 50 lines a second. Besides, the bytes a second that a recording grows by.
 Also counts how often the console draws (a synchronized update each), its CPU and memory, and what the core spends on
 its one reader. Needs `cargo build --release --workspace --bins` first.
 """
@@ -19,6 +20,7 @@ import struct
 import termios
 import threading
 import time
+from pathlib import Path
 
 from common import Toru, arguments, cpu_seconds, headline, pss_mb
 
@@ -28,7 +30,7 @@ FRAME = b"\x1b[?2026h"
 class Console:
     """The console on a pseudo-terminal, and what it has sent."""
 
-    def __init__(self, binary, control, columns, rows):
+    def __init__(self, binary, control, columns, rows, *flags):
         self.sent, self.frames = 0, 0
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
@@ -36,7 +38,7 @@ class Console:
             os.environ.pop("NO_COLOR", None)
             # Its first picture already has the right size.
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.execv(binary, [binary, "--socket", control])
+            os.execv(binary, [binary, "--socket", control, *flags])
 
     def read(self, seconds):
         """Reads for so long; gives bytes and frames."""
@@ -82,12 +84,24 @@ def load(address, plugins, rate, stop, asked):
         time.sleep(max(0, due - time.monotonic()))
 
 
+def fail(address, rate, stop):
+    """Asks one plugin for errors, which are a line of its log each."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    due = time.monotonic()
+    while not stop.is_set():
+        connection.request("GET", "/api/plugins/echo-0/status/503")
+        connection.getresponse().read()
+        due += 1 / rate
+        time.sleep(max(0, due - time.monotonic()))
+
+
 def main():
     parser, finish = arguments(__doc__, "toru-console", programs=())
     parser.add_argument("--plugins", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=30, help="of each phase")
     parser.add_argument("--size", default="80x24", help="columns x rows")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second while busy")
+    parser.add_argument("--lines", type=float, default=50, help="lines a second of the log")
     args = finish()
     columns, rows = map(int, args.size.split("x"))
     with Toru(args.bin, [f"echo-{number}" for number in range(args.plugins)]) as toru:
@@ -95,17 +109,21 @@ def main():
         print(headline())
         print(f"{args.plugins} plugins, {args.size}, {args.seconds:.0f} s each")
         try:
-            console = Console(str(args.bin / "toru-console"), str(toru.control), columns, rows)
+            recording = Path(toru.folder.name) / "recording"
+            flags = ["--record", str(recording)]
+            console = Console(str(args.bin / "toru-console"), str(toru.control), columns, rows, *flags)
 
             def phase(name):
+                kept = recording.stat().st_size
                 before = cpu_seconds(console.pid), cpu_seconds(toru.pid), asked[0]
                 sent, frames = console.read(args.seconds)
                 after = cpu_seconds(console.pid), cpu_seconds(toru.pid), asked[0]
+                kept = (recording.stat().st_size - kept) / args.seconds
                 cpu, core = ((b - a) / args.seconds * 100 for a, b in zip(before[:2], after[:2]))
                 print(
                     f"{name:<22}{sent / args.seconds:8.0f} bytes/s {frames / args.seconds:5.1f} frames/s "
                     f"{(after[2] - before[2]) / args.seconds:6.0f} req/s   console {cpu:.1f} % "
-                    f"{pss_mb(console.pid):.1f} MB, core {core:.1f} %"
+                    f"{pss_mb(console.pid):.1f} MB, core {core:.1f} %, recording {kept / 1000:.1f} kB/s"
                 )
 
             sent, _ = console.read(2)
@@ -126,6 +144,17 @@ def main():
             console.press(b"\r")
             console.read(1)
             phase("detail, busy")
+            stop.set()
+            worker.join()
+            console.press(b"\x1b")
+            console.read(1)
+            console.press(b":logs echo-0\r")
+            stop.clear()
+            worker = threading.Thread(target=fail, args=(toru.address, args.lines, stop))
+            worker.start()
+            # Until the screen is full of lines.
+            console.read(2)
+            phase(f"log, {args.lines:.0f} lines/s")
             console.quit()
         finally:
             stop.set()

@@ -5,6 +5,9 @@ use std::cmp::Ordering;
 use crate::model::{Plugin, Spark};
 use crate::text;
 
+/// Columns in front of the first, for the cursor and the mark.
+pub const GUTTER: u16 = 2;
+
 /// A column, in the order of the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Column {
@@ -169,10 +172,16 @@ impl Column {
             Self::Pid => or_dash(status.pid.map(|pid| pid.to_string())),
             Self::LastExit => {
                 let next = if sample.unix_ms > 0 { next_start(plugin, sample.unix_ms) } else { None };
-                let words = [plugin.last_end(), next];
+                // What changes comes first: where it is tight the end is cut.
+                let words = [next, plugin.last_end()];
                 words.into_iter().flatten().collect::<Vec<_>>().join(", ")
             }
         }
+    }
+
+    /// The name on the command line: `last-exit`.
+    pub fn word(self) -> String {
+        self.title().to_lowercase().replace(' ', "-")
     }
 
     /// Ascending.
@@ -205,8 +214,9 @@ impl Column {
 const ID_MOST: u16 = 32;
 /// What the trend may take beyond its width: a minute in all.
 const TREND_MORE_MAX: u16 = 48;
-/// What the last exit gets before the trend gets anything: "cannot run: Permission denied" is whole then.
-const EXIT_MORE: u16 = 16;
+/// What the last exit gets before the trend gets anything: "3 pings in a row were not answered, killed by SIGKILL"
+/// is whole then.
+const EXIT_MORE: u16 = 36;
 
 /// When the core means to start a plugin that waits for it: `starts in 4s`.
 pub fn next_start(plugin: &Plugin, now_unix_ms: u64) -> Option<String> {

@@ -10,6 +10,7 @@ mod feed;
 mod model;
 mod once;
 mod record;
+mod sheet;
 mod terminal;
 #[cfg(test)]
 mod testing;
@@ -273,6 +274,7 @@ fn run(arguments: &Arguments, socket: PathBuf) -> io::Result<ExitCode> {
     });
 
     let mut model = Model::new(clock.now(), screen.size()?, arguments.readonly, arguments.replay.is_some());
+    model.mouse = arguments.mouse;
     let mut drawn: Option<Instant> = None;
     let mut tick_at = Instant::now() + TICK;
     let mut dirty = true;

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerStatus};
 use tui_input::Input;
 
-use crate::columns::Column;
+use crate::columns::{self, Column};
+use crate::sheet::Sheet;
 use crate::text::{self, clean, latency, parse_time};
 
 /// Seconds of samples for each plugin: the ten minutes that the charts show.
@@ -112,6 +113,8 @@ pub struct Plugin {
     pub deaths_unix_ms: VecDeque<u64>,
     /// Why the core counted its last end as a crash, where it had a reason of its own.
     pub fault: Option<String>,
+    /// How it last crashed, as the trail has it: a core that began after it was given up did not see it end.
+    pub trail_exit: Option<String>,
     /// Why the core last found that it does not answer.
     pub hang: Option<String>,
     /// The end of its present process's stderr.
@@ -138,15 +141,22 @@ impl Plugin {
         }
     }
 
-    /// When the core last restarted it; what an earlier core did is no part of the count that stands beside it.
+    /// When the core last restarted it; what an earlier core did is no part of the count that stands beside it, but of
+    /// what is to be known of a plugin that was given up.
     pub fn last_restart(&self) -> Option<u64> {
-        self.last_restart_unix_ms.filter(|_| self.status.restarts > 0)
+        let told = self.status.restarts > 0 || self.status.last_restart.is_some() || self.is_given_up();
+        self.last_restart_unix_ms.filter(|_| told)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.status.state == "failed"
     }
 
     /// Why it last ended and how: that the core killed it says nothing without the reason.
     pub fn last_end(&self) -> Option<String> {
+        let exit = self.status.last_exit.as_ref().or(self.trail_exit.as_ref().filter(|_| self.is_given_up()));
         let words: Vec<&str> =
-            [&self.fault, &self.status.last_exit].into_iter().flatten().map(String::as_str).collect();
+            [self.fault.as_ref(), exit].into_iter().flatten().map(String::as_str).collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
 
@@ -352,7 +362,19 @@ impl LogLine {
     }
 }
 
+/// Columns of a log's times and levels.
+pub const LOG_LABEL: usize = 15;
+/// Columns that the later rows of a wrapped line leave free.
+pub const LOG_INDENT: usize = 4;
+
 impl LogLine {
+    /// Rows that it takes where lines are wrapped at `width`; among several logs its plugin is named.
+    pub fn rows(&self, width: usize, several: bool) -> usize {
+        let named = if several { text::columns(&self.plugin) + 1 } else { 0 };
+        let beyond = (LOG_LABEL + named + text::columns(&self.text)).saturating_sub(width);
+        1 + beyond.div_ceil(width.saturating_sub(LOG_INDENT).max(1))
+    }
+
     fn gone(count: u64, unix_ms: u64) -> Self {
         let text = format!("{count} lines that came while this was paused are not held");
         Self { gone: count, ..Self::mark("", unix_ms, &text) }
@@ -575,6 +597,21 @@ impl Logs {
         }
     }
 
+    /// How many of these lines have room on a screen, at least one.
+    pub fn fitting<'a>(
+        &self,
+        lines: impl Iterator<Item = &'a LogLine>,
+        (columns, rows): (u16, usize),
+    ) -> usize {
+        let several = self.sources.len() > 1;
+        let mut used = 0;
+        let fits = lines.take_while(|line| {
+            used += if self.wrap { line.rows(columns.into(), several) } else { 1 };
+            used <= rows
+        });
+        fits.count().max(1)
+    }
+
     pub fn matches(&self, line: &LogLine) -> bool {
         !self.search.is_empty() && line.text.to_lowercase().contains(&self.search.to_lowercase())
     }
@@ -602,6 +639,8 @@ pub struct Model {
     pub link: Link,
     pub replay: bool,
     pub readonly: bool,
+    /// Whether clicks come; for the help alone.
+    pub mouse: bool,
     /// How a recording ended, once it has.
     pub ended: Option<String>,
     /// When the last snapshot came.
@@ -643,6 +682,8 @@ pub struct Model {
     pub scroll: usize,
     pub spark: Spark,
     pub logs: Logs,
+    /// Rows of the plugin on the screen that are scrolled off the top.
+    pub detail_down: usize,
     /// Workers scrolled off the top.
     pub workers_down: usize,
     /// The event under the cursor, counted up from the newest that is shown.
@@ -662,6 +703,7 @@ impl Model {
             link: Link::Connecting { since: now, reason: None },
             replay,
             readonly: readonly || replay,
+            mouse: false,
             ended: None,
             snapshot_at: now,
             size,
@@ -686,6 +728,7 @@ impl Model {
             scroll: 0,
             spark: Spark::default(),
             logs: Logs { level: Level::Info, ..Logs::default() },
+            detail_down: 0,
             workers_down: 0,
             event_at: 0,
             events_up: 0,
@@ -786,17 +829,112 @@ impl Model {
         rows
     }
 
-    /// The plugin that most wants attention, if any does.
-    pub fn worst(&self) -> Option<&Plugin> {
-        self.plugins
-            .values()
-            .filter(|plugin| plugin.condition().is_trouble())
-            .max_by_key(|plugin| (plugin.condition(), plugin.deaths_unix_ms.len()))
+    /// What is wrong, in rows of the screen's width: of each troubled condition its first plugin, the worst on top, so
+    /// that one that was given up days ago does not hide one that crashes now.
+    ///
+    /// Bounds: as many rows as leave room for the list; one in a screen of less than twelve.
+    pub fn alarms(&self) -> Vec<String> {
+        let mut troubled = BTreeMap::<Condition, Vec<&Plugin>>::new();
+        for plugin in self.plugins.values() {
+            let condition = plugin.condition();
+            if condition.is_trouble() {
+                troubled.entry(condition).or_default().push(plugin);
+            }
+        }
+        let most: usize = match self.size.1 {
+            ..12 => 1,
+            12..20 => 4,
+            _ => 6,
+        };
+        let all: usize = troubled.values().map(Vec::len).sum();
+        let told: Vec<(&Plugin, usize)> = match (troubled.values().next_back(), most) {
+            (Some(worst), 1) => vec![(worst[0], all - 1)],
+            _ => troubled.values().rev().map(|plugins| (plugins[0], plugins.len() - 1)).collect(),
+        };
+        let width = usize::from(self.size.0);
+        let mut spare = most.saturating_sub(told.len());
+        let mut rows = Vec::new();
+        for (plugin, others) in told {
+            let own = text::wrapped_at_most(&self.alarm(plugin, others), width, 1 + spare.min(1));
+            spare -= own.len() - 1;
+            rows.extend(own);
+        }
+        rows
     }
 
-    /// Rows above the list of plugins: two of header, the alarm where there is one, the column titles.
+    /// What is wrong with one plugin, and how many more are in the same condition, in one line.
+    fn alarm(&self, plugin: &Plugin, others: usize) -> String {
+        let condition = plugin.condition();
+        let id = text::shortened_id(&plugin.status.id, (usize::from(self.size.0) / 2).max(12));
+        let mut words = format!("▲ {id} {}", condition.word());
+        if others > 0 {
+            words.push_str(&format!(" (+{others} more)"));
+        }
+        let deaths = plugin.deaths_unix_ms.len();
+        let told = match condition {
+            // How an earlier process ended is no part of it.
+            Condition::Hung => vec![plugin.hang.as_deref().unwrap_or("no answer to pings").to_owned()],
+            // Why comes first: what follows is the same for each.
+            Condition::Failed => {
+                let end = plugin.last_end().map(|end| format!("{end}; ")).unwrap_or_default();
+                vec![format!("{end}given up, restart it when mended")]
+            }
+            _ => {
+                let loops = match condition {
+                    Condition::CrashLoop if deaths >= 2 => Some(format!("{deaths} crashes in 2 min")),
+                    Condition::CrashLoop => Some(format!("{} crashes in a row", plugin.status.failures)),
+                    _ => None,
+                };
+                [loops, self.countdown(plugin), plugin.last_end()].into_iter().flatten().collect()
+            }
+        };
+        if !told.is_empty() {
+            words.push_str(&format!(": {}", told.join(", ")));
+        }
+        words
+    }
+
+    /// When the core means to start it, while it waits.
+    pub fn countdown(&self, plugin: &Plugin) -> Option<String> {
+        columns::next_start(plugin, self.now.unix_ms).filter(|_| self.link == Link::Live)
+    }
+
+    /// Rows above the list of plugins: two of header, the alarms where there are some, the column titles.
     pub fn list_top(&self) -> u16 {
-        3 + u16::from(self.worst().is_some())
+        3 + self.alarms().len() as u16
+    }
+
+    /// The columns of the list of plugins with their widths.
+    pub fn list_columns(&self, width: u16) -> Vec<(Column, u16)> {
+        let rows = self.rows();
+        let id_width = rows.iter().map(|plugin| plugin.status.id.chars().count()).max().unwrap_or(0) as u16;
+        columns::fit(width.saturating_sub(columns::GUTTER), id_width)
+    }
+
+    /// Rows of the screen above and below what it shows.
+    pub fn hidden(&self) -> (usize, usize) {
+        let of = |rows: usize, above: usize, window: usize| {
+            let above = above.min(rows.saturating_sub(window));
+            (above, rows.saturating_sub(above + window))
+        };
+        match self.screen() {
+            Screen::Plugins => of(self.rows().len(), self.scroll, self.list_height()),
+            Screen::Detail(id) => {
+                let window = self.window();
+                let rows = Sheet::of(self, id, self.size.0, window as u16).map_or(0, |sheet| sheet.rows());
+                of(rows, self.detail_down, window)
+            }
+            Screen::Events(_) => {
+                let (below, above) = of(self.events_shown().len(), self.events_up, self.window());
+                (above, below)
+            }
+            Screen::Event(id) => {
+                let rows = self.event(*id).map_or(0, |event| event.rows(self.size.0.into()).len());
+                of(rows, self.event_down, self.window())
+            }
+            // These say by themselves how much there is.
+            Screen::Logs | Screen::Workers => (0, 0),
+        }
     }
 
     /// Rows that the list of plugins has; one is the footer's.

@@ -289,7 +289,9 @@ pub fn translate(event: Event) -> Option<Msg> {
             return match mouse.kind {
                 MouseEventKind::ScrollDown => Some(Msg::Wheel { down: true }),
                 MouseEventKind::ScrollUp => Some(Msg::Wheel { down: false }),
-                MouseEventKind::Down(MouseButton::Left) => Some(Msg::Click { row: mouse.row }),
+                MouseEventKind::Down(MouseButton::Left) => {
+                    Some(Msg::Click { column: mouse.column, row: mouse.row })
+                }
                 _ => None,
             };
         }

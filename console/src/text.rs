@@ -163,6 +163,36 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     rows
 }
 
+/// The same in `most` rows at most; what is left out has `…` in its place.
+pub fn wrapped_at_most(text: &str, width: usize, most: usize) -> Vec<String> {
+    let mut rows = wrapped(text, width);
+    if rows.len() > most {
+        rows.truncate(most);
+        if let Some(last) = rows.last_mut() {
+            while columns(last) >= width.max(1) && last.pop().is_some() {}
+            last.push('…');
+        }
+    }
+    rows
+}
+
+/// Parts with ` · ` between them on as many rows of `width` columns as they need; one that is wider has a row of its
+/// own.
+pub fn flowed<T>(parts: Vec<T>, width: usize, columns: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut rows: Vec<Vec<T>> = vec![vec![]];
+    let mut used = 0;
+    for part in parts {
+        let own = columns(&part);
+        if used > 0 && used + 3 + own > width {
+            rows.push(vec![]);
+            used = 0;
+        }
+        used += own + if used > 0 { 3 } else { 0 };
+        rows.last_mut().expect("never empty").push(part);
+    }
+    rows
+}
+
 /// Bytes of `512`, `64K`, `256M` or `2G`, by 1024.
 ///
 /// Errors: anything else, in words.
@@ -322,6 +352,22 @@ mod tests {
                 assert!(columns(&row) <= width.max(2), "{width}: {row:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_sign() {
+        assert_eq!(wrapped_at_most("abc def", 6, 2), ["abc", "def"]);
+        assert_eq!(wrapped_at_most("abc def", 6, 1), ["abc…"]);
+        assert_eq!(wrapped_at_most("abcdefgh", 4, 1), ["abc…"]);
+        assert_eq!(wrapped_at_most("日本語", 4, 1), ["日…"]);
+    }
+
+    #[test]
+    fn parts_flow_onto_rows() {
+        let flow = |width| flowed(vec!["one", "two", "a longer one"], width, |part| columns(part));
+        assert_eq!(flow(40), [vec!["one", "two", "a longer one"]]);
+        assert_eq!(flow(9), [vec!["one", "two"], vec!["a longer one"]]);
+        assert_eq!(flow(8), [vec!["one"], vec!["two"], vec!["a longer one"]]);
     }
 
     #[test]

@@ -5,13 +5,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use toru_plugin_api::status::{History, PluginStatus, Sample, Snapshot, WorkerStatus};
 use tui_input::{Input, InputRequest};
 
-use crate::columns::Column;
+use crate::columns::{Column, GUTTER};
 use crate::model::{
     CORE, Confirm, EVENTS_MAX, Event, HISTORY_MAX, LOOP_WINDOW_MS, Level, Link, LogLine, Model, Now, Plugin,
     Prompt, Screen, Spark, TOAST, Toast, Verb,
@@ -22,6 +22,7 @@ use crate::text::{self, clean, parse_time};
 const HELP_ROWS_MAX: u16 = 24;
 /// A run so long, which is `supervisor.stable_after_ms` unless it was set, makes the core forget crashes by itself.
 const FORGIVEN_BY_ITSELF_MS: u64 = 60_000;
+const HEADER_ROWS: u16 = 2;
 /// A sample so much older than the last tells that the wall clock was set back.
 const CLOCK_JUMP_MS: u64 = 3000;
 
@@ -34,8 +35,9 @@ pub enum Msg {
     Wheel {
         down: bool,
     },
-    /// A click on a row of the screen, the first being 0.
+    /// A click on a cell of the screen, the first being 0 and 0.
     Click {
+        column: u16,
         row: u16,
     },
     Resize(u16, u16),
@@ -144,16 +146,8 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
             scroll(model, if down { 3 } else { -3 });
             None
         }
-        Msg::Click { row } => {
-            let index = usize::from(row.saturating_sub(model.list_top())) + model.scroll;
-            let bare = !model.is_too_small()
-                && *model.screen() == Screen::Plugins
-                && model.confirm.is_none()
-                && model.help.is_none();
-            if bare && row >= model.list_top() && usize::from(row - model.list_top()) < model.list_height() {
-                let clicked = model.rows().get(index).map(|plugin| plugin.status.id.clone());
-                model.selected = clicked.or(model.selected.take());
-            }
+        Msg::Click { column, row } => {
+            on_click(model, column, row);
             None
         }
         Msg::Resize(columns, rows) => {
@@ -177,6 +171,9 @@ pub fn update(model: &mut Model, now: Now, msg: Msg) -> Option<Command> {
     keep_selection_in_sight(model);
     if matches!(model.screen(), Screen::Events(_)) {
         keep_event_in_sight(model);
+    }
+    if matches!(model.screen(), Screen::Detail(_)) {
+        model.detail_down = model.detail_down.min(scrolled_most(model));
     }
     match command {
         None if may_ask => missing_events(model),
@@ -462,10 +459,12 @@ fn on_event(model: &mut Model, event: Event) {
 
 /// What the audit trail tells of a plugin beyond its status.
 fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
-    let reason = || event.details.get("reason").and_then(|reason| reason.as_str()).map(clean);
+    let detail = |key: &str| event.details.get(key).and_then(|words| words.as_str()).map(clean);
+    let (reason, exit) = (|| detail("reason"), || detail("exit"));
     match event.kind.as_str() {
         "crashed" => {
             plugin.fault = reason();
+            plugin.trail_exit = exit().or(plugin.trail_exit.take());
             if event.unix_ms + LOOP_WINDOW_MS > now.unix_ms {
                 plugin.deaths_unix_ms.push_back(event.unix_ms);
             }
@@ -483,6 +482,7 @@ fn learn(plugin: &mut Plugin, event: &Event, now: Now) {
         "start_deferred" => plugin.fault = reason(),
         "disabled_after_crashes" => {
             plugin.fault = reason();
+            plugin.trail_exit = exit().or(plugin.trail_exit.take());
             plugin.deaths_unix_ms.clear();
         }
         "unresponsive" => plugin.hang = reason(),
@@ -513,6 +513,55 @@ fn keep_selection_in_sight(model: &mut Model) {
     let at = at.unwrap_or(0);
     model.scroll =
         model.scroll.min(at).max((at + 1).saturating_sub(height)).min(count.saturating_sub(height));
+}
+
+// ---- the mouse ----
+
+fn on_click(model: &mut Model, column: u16, row: u16) {
+    let covered =
+        model.is_too_small() || model.confirm.is_some() || model.help.is_some() || model.prompt.is_some();
+    // The last row is the footer's.
+    if covered || row + 1 >= model.size.1 {
+        return;
+    }
+    match model.screen().clone() {
+        Screen::Plugins => {
+            let top = model.list_top();
+            if row + 1 == top {
+                let mut x = GUTTER;
+                for (title, width) in model.list_columns(model.size.0) {
+                    if (x..=x + width).contains(&column) {
+                        return sort_by(model, title);
+                    }
+                    x += width + 1;
+                }
+            }
+            let Some(down) = row.checked_sub(top) else { return };
+            let at = model.scroll + usize::from(down);
+            let Some(id) = model.rows().get(at).map(|plugin| plugin.status.id.clone()) else { return };
+            match model.selected.as_ref() == Some(&id) {
+                true => open(model, Screen::Detail(id)),
+                false => model.selected = Some(id),
+            }
+        }
+        Screen::Events(_) => {
+            let Some(down) = row.checked_sub(HEADER_ROWS) else { return };
+            let (above, _) = model.hidden();
+            let shown = model.events_shown();
+            let at = above + usize::from(down);
+            let Some(id) = shown.get(at).map(|event| event.id) else { return };
+            let from_newest = shown.len() - 1 - at;
+            match model.event_at == from_newest {
+                true => open(model, Screen::Event(id)),
+                false => model.event_at = from_newest,
+            }
+        }
+        // What is clicked at shall not run away.
+        Screen::Logs if row >= HEADER_ROWS && model.logs.bottom.is_none() => {
+            model.logs.bottom = all_numbers(model).last().copied();
+        }
+        Screen::Logs | Screen::Detail(_) | Screen::Event(_) | Screen::Workers => {}
+    }
 }
 
 // ---- keys ----
@@ -568,8 +617,8 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
         }
         Key::Char('k') | Key::Up => scroll(model, -1),
         Key::Char('j') | Key::Down => scroll(model, 1),
-        Key::Ctrl('u') | Key::Ctrl('b') | Key::PageUp => scroll(model, -page(model)),
-        Key::Ctrl('d') | Key::Ctrl('f') | Key::PageDown => scroll(model, page(model)),
+        Key::Ctrl('u') | Key::Ctrl('b') | Key::PageUp => scroll(model, -page(model, false)),
+        Key::Ctrl('d') | Key::Ctrl('f') | Key::PageDown => scroll(model, page(model, true)),
         Key::Char('g') | Key::Home => scroll(model, isize::MIN / 2),
         Key::Char('G') | Key::End => scroll(model, isize::MAX / 2),
         Key::Char('c') if *model.screen() == Screen::Logs => return merge_core(model),
@@ -599,7 +648,21 @@ fn on_key(model: &mut Model, key: Key) -> Option<Command> {
     None
 }
 
-fn page(model: &Model) -> isize {
+/// Rows, or lines of a log, that a page has.
+fn page(model: &Model, down: bool) -> isize {
+    let logs = &model.logs;
+    if *model.screen() == Screen::Logs && logs.wrap {
+        // As many as are read or come next: none is skipped.
+        let room = (model.size.0, model.window());
+        let bottom = logs.bottom.unwrap_or(u64::MAX);
+        let below =
+            (logs.forgotten..).zip(&logs.lines).filter(|(at, line)| *at > bottom && line.level >= logs.level);
+        let count = match down {
+            true => logs.fitting(below.map(|(_, line)| line), room),
+            false => logs.fitting(logs.shown().rev().map(|(_, line)| line), room),
+        };
+        return count as isize;
+    }
     (isize::from(model.size.1 as i16) - 6).max(1)
 }
 
@@ -696,8 +759,7 @@ fn open(model: &mut Model, screen: Screen) {
             (model.event_at, model.events_up) = (0, 0);
         }
         model.screens.push(screen);
-        model.event_down = 0;
-        model.workers_down = 0;
+        (model.detail_down, model.event_down, model.workers_down) = (0, 0, 0);
     }
 }
 
@@ -785,7 +847,9 @@ fn scroll(model: &mut Model, by: isize) {
                 Some(bottom) => numbers.partition_point(|number| *number <= bottom).saturating_sub(1),
                 None => last,
             };
-            let full = model.window().saturating_sub(1).min(last);
+            let logs = &model.logs;
+            let oldest = logs.lines.iter().filter(|line| line.level >= logs.level);
+            let full = logs.fitting(oldest, (model.size.0, model.window())).saturating_sub(1).min(last);
             let to = at.saturating_add_signed(by).clamp(full, last);
             // The end, reached by going down, follows again; the key for the end does so by name.
             model.logs.bottom = if to == last && by > 0 { None } else { Some(numbers[to]) };
@@ -793,17 +857,23 @@ fn scroll(model: &mut Model, by: isize) {
         Screen::Events(_) => {
             model.event_at = model.event_at.saturating_add_signed(by.saturating_neg());
         }
-        Screen::Event(id) => {
-            let rows = model.event(id).map_or(0, |event| event.rows(model.size.0.into()).len());
-            let most = rows.saturating_sub(model.window());
-            model.event_down = model.event_down.saturating_add_signed(by).min(most);
+        Screen::Event(_) => {
+            model.event_down = model.event_down.saturating_add_signed(by).min(scrolled_most(model));
         }
         Screen::Workers => {
             let most = model.workers.len().saturating_sub(1);
             model.workers_down = model.workers_down.saturating_add_signed(by).min(most);
         }
-        Screen::Detail(_) => {}
+        Screen::Detail(_) => {
+            model.detail_down = model.detail_down.saturating_add_signed(by).min(scrolled_most(model));
+        }
     }
+}
+
+/// How many rows may be off the top, so that the last one is at the bottom.
+fn scrolled_most(model: &Model) -> usize {
+    let (above, below) = model.hidden();
+    above + below
 }
 
 fn keep_event_in_sight(model: &mut Model) {
@@ -942,6 +1012,11 @@ fn on_entered(model: &mut Model, prompt: Prompt) -> Option<Command> {
 /// Words of the command line, beside the verbs.
 const COMMANDS: [&str; 10] =
     ["detail", "events", "filter", "help", "level", "logs", "plugins", "quit", "sort", "workers"];
+const LEVELS: [Level; 4] = [Level::Debug, Level::Info, Level::Warn, Level::Error];
+
+fn commands() -> Vec<String> {
+    COMMANDS.into_iter().chain(Verb::ALL.map(Verb::word)).map(str::to_owned).collect()
+}
 
 /// Whole lines that begin with what has been typed.
 pub fn completions(model: &Model, line: &str) -> Vec<String> {
@@ -949,16 +1024,27 @@ pub fn completions(model: &Model, line: &str) -> Vec<String> {
         Some((head, last)) => (format!("{head} "), last),
         None => (String::new(), line),
     };
-    let first = head.split_whitespace().next().unwrap_or_default();
-    let mut words: Vec<String> = match first {
-        "" => COMMANDS.into_iter().chain(Verb::ALL.map(Verb::word)).map(str::to_owned).collect(),
+    let typed: Vec<&str> = head.split_whitespace().collect();
+    let ids = || model.plugins.keys().cloned();
+    let mut words: Vec<String> = match typed.split_first() {
+        None => commands(),
+        Some((&("logs" | "l"), told)) => {
+            let mut ids: Vec<String> = ids().chain([CORE.to_owned()]).collect();
+            ids.retain(|id| !told.contains(&id.as_str()));
+            ids
+        }
         // The others take one word.
-        first if first != "logs" && head.split_whitespace().count() > 1 => Vec::new(),
-        "sort" => Column::ALL.iter().map(|column| column.title().to_lowercase().replace(' ', "-")).collect(),
-        "level" => ["debug", "info", "warn", "error"].map(str::to_owned).to_vec(),
-        "help" | "plugins" | "quit" | "workers" | "filter" => Vec::new(),
-        "logs" => model.plugins.keys().cloned().chain([CORE.to_owned()]).collect(),
-        _ => model.plugins.keys().cloned().collect(),
+        Some((_, [_, ..])) => vec![],
+        Some((&"sort", [])) => Column::ALL.map(Column::word).to_vec(),
+        Some((&"level", [])) => LEVELS.map(|level| level.word().to_owned()).to_vec(),
+        Some((&("filter" | "f"), [])) => {
+            let states: BTreeSet<String> =
+                model.plugins.values().map(|plugin| plugin.condition().word().to_lowercase()).collect();
+            ids().chain(states).collect()
+        }
+        Some((&("detail" | "d" | "events" | "e"), [])) => ids().collect(),
+        Some((first, [])) if Verb::ALL.iter().any(|verb| verb.word() == *first) => ids().collect(),
+        Some((_, [])) => vec![],
     };
     words.sort();
     words.into_iter().filter(|word| word.starts_with(last)).map(|word| format!("{head}{word}")).collect()
@@ -981,48 +1067,101 @@ fn common_prefix(lines: &[String]) -> String {
 }
 
 fn run(model: &mut Model, line: &str) -> Option<Command> {
-    let mut words = line.split_whitespace();
-    let first = words.next()?;
-    let rest: Vec<String> = words.map(str::to_owned).collect();
-    let target = rest.first().cloned().or_else(|| model.target().map(str::to_owned));
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (first, rest) = words.split_first()?;
+    obey(model, first, rest).unwrap_or_else(|complaint| {
+        say(model, false, clean(&complaint));
+        None
+    })
+}
+
+/// Does what a command says. Errors: in words, with what would have been understood.
+fn obey(model: &mut Model, first: &str, rest: &[&str]) -> Result<Option<Command>, String> {
     if let Some(verb) = Verb::ALL.into_iter().find(|verb| verb.word() == first) {
-        match target {
-            Some(id) => ask(model, verb, &id),
-            None => say(model, false, format!("{first} which plugin?")),
-        }
-        return None;
+        let id = plugin_meant(model, first, rest)?;
+        ask(model, verb, &id);
+        return Ok(None);
     }
-    match first {
-        "q" | "q!" | "quit" | "exit" => return Some(Command::Quit),
-        "help" | "h" => model.help = Some(0),
-        "plugins" | "pl" => model.screens.truncate(1),
-        "workers" | "w" => open(model, Screen::Workers),
-        "events" | "e" => open(model, Screen::Events(rest.first().cloned())),
-        "detail" | "d" => match target.filter(|id| model.plugins.contains_key(id)) {
-            Some(id) => open(model, Screen::Detail(id)),
-            None => say(model, false, format!("no plugin {}", rest.join(" "))),
-        },
-        "logs" | "l" if rest.is_empty() => return open_logs(model),
-        "logs" | "l" => match rest.iter().find(|id| *id != CORE && !model.plugins.contains_key(*id)) {
-            Some(unknown) => say(model, false, format!("no plugin {unknown}")),
-            None => return follow(model, rest),
-        },
-        "filter" | "f" => model.set_filter(rest.join(" ")),
-        "level" => match rest.first().map(String::as_str) {
-            Some("debug") => model.logs.level = Level::Debug,
-            Some("info") => model.logs.level = Level::Info,
-            Some("warn") => model.logs.level = Level::Warn,
-            Some("error") => model.logs.level = Level::Error,
-            _ => say(model, false, "level: debug, info, warn or error".into()),
-        },
-        "sort" => {
-            let name = rest.first().map(|word| word.replace('-', " ").to_uppercase()).unwrap_or_default();
-            match Column::ALL.into_iter().find(|column| column.title() == name) {
-                Some(column) => sort_by(model, column),
-                None => say(model, false, format!("sort: no column {name:?}")),
+    let screen = model.screen().clone();
+    match (first, rest) {
+        ("q" | "q!" | "quit" | "exit", []) => return Ok(Some(Command::Quit)),
+        ("help" | "h", []) => model.help = Some(0),
+        ("plugins" | "pl", []) => {
+            let left_logs = model.screens.contains(&Screen::Logs);
+            model.screens.truncate(1);
+            return Ok(left_logs.then_some(Command::StopLogs));
+        }
+        ("workers" | "w", []) => open(model, Screen::Workers),
+        ("q" | "q!" | "quit" | "exit" | "help" | "h" | "plugins" | "pl" | "workers" | "w", _) => {
+            return Err(format!("{first} stands alone: nothing may follow it"));
+        }
+        ("events" | "e", []) => open(model, Screen::Events(None)),
+        // Of one that is gone there may be events still.
+        ("events" | "e", [id]) if model.events.iter().any(|event| event.plugin == **id) => {
+            open(model, Screen::Events(Some((*id).to_owned())));
+        }
+        ("events" | "e", _) => {
+            let id = plugin_meant(model, first, rest)?;
+            open(model, Screen::Events(Some(id)));
+        }
+        ("detail" | "d", _) => {
+            let id = plugin_meant(model, first, rest)?;
+            open(model, Screen::Detail(id));
+        }
+        ("logs" | "l", []) => return Ok(open_logs(model)),
+        ("logs" | "l", ids) => {
+            if let Some(id) = ids.iter().find(|id| **id != CORE && !model.plugins.contains_key(**id)) {
+                return Err(format!("{}, {CORE}", unknown(model, id)));
             }
+            return Ok(follow(model, ids.iter().map(|id| (*id).to_owned()).collect()));
         }
-        _ => say(model, false, format!("no command {:?}: ? helps", clean(first))),
+        ("filter" | "f", words) => match screen {
+            Screen::Plugins | Screen::Events(_) => model.set_filter(words.join(" ")),
+            _ => return Err("filter is for :plugins and :events; in a log / searches".into()),
+        },
+        ("level", [word]) if screen == Screen::Logs && LEVELS.iter().any(|level| level.word() == *word) => {
+            model.logs.level = LEVELS.into_iter().find(|level| level.word() == *word).unwrap_or_default();
+        }
+        ("level", _) if screen == Screen::Logs => {
+            return Err(format!("level takes one of {}", LEVELS.map(Level::word).join(", ")));
+        }
+        ("level", _) => return Err("level is for a log: :logs ID opens one".into()),
+        ("sort", _) if screen != Screen::Plugins => return Err("sort is for :plugins".into()),
+        ("sort", [name]) if Column::ALL.iter().any(|column| column.word() == name.to_lowercase()) => {
+            let column = Column::ALL.into_iter().find(|column| column.word() == name.to_lowercase());
+            column.into_iter().for_each(|column| sort_by(model, column));
+        }
+        ("sort", _) => return Err(format!("sort takes one of {}", Column::ALL.map(Column::word).join(", "))),
+        _ => return Err(format!("no command {first:?}; there are {}", commands().join(", "))),
     }
-    None
+    Ok(None)
+}
+
+/// The plugin that a command names, else the one that keys act on.
+fn plugin_meant(model: &Model, command: &str, rest: &[&str]) -> Result<String, String> {
+    match rest {
+        [] => {
+            let meant = model.target().filter(|id| *id != CORE);
+            meant.map(str::to_owned).ok_or_else(|| format!("{command} takes a plugin: {}", some_ids(model)))
+        }
+        [id] if model.plugins.contains_key(*id) => Ok((*id).to_owned()),
+        [id] => Err(unknown(model, id)),
+        _ => Err(format!("{command} takes one plugin at a time")),
+    }
+}
+
+fn unknown(model: &Model, id: &str) -> String {
+    format!("no plugin {id:?}; there are {}", some_ids(model))
+}
+
+/// The first few ids, and how many more there are.
+fn some_ids(model: &Model) -> String {
+    const MOST: usize = 6;
+    let mut ids: Vec<String> = model.plugins.keys().take(MOST).cloned().collect();
+    match model.plugins.len() {
+        0 => return "none".into(),
+        count if count > MOST => ids.push(format!("{} more", count - MOST)),
+        _ => {}
+    }
+    ids.join(", ")
 }

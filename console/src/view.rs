@@ -124,18 +124,7 @@ fn joined<'a>(look: Look, parts: Vec<Span<'a>>) -> Line<'a> {
 
 /// Parts with a dot between them, on as many rows as they need.
 fn flowed<'a>(look: Look, parts: Vec<Span<'a>>, width: usize) -> Vec<Line<'a>> {
-    let mut rows: Vec<Vec<Span<'a>>> = vec![vec![]];
-    let mut used = 0;
-    for part in parts {
-        let columns = part.width();
-        if used > 0 && used + 3 + columns > width {
-            rows.push(vec![]);
-            used = 0;
-        }
-        used += columns + if used > 0 { 3 } else { 0 };
-        rows.last_mut().expect("never empty").push(part);
-    }
-    rows.into_iter().map(|row| joined(look, row)).collect()
+    text::flowed(parts, width, Span::width).into_iter().map(|row| joined(look, row)).collect()
 }
 
 /// The first parts, as many as have room whole; the very first also in part.
@@ -181,23 +170,56 @@ fn draw_header(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
             )
         }
     };
+    let link = Line::from(link);
+    let room = usize::from(first.width).saturating_sub(link.width() + 1);
     let mut parts = vec![Span::styled("toru", look.style(Role::Title))];
     if let Some(core) = &model.core {
-        if area.width >= NARROW {
-            parts[0] = Span::styled(format!("toru {}", core.version), look.style(Role::Title));
-        }
         parts.extend(census(model, look));
-        parts.push(Span::raw(format!("up {}", text::span(core.uptime_ms))));
-        parts.push(Span::raw(format!("pid {}", core.pid)));
         if core.dropped_log_lines > 0 {
             let lost = format!("{} log lines dropped", text::count(core.dropped_log_lines));
             parts.push(Span::styled(lost, look.style(Role::Warn)));
         }
+        let counts = parts.len();
+        if fitting(parts.clone(), room).len() < counts {
+            // The title says least, and how the others are is not left out without a sign.
+            parts.remove(0);
+            if fitting(parts.clone(), room).len() + 1 < counts {
+                parts = fitting(parts, room.saturating_sub(4));
+                parts.push(Span::styled("…", look.style(Role::Warn)));
+            }
+        } else {
+            parts.push(Span::raw(format!("up {}", text::span(core.uptime_ms))));
+            parts.push(Span::raw(format!("pid {}", core.pid)));
+            let titled = Span::styled(format!("toru {}", core.version), look.style(Role::Title));
+            let named = [&[titled][..], &parts[1..]].concat();
+            if area.width >= NARROW && fitting(named.clone(), room).len() >= counts {
+                parts = named;
+            }
+        }
     }
-    let link = Line::from(link);
-    let room = usize::from(first.width).saturating_sub(link.width() + 1);
     bar(buffer, first, &joined(look, fitting(parts, room)), &link);
-    put(buffer, second, &joined(look, fitting(situation(model, look), second.width.into())));
+    let more = more(model, look, second.width);
+    let room = usize::from(second.width).saturating_sub(more.width() + usize::from(more.width() > 0));
+    let mut parts = situation(model, look);
+    if matches!(model.link, Link::Live) || model.ended.is_some() {
+        parts = fitting(parts, room);
+    }
+    // Why there is no line is cut rather than left out.
+    bar(buffer, second, &joined(look, parts), &more);
+}
+
+/// How many rows are above and below what the screen shows.
+fn more<'a>(model: &Model, look: Look, width: u16) -> Line<'a> {
+    let mut words = match model.hidden() {
+        (0, 0) => return Line::default(),
+        (above, 0) => format!("▲{above}"),
+        (0, below) => format!("▼{below}"),
+        (above, below) => format!("▲{above} ▼{below}"),
+    };
+    if width >= NARROW {
+        words.push_str(" more (j k)");
+    }
+    Line::styled(words, look.style(Role::Key))
 }
 
 /// `1 worker`, `2 workers`.
@@ -396,7 +418,11 @@ fn hints<'a>(model: &Model, look: Look, width: usize) -> Line<'a> {
             }
         }
         Screen::Detail(_) => {
-            keys.extend([("esc", "back"), ("l", "logs"), ("e", "events")]);
+            keys.push(("esc", "back"));
+            if model.hidden() != (0, 0) {
+                keys.push(("j k", "scroll"));
+            }
+            keys.extend([("l", "logs"), ("e", "events")]);
             if !model.readonly {
                 keys.extend([("r", "restart"), ("s", "start"), ("x", "stop")]);
             }

@@ -108,11 +108,18 @@ fn without_a_terminal_it_says_what_works_there() {
     assert!(output.stdout.is_empty(), "no escape sequence goes into a pipe");
     let output = console(&["--theme", "pink"]);
     assert_eq!(output.status.code(), Some(2));
+    for (size, why) in [("1K", "at least 1M"), ("much", "such as 256M")] {
+        let output = console(&["--record", "/nonexistent/x", "--record-max", size]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    }
 }
 
 #[test]
 fn what_is_known_and_what_is_decided_know_no_terminal() {
-    for file in ["model.rs", "columns.rs", "update.rs", "text.rs", "feed.rs", "record.rs", "once.rs"] {
+    for file in
+        ["model.rs", "columns.rs", "sheet.rs", "update.rs", "text.rs", "feed.rs", "record.rs", "once.rs"]
+    {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -120,7 +127,7 @@ fn what_is_known_and_what_is_decided_know_no_terminal() {
             assert!(!code.contains(word), "{file} knows {word}");
         }
     }
-    for file in ["model.rs", "columns.rs", "update.rs", "text.rs"] {
+    for file in ["model.rs", "columns.rs", "sheet.rs", "update.rs", "text.rs"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(&path).unwrap();
         for word in ["Instant", "SystemTime", "std::net", "UnixStream", "std::fs", "thread"] {

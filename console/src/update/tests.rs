@@ -159,7 +159,7 @@ fn two_deaths_make_a_loop_and_two_quiet_minutes_end_it() {
     rig.seconds += LOOP_WINDOW_MS / 1000;
     rig.snapshot(vec![plugin("acme"), back]);
     assert_eq!(rig.model.plugins["zebra"].condition(), Condition::Running);
-    assert!(rig.model.worst().is_none());
+    assert!(rig.model.alarms().is_empty());
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn the_back_off_counts_down_until_the_plugin_starts() {
     assert_eq!(left(1000).as_deref(), Some("starts in 6s"));
     assert_eq!(left(6100).as_deref(), Some("starts in 1s"));
     assert_eq!(left(7000).as_deref(), Some("about to start"));
-    assert_eq!(Column::LastExit.text(zebra), "killed by SIGKILL, starts in 6s");
+    assert_eq!(Column::LastExit.text(zebra), "starts in 6s, killed by SIGKILL");
     rig.snapshot(vec![plugin("zebra")]);
     assert_eq!(crate::columns::next_start(&rig.model.plugins["zebra"], now), None);
 }
@@ -356,7 +356,7 @@ fn the_cursor_stays_on_its_plugin_and_in_sight() {
     assert_eq!(rig.model.selected.as_deref(), Some("p49"));
     rig.send(Msg::Resize(80, 7)).typed("g");
     assert_eq!((rig.model.selected.as_deref(), rig.model.scroll), (Some("p10"), 0));
-    rig.send(Msg::Click { row: rig.model.list_top() + 2 });
+    rig.send(Msg::Click { column: 20, row: rig.model.list_top() + 2 });
     assert_eq!(rig.model.selected.as_deref(), Some("p12"));
     rig.send(Msg::Wheel { down: true });
     assert_eq!(rig.model.selected.as_deref(), Some("p15"));
@@ -423,6 +423,134 @@ fn the_command_line_completes() {
     }
     rig.typed(":q").key(Key::Enter);
     assert_eq!(rig.command, Some(Command::Quit));
+}
+
+#[test]
+fn a_line_that_means_nothing_says_what_would() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot((0..9).map(|number| plugin(&format!("p{number}"))).collect());
+    rig.event(1, "gone", "ready", "null");
+    let ids = "p0, p1, p2, p3, p4, p5, 3 more";
+    let unknown = format!("no plugin \"nope\"; there are {ids}");
+    let said = |rig: &mut Rig, line: &str| {
+        rig.model.toast = None;
+        rig.typed(":").typed(line).key(Key::Enter);
+        rig.model.toast.as_ref().map(|toast| toast.text.clone()).unwrap_or_default()
+    };
+    let columns = Column::ALL.map(Column::word).join(", ");
+    for (line, expected) in [
+        ("events nope", unknown.as_str()),
+        ("detail nope", &unknown),
+        ("restart nope", &unknown),
+        ("logs p1 nope", &format!("{unknown}, {CORE}")),
+        ("restart p1 p2", "restart takes one plugin at a time"),
+        ("quit now", "quit stands alone: nothing may follow it"),
+        ("workers 1", "workers stands alone: nothing may follow it"),
+        ("level", "level is for a log: :logs ID opens one"),
+        ("sort", &format!("sort takes one of {columns}")),
+        ("sort nope", &format!("sort takes one of {columns}")),
+        ("sort up down", &format!("sort takes one of {columns}")),
+        (
+            "\u{1b}x",
+            "no command \"\\u{1b}x\"; there are detail, events, filter, help, level, logs, plugins, quit, sort, workers, restart, start, stop, enable, disable, reset-failed",
+        ),
+    ] {
+        assert_eq!(said(&mut rig, line), expected, "{line}");
+        assert_eq!((rig.model.screen(), rig.command.clone()), (&Screen::Plugins, None), "{line}");
+    }
+    assert_eq!(said(&mut rig, "workers"), "");
+    assert_eq!(said(&mut rig, "restart"), format!("restart takes a plugin: {ids}"));
+    assert_eq!(said(&mut rig, "filter x"), "filter is for :plugins and :events; in a log / searches");
+    assert_eq!(said(&mut rig, "sort up"), "sort is for :plugins");
+    assert_eq!(said(&mut rig, "logs p1"), "");
+    assert_eq!(said(&mut rig, "level loud"), "level takes one of debug, info, warn, error");
+    assert_eq!(said(&mut rig, "level warn"), "");
+    assert_eq!(rig.model.logs.level, Level::Warn);
+    assert_eq!(said(&mut rig, "plugins"), "");
+    assert_eq!(rig.command, Some(Command::StopLogs), "the log behind it is followed no longer");
+    assert_eq!(said(&mut rig, "events gone"), "", "its file is gone, what happened to it is not");
+    assert_eq!(rig.model.screen(), &Screen::Events(Some("gone".into())));
+}
+
+#[test]
+fn every_command_and_every_argument_completes() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), crashed("zebra", 1)]);
+    let offers = |line: &str| completions(&rig.model, line).join("|");
+    for word in COMMANDS.into_iter().chain(Verb::ALL.map(Verb::word)) {
+        assert_eq!(offers(&word[..word.len() - 1]), word);
+    }
+    for verb in Verb::ALL.map(Verb::word).into_iter().chain(["detail", "events"]) {
+        assert_eq!(offers(&format!("{verb} ")), format!("{verb} acme|{verb} zebra"));
+        assert_eq!(offers(&format!("{verb} acme ")), "");
+    }
+    assert_eq!(offers("logs "), "logs @core|logs acme|logs zebra");
+    assert_eq!(offers("logs acme @core "), "logs acme @core zebra", "nothing twice");
+    assert_eq!(offers("level "), "level debug|level error|level info|level warn");
+    assert_eq!(offers("sort last"), "sort last-exit|sort last-rst");
+    assert_eq!(completions(&rig.model, "sort ").len(), Column::ALL.len());
+    assert_eq!(offers("filter "), "filter acme|filter crashed|filter running|filter zebra");
+    for word in ["help", "plugins", "quit", "workers", "nonsense"] {
+        assert_eq!(offers(&format!("{word} ")), "", "{word} takes nothing");
+    }
+}
+
+#[test]
+fn a_click_chooses_opens_sorts_and_pauses() {
+    let mut rig = Rig::new(80, 24);
+    rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+    for id in 1..=30 {
+        rig.event(id, "acme", "ready", "null");
+    }
+    let click = |rig: &mut Rig, column: u16, row: u16| {
+        rig.send(Msg::Click { column, row });
+    };
+    click(&mut rig, 20, 4);
+    assert_eq!(rig.model.selected.as_deref(), Some("bolt"));
+    click(&mut rig, 16, 2);
+    assert_eq!(rig.model.sort, crate::model::Sort { column: Column::Id, descending: false });
+    click(&mut rig, 16, 2);
+    assert!(rig.model.sort.descending, "again: the other way round");
+    click(&mut rig, 20, 3);
+    assert_eq!(rig.model.screen(), &Screen::Detail("bolt".into()), "the chosen one opens");
+    click(&mut rig, 20, 5);
+    rig.key(Key::Esc).typed("e");
+    click(&mut rig, 20, 2);
+    assert_eq!(rig.model.event_at, 20, "the topmost of 21 rows");
+    click(&mut rig, 20, 2);
+    assert_eq!(rig.model.screen(), &Screen::Event(10));
+    rig.key(Key::Esc).key(Key::Esc).typed("l").log("bolt", "info", "one");
+    click(&mut rig, 5, 10);
+    rig.log("bolt", "info", "two");
+    assert_eq!(rig.model.logs.shown().count(), 1, "what is clicked at does not run away");
+    rig.key(Key::Esc).typed("r");
+    click(&mut rig, 20, 4);
+    assert_eq!(rig.model.selected.as_deref(), Some("bolt"), "not under a question");
+    rig.key(Key::Esc);
+    click(&mut rig, 20, 23);
+    click(&mut rig, 20, 9);
+    assert_eq!(rig.model.screen(), &Screen::Plugins, "nothing is there");
+}
+
+#[test]
+fn what_was_given_up_before_the_core_began_still_says_why() {
+    let mut rig = Rig::new(200, 24);
+    // As a core tells it that found it failed: of its end the trail alone knows.
+    let failed =
+        PluginStatus { state: "failed".into(), last_exit: None, last_restart: None, ..crashed("acme", 0) };
+    rig.snapshot(vec![failed.clone()]);
+    rig.event(1, "acme", "restarting", "null").event(2, "acme", "crashed", r#"{"exit":"exit code 3"}"#);
+    rig.event(3, "acme", "disabled_after_crashes", r#"{"failures":5}"#);
+    let cell = |rig: &Rig, column: Column| column.text(&rig.model.plugins["acme"]);
+    assert_eq!(
+        (cell(&rig, Column::LastExit), cell(&rig, Column::LastRestart)),
+        ("exit code 3".to_owned(), "03:12:01".to_owned())
+    );
+    assert!(crate::once::table(&rig.model).contains("exit code 3"));
+    rig.snapshot(vec![PluginStatus { last_exit: Some("killed by SIGSEGV".into()), ..failed.clone() }]);
+    assert_eq!(cell(&rig, Column::LastExit), "killed by SIGSEGV", "what the core says comes first");
+    rig.snapshot(vec![PluginStatus { state: "running".into(), ..failed }]);
+    assert_eq!(cell(&rig, Column::LastExit), "", "of one that runs it is the past of another core");
 }
 
 #[test]
@@ -580,6 +708,32 @@ fn a_silent_core_is_lost_since_its_last_word() {
     assert_eq!(rig.model.link, Link::Lost { since: last, reason: "the core is silent".into() });
     rig.snapshot(vec![plugin("acme")]);
     assert!(!rig.model.is_stale());
+}
+
+#[test]
+fn every_line_of_a_wrapped_log_can_be_reached() {
+    for (columns, rows) in [(40, 12), (80, 24)] {
+        let mut rig = Rig::new(columns, rows);
+        rig.snapshot(vec![plugin("acme"), plugin("bolt")]);
+        rig.typed(":logs acme bolt\nw");
+        for number in 0..60 {
+            rig.log("acme", "info", &format!("#{number:02} {}", "many words ".repeat(1 + number % 9)));
+        }
+        for (start, key) in [(Key::End, Key::PageUp), (Key::Home, Key::PageDown), (Key::End, Key::Up)] {
+            rig.key(start);
+            let mut seen = rig.picture();
+            for _ in 0..70 {
+                seen.push_str(&rig.key(key).picture());
+            }
+            for number in 0..60 {
+                assert!(seen.contains(&format!("#{number:02} ")), "{columns}x{rows} {key:?}: #{number}");
+            }
+        }
+        rig.key(Key::Home);
+        assert!(rig.picture().contains("#00") && rig.picture().contains("#03"), "{}", rig.picture());
+        rig.log("acme", "info", &format!("begin {}", "x".repeat(4000))).key(Key::End);
+        assert!(rig.picture().contains("begin xx"), "one that is higher than the screen: {}", rig.picture());
+    }
 }
 
 #[test]

@@ -33,8 +33,8 @@ fn eighths(value: f64, most: f64, of: usize) -> usize {
 /// A curve of a chart; several are layered, the first in front.
 pub struct Series<'a> {
     pub name: &'a str,
-    /// Time in ms since 1970 and value, oldest first.
-    pub points: Vec<(u64, f64)>,
+    /// Time in ms since 1970 and value, oldest first; `None` where nothing is known, which is not nothing.
+    pub points: Vec<(u64, Option<f64>)>,
 }
 
 pub struct Chart<'a> {
@@ -88,8 +88,8 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
     }
     let mut title = vec![Span::styled(chart.title.to_owned(), look.style(Role::Title))];
     for (number, series) in chart.series.iter().enumerate() {
-        let latest = series.points.last().map_or(0.0, |point| point.1);
-        let words = format!("{}{}", series.name, (chart.label)(latest));
+        let latest = series.points.last().and_then(|point| point.1);
+        let words = format!("{}{}", series.name, latest.map_or_else(|| "-".into(), chart.label));
         title.push(Span::styled(words, look.style(Role::Series(number as u8))));
     }
     put(buffer, Rect { height: 1, ..area }, &Line::from(title));
@@ -101,8 +101,8 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
         height: area.height - 2,
     };
     let points = || chart.series.iter().flat_map(|series| &series.points);
-    let most = points().map(|point| point.1).fold(0.0, f64::max);
-    let top = (chart.ceiling)(most);
+    let most = points().filter_map(|point| point.1).reduce(f64::max);
+    let top = (chart.ceiling)(most.unwrap_or(0.0));
     let (first, last) = match (points().map(|p| p.0).min(), points().map(|p| p.0).max()) {
         (Some(first), Some(last)) => (first, last),
         _ => (0, 0),
@@ -111,7 +111,8 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
 
     for row in 0..plot.height {
         let label = match row {
-            0 => (chart.label)(top),
+            // An axis of nothing has no unit.
+            0 => most.map_or_else(|| "-".into(), |_| (chart.label)(top)),
             _ if row + 1 == plot.height => "0".into(),
             _ => String::new(),
         };
@@ -136,7 +137,7 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
             let from_right = (last - at) * u64::from(plot.width) / (span_s * 1000);
             let Some(index) = columns.len().checked_sub(1 + from_right as usize) else { continue };
             // Of several seconds in one column the worst: a spike must not drown.
-            columns[index] = columns[index].max(value);
+            columns[index] = columns[index].max(value.unwrap_or(0.0));
             // A second as wide as several columns fills them; a time without samples stays empty.
             let held = if chart.holds { HOLD_MS } else { 3 * SAMPLE_MS };
             if let Some((from, _, value)) = before.filter(|(_, then, _)| at.saturating_sub(*then) < held) {
@@ -144,7 +145,7 @@ pub fn draw(chart: &Chart<'_>, look: Look, buffer: &mut Buffer, area: Rect) {
                     *column = column.max(value);
                 }
             }
-            before = Some((index, at, value));
+            before = value.map(|value| (index, at, value));
         }
         let style = look.style(Role::Series(number as u8));
         for (column, value) in columns.iter().enumerate() {

@@ -7,7 +7,7 @@ use toru_plugin_api::status::StoreStatus;
 
 use super::chart::spark;
 use super::theme::{Look, Role};
-use super::{cut_top, flowed, put};
+use super::{NARROW, cut_top, flowed, put};
 use crate::columns::moment;
 use crate::model::{EVENT_LABEL, Event, Level, LogLine, Model, Worker};
 use crate::text;
@@ -25,10 +25,17 @@ pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let mut rows: Vec<Line<'_>> = Vec::new();
     for (_, line) in logs.shown().rev() {
         let mut pieces = if logs.wrap {
-            wrapped(log_line(model, look, line, several, None), area.width.into(), "    ")
+            wrapped(log_line(model, look, line, several, None), area.width.into(), INDENT)
         } else {
             vec![log_line(model, look, line, several, Some(area.width.into()))]
         };
+        if rows.is_empty() && pieces.len() > area.height.into() {
+            // Of one that is higher than the screen the begin says more than the end.
+            pieces.truncate(area.height.into());
+            if let Some(last) = pieces.last_mut() {
+                last.push_span(Span::styled("…", look.style(Role::Dim)));
+            }
+        }
         pieces.reverse();
         rows.extend(pieces);
         if rows.len() >= area.height.into() {
@@ -44,6 +51,9 @@ pub fn draw_logs(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
         put(buffer, Rect { y: area.y + row, height: 1, ..area }, line);
     }
 }
+
+/// In front of the later rows of a line that is wrapped, [`crate::model::LOG_INDENT`] columns.
+const INDENT: &str = "    ";
 
 /// Time, level, plugin where there are several, words. Of a line that is cut at `width` the begin of the words is left
 /// out instead where else what was searched for would be.
@@ -193,7 +203,9 @@ pub fn event_line<'a>(model: &Model, look: Look, event: &'a Event, id_width: Opt
             look.style(Role::Key),
         ));
     }
-    spans.push(Span::styled(format!("{:<12} ", event.kind), look.style(role)));
+    // Where it is tight the words need the room more than a column of their own.
+    let kind = if model.size.0 < NARROW { 0 } else { 12 };
+    spans.push(Span::styled(format!("{:<kind$} ", event.kind), look.style(role)));
     spans.push(Span::raw(event.text()));
     Line::from(spans)
 }

@@ -102,6 +102,9 @@ pub fn draw_confirm(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, 
     let mut beside = Vec::new();
     if let Some(plugin) = model.plugins.get(id) {
         let mut state = vec![badge(plugin.condition(), look)];
+        if plugin.runs_disabled() {
+            state.push(Span::styled("disabled", look.style(Role::Warn)));
+        }
         if let Some(uptime) = plugin.status.uptime_ms {
             state.push(Span::raw(format!("up {}", text::span(uptime))));
         }
@@ -154,7 +157,14 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, fro
             lines.push(row("running –", "it runs although it is disabled"));
             ("Plugins", lines)
         }
-        Screen::Detail(_) => ("Detail", vec![row("l e", "its log, its events"), row("esc", "back")]),
+        Screen::Detail(_) => (
+            "Detail",
+            vec![
+                row("j k g G", "down, up, first, last, where there is more than has room"),
+                row("l e w", "its log, its events, the workers"),
+                row("esc", "back"),
+            ],
+        ),
         Screen::Logs => (
             "Logs",
             vec![
@@ -195,6 +205,15 @@ pub fn draw_help(model: &Model, look: Look, buffer: &mut Buffer, area: Rect, fro
             Verb::ALL.iter().map(|verb| format!("{} {}", verb.key(), verb.word())).collect();
         let off = if model.readonly { " (off: read-only)" } else { "" };
         lines.push(row("actions", &format!("{}{off}", verbs.join(", "))));
+    }
+    let click = match model.screen() {
+        Screen::Plugins => "click on a row: choose it, again: open it; on a title: sort",
+        Screen::Events(_) => "click on a row: choose it, again: open it",
+        Screen::Logs => "click: pause; wheel: scroll",
+        Screen::Detail(_) | Screen::Event(_) | Screen::Workers => "wheel: scroll",
+    };
+    if model.mouse {
+        lines.push(row("mouse", click));
     }
     lines.push(row(":", "command line, Tab completes: restart ID, logs ID ID, sort COLUMN"));
     lines.push(row("esc q", "back, quit; ^Z suspends, ^L repaints"));

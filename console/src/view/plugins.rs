@@ -8,25 +8,21 @@ use ratatui::text::{Line, Span};
 use super::chart::spark;
 use super::theme::{Look, Role};
 use super::{badge, cut_top, put};
-use crate::columns::{Column, fit, next_start, trend};
+use crate::columns::{Column, GUTTER, fit, trend};
 use crate::model::{Condition, Link, Model, Plugin, Sort, Spark};
 use crate::text;
 
-/// Columns for the cursor and the mark.
-const GUTTER: u16 = 2;
-
 pub fn draw(model: &Model, look: Look, buffer: &mut Buffer, area: Rect) {
     let mut area = area;
-    if let Some(worst) = model.worst() {
+    for alarm in model.alarms() {
         let (row, rest) = cut_top(area, 1);
         buffer.set_style(row, look.style(Role::Alarm));
-        put(buffer, row, &Line::styled(alarm(model, worst), look.style(Role::Alarm)));
+        put(buffer, row, &Line::styled(alarm, look.style(Role::Alarm)));
         area = rest;
     }
     let (titles, list) = cut_top(area, 1);
     let rows = model.rows();
-    let id_width = rows.iter().map(|plugin| plugin.status.id.chars().count()).max().unwrap_or(0) as u16;
-    let columns = fit(area.width.saturating_sub(GUTTER), id_width);
+    let columns = model.list_columns(area.width);
 
     let mut x = titles.x + GUTTER;
     for &(column, width) in &columns {
@@ -57,47 +53,6 @@ fn nothing(model: &Model) -> (&'static str, &'static str) {
         }
         _ => ("Waiting for the first snapshot.", ""),
     }
-}
-
-/// What is wrong with the worst plugin, in one line.
-fn alarm(model: &Model, worst: &Plugin) -> String {
-    let others = model.plugins.values().filter(|plugin| plugin.condition().is_trouble()).count() - 1;
-    let mut words = format!("▲ {} {}", worst.status.id, worst.condition().word());
-    if others > 0 {
-        words.push_str(&format!(" (+{others} more)"));
-    }
-    let deaths = worst.deaths_unix_ms.len();
-    match worst.condition() {
-        // How an earlier process ended is no part of it.
-        Condition::Hung => {
-            words.push_str(": ");
-            words.push_str(worst.hang.as_deref().unwrap_or("no answer to pings"));
-            return words;
-        }
-        Condition::CrashLoop if deaths >= 2 => words.push_str(&format!(": {deaths} crashes in 2 min")),
-        Condition::CrashLoop => {
-            words.push_str(&format!(": {} crashes in a row", worst.status.failures));
-        }
-        // Why comes first: what follows is the same for each.
-        Condition::Failed => {
-            let end = worst.last_end().map(|end| format!("{end}; ")).unwrap_or_default();
-            words.push_str(&format!(": {end}given up, restart it when mended"));
-            return words;
-        }
-        _ => {}
-    }
-    if let Some(next) = countdown(model, worst) {
-        words.push_str(&format!(", {next}"));
-    }
-    if let Some(exit) = worst.last_end() {
-        words.push_str(&format!(", {exit}"));
-    }
-    words
-}
-
-/// When the core means to start it, while it waits.
-pub fn countdown(model: &Model, plugin: &Plugin) -> Option<String> {
-    next_start(plugin, model.now.unix_ms).filter(|_| model.link == Link::Live)
 }
 
 /// The sort, where the header cannot mark it because its column has no room.
@@ -171,7 +126,12 @@ fn draw_row(
             _ => {
                 let hot = column == Column::Errors && plugin.latest().errors_per_s > 0.0;
                 let style = if hot { look.style(Role::Bad) } else { base };
-                Line::styled(column.text(plugin), style)
+                let mut words = column.text(plugin);
+                // When it starts, and as much as there is room for of how it ended.
+                if column == Column::LastExit && text::columns(&words) > width.into() {
+                    words = words.strip_prefix("starts ").map_or(words.clone(), str::to_owned);
+                }
+                Line::styled(words, style)
             }
         };
         let space = width.saturating_sub(line.width() as u16);

@@ -65,7 +65,8 @@ fn trouble_is_what_the_eye_meets() {
     let line = |row: u16| (0..80).map(|column| buffer[(column, row)].symbol()).collect::<String>();
     assert!(line(2).contains("zebra"), "the alarm comes right after the header");
     assert!((0..80).all(|column| buffer[(column, 2)].bg == Color::Red), "over the whole width");
-    assert!(line(4).contains("zebra"), "and the worst is the first row, though its id is the last");
+    assert!(line(3).contains("hung"), "the other kind of trouble has its own");
+    assert!(line(5).contains("zebra"), "and the worst is the first row, though its id is the last");
     insta::assert_snapshot!("trouble_40", trouble(40, 14).picture());
 }
 
@@ -77,6 +78,170 @@ fn a_hundred_plugins_scroll() {
     insta::assert_snapshot!("hundred_top", rig.picture());
     rig.typed("G").key(Key::PageUp);
     insta::assert_snapshot!("hundred_bottom", rig.picture());
+}
+
+/// Everything that a detail of this size shows when one goes through it by this key.
+fn paged(rig: &mut Rig, key: Key) -> String {
+    rig.key(Key::Home);
+    let mut seen = rig.picture();
+    let mut pages = 1;
+    while rig.model.hidden().1 > 0 {
+        rig.key(key);
+        seen.push_str(&rig.picture());
+        pages += 1;
+        assert!(pages < 200, "there is no end: {seen}");
+    }
+    seen
+}
+
+#[test]
+fn whatever_has_no_room_on_a_detail_can_be_reached() {
+    let exit = "init failed: the licence of this installation has run out and nobody has renewed it";
+    let lines: Vec<String> =
+        (0..20).map(|number| format!("line {number:02} {}.", "of many words ".repeat(5))).collect();
+    let details = serde_json::json!({ "exit": exit, "stderr": lines }).to_string();
+    for (columns, rows) in [(40, 24), (20, 6), (80, 24), (80, 9), (60, 24), (200, 70), (75, 8), (100, 30)] {
+        let mut rig = busy(columns, rows);
+        for id in 0..12 {
+            rig.event(id, "acme", "crashed", &details);
+        }
+        rig.snapshot(vec![PluginStatus { last_exit: Some(exit.into()), ..crashed("acme", 1) }]);
+        rig.key(Key::Enter);
+        let whole = columns == 200;
+        assert_eq!(rig.model.hidden() == (0, 0), whole, "{columns}x{rows}: {}", rig.picture());
+        for key in [Key::Down, Key::PageDown] {
+            let seen = paged(&mut rig, key);
+            // Words may be broken over rows; everything but blanks is there.
+            let dense: String = seen.split_whitespace().collect();
+            let facts = ["The acme plugin", "256 files", "workers", "requests/s", "renewed it"];
+            // Of three rows none holds these whole.
+            let long = ["/tmp/toru-plugins/acme.sock", exit];
+            for part in facts.iter().chain(long.iter().filter(|_| rows > 6)) {
+                let part: String = part.split_whitespace().collect();
+                assert!(dense.contains(&part), "{columns}x{rows} {key:?}: no {part} in {seen}");
+            }
+            assert!(seen.contains("memory -") && seen.contains("p50"), "{columns}x{rows} {key:?}: {seen}");
+            for number in 0..20 {
+                assert!(
+                    seen.contains(&format!("line {number:02}")),
+                    "{columns}x{rows} {key:?}: {number}: {seen}"
+                );
+            }
+            assert!(
+                dense.contains("ofmanywords."),
+                "the ends of the lines: {columns}x{rows} {key:?}: {seen}"
+            );
+        }
+        if whole {
+            continue;
+        }
+        let mark = |rig: &Rig| rig.picture().lines().nth(1).unwrap_or_default().to_owned();
+        assert!(mark(&rig).contains('▲') && !mark(&rig).contains('▼'), "{}", mark(&rig));
+        rig.typed("k");
+        assert!(mark(&rig).contains("▼1"), "the end is the end, not beyond it: {}", mark(&rig));
+        rig.typed("g");
+        assert!(!mark(&rig).contains('▲') && mark(&rig).contains('▼'), "{}", mark(&rig));
+        // More room, and what was scrolled to is not beyond the end.
+        rig.typed("G").send(Msg::Resize(200, 70));
+        assert_eq!(rig.model.hidden(), (0, 0));
+        assert!(rig.picture().contains("The acme plugin"), "{}", rig.picture());
+    }
+}
+
+#[test]
+fn lists_say_how_much_is_out_of_sight() {
+    let mut rig = Rig::new(80, 12);
+    rig.snapshot((0..100).map(|number| plugin(&format!("plugin-{number:03}"))).collect());
+    let second = |rig: &Rig| rig.picture().lines().nth(1).unwrap_or_default().to_owned();
+    assert!(second(&rig).ends_with("▼92 more (j k)"), "{}", second(&rig));
+    rig.typed("G");
+    assert!(second(&rig).ends_with("▲92 more (j k)"), "{}", second(&rig));
+    rig.key(Key::PageUp).key(Key::PageUp).send(Msg::Resize(40, 12));
+    assert!(second(&rig).contains('▲') && second(&rig).contains('▼'), "{}", second(&rig));
+    for id in 0..30 {
+        rig.event(id, "plugin-001", "ready", "null");
+    }
+    rig.typed("e");
+    assert!(second(&rig).ends_with("▲21"), "the newest are at the bottom: {}", second(&rig));
+    rig.typed("g");
+    assert!(second(&rig).ends_with("▼21"), "{}", second(&rig));
+}
+
+#[test]
+fn each_kind_of_trouble_has_a_row_of_its_own() {
+    let of = |size: (u16, u16)| {
+        let mut rig = Rig::new(size.0, size.1);
+        let failed = |id: &str| PluginStatus { state: "failed".into(), failures: 5, ..crashed(id, 5) };
+        let hung = PluginStatus { health: "unresponsive".into(), ..plugin("hung") };
+        let looping = PluginStatus { failures: 3, ..crashed("zebra", 3) };
+        let all = vec![failed("b-old"), failed("a-old"), looping, hung, crashed("once", 1), plugin("acme")];
+        rig.snapshot(all.clone()).snapshot(all);
+        rig
+    };
+    let rig = of((80, 24));
+    insta::assert_snapshot!("trouble_of_every_kind", rig.picture());
+    let rows = |rig: &Rig| rig.picture().lines().map(str::to_owned).collect::<Vec<_>>();
+    let rows80 = rows(&rig);
+    assert!(rows80[2].starts_with("▲ a-old FAILED (+1 more): killed by SIGKILL; given up"), "{rows80:?}");
+    assert!(rows80[3].starts_with("▲ zebra CRASH-LOOP: 3 crashes in a row"), "{rows80:?}");
+    let first = rows80.iter().position(|row| row.contains("PLUGIN")).expect("titles") + 1;
+    assert!(rows80[first].contains("a-old"), "the first row is the alarm's: {rows80:?}");
+    let small = rows(&of((80, 11)));
+    assert!(small[2].starts_with("▲ a-old FAILED (+4 more)") && small[3].contains("PLUGIN"), "{small:?}");
+    assert!(small[0].starts_with("2 FAILED · 1 CRASH-LOOP · 1 HUNG · 1 crashed · "), "{small:?}");
+    let narrow = rows(&of((40, 16)));
+    assert!(narrow[3].starts_with("▲ zebra CRASH-LOOP"), "{narrow:?}");
+    assert!(narrow[2].ends_with('…'), "what is cut has a sign: {narrow:?}");
+    assert!(narrow[0].contains("2 FAILED") && narrow[0].contains('…'), "{narrow:?}");
+}
+
+#[test]
+fn why_there_is_no_line_has_room_on_any_screen() {
+    let mut rig = trouble(40, 12);
+    rig.news(News::Lost { reason: "no core at /run/toru/control.sock".into() });
+    let picture = rig.picture();
+    assert!(picture.contains("\nPlugins · no core at /run/toru/control.…\n"), "{picture}");
+}
+
+#[test]
+fn a_long_reason_goes_on_in_the_next_row() {
+    let reason =
+        "init failed: the licence of this installation ran out yesterday and nobody has renewed it since";
+    let mut rig = Rig::new(80, 24);
+    let failed =
+        PluginStatus { state: "failed".into(), last_exit: Some(reason.into()), ..crashed("acme", 5) };
+    rig.snapshot(vec![failed.clone(), plugin("bolt")]);
+    let picture = rig.picture();
+    let alarm: Vec<&str> = picture.lines().skip(2).take(2).collect();
+    assert_eq!(alarm.join(" "), format!("▲ acme FAILED: {reason}; given up, restart it when mended"));
+    let buffer = rig.buffer();
+    assert!((0..80).all(|column| buffer[(column, 3)].bg == Color::Red), "both rows are loud");
+    rig.send(Msg::Click { column: 20, row: 6 });
+    assert_eq!(rig.model.selected.as_deref(), Some("bolt"), "the rows below have moved down: {picture}");
+    rig.snapshot(vec![PluginStatus { last_exit: Some("why ".repeat(100)), ..failed }]);
+    assert!(rig.picture().lines().nth(3).is_some_and(|row| row.ends_with('…')), "{}", rig.picture());
+}
+
+#[test]
+fn when_it_starts_has_room_before_how_it_ended() {
+    let mut rig = Rig::new(108, 12);
+    let next_start = Some(rig.unix_ms() + 7000);
+    rig.snapshot(vec![PluginStatus { next_start, ..crashed("zebra", 3) }]);
+    let picture = rig.picture();
+    assert!(picture.contains("LAST EXIT") && picture.contains("in 6s, killed by"), "{picture}");
+    rig.send(Msg::Resize(200, 12));
+    assert!(rig.picture().contains("starts in 6s, killed by SIGKILL\n"), "{}", rig.picture());
+}
+
+#[test]
+fn clicks_are_in_the_help_where_they_come() {
+    let mut rig = busy(80, 24);
+    rig.typed("?");
+    assert!(!rig.picture().contains("mouse"));
+    rig.model.mouse = true;
+    assert!(rig.picture().contains("mouse       click on a row: choose it"), "{}", rig.picture());
+    rig.key(Key::Esc).key(Key::Enter).typed("?");
+    insta::assert_snapshot!("help_detail", rig.picture());
 }
 
 #[test]
@@ -120,6 +285,8 @@ fn detail() {
     let mut rig = busy(40, 24);
     rig.key(Key::Enter);
     insta::assert_snapshot!("detail_40", rig.picture());
+    rig.typed("G");
+    insta::assert_snapshot!("detail_40_end", rig.picture());
     rig.snapshot(vec![]);
     insta::assert_snapshot!("detail_gone", rig.picture());
 }
@@ -368,7 +535,7 @@ fn no_order_of_messages_panics() {
                 rig.log("p1", ["info", "error"][random(2) as usize], &"wörd 🐍 ".repeat(random(30) as usize));
             }
             5 => {
-                rig.send(Msg::Click { row: random(40) as u16 });
+                rig.send(Msg::Click { column: random(130) as u16, row: random(40) as u16 });
             }
             6 => {
                 rig.send(Msg::Wheel { down: random(2) == 0 });
@@ -607,7 +774,9 @@ fn one_that_runs_although_it_is_disabled_shows_it() {
         picture.contains("> ● running –  acme ") && picture.contains("  ● running    bolt "),
         "{picture}"
     );
-    rig.typed("?");
+    rig.typed("x");
+    assert!(rig.picture().contains("● running · disabled · up 1h00m"), "{}", rig.picture());
+    rig.typed("n?");
     assert!(rig.picture().contains("running –"), "{}", rig.picture());
     rig.key(Key::Esc).typed("/disabled");
     assert!(!rig.picture().contains("bolt"), "{}", rig.picture());
