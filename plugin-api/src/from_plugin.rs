@@ -10,6 +10,8 @@ use crate::headers::{Repeats, write_headers};
 use crate::json::{write_base64, write_string, write_u64};
 
 #[cfg(feature = "core")]
+mod raw;
+#[cfg(feature = "core")]
 mod read;
 #[cfg(feature = "core")]
 pub use read::*;
@@ -65,6 +67,9 @@ pub enum BadKvRequest {
     /// `list` with a `limit` that is no integer from 0.
     #[error("limit must be a number of keys")]
     BadLimit,
+    /// There is half a surrogate pair (`\ud83d`) in the message, which is no text.
+    #[error("half a surrogate pair is no text")]
+    BadText,
 }
 
 /// What stands before the headers of a response.

@@ -253,6 +253,7 @@ fn kv_meaning(kind: &str, request_id: &str, request: Result<KvRequest<'_>, BadKv
                 BadKvRequest::BadValue => "bad_value",
                 BadKvRequest::BadPrefix => "bad_prefix",
                 BadKvRequest::BadLimit => "bad_limit",
+                BadKvRequest::BadText => "bad_text",
                 _ => "?",
             };
             return json!({"kind": "bad_kv", "request_id": request_id, "reason": reason});
@@ -415,6 +416,7 @@ fn plugin_meaning(expect: &Value, message: PluginMessage<'_>) -> Value {
                 BadResponse::BadHeaderValue => "bad_header_value",
                 BadResponse::BadEncoding => "bad_encoding",
                 BadResponse::BadBase64 => "bad_base64",
+                BadResponse::BadText => "bad_text",
                 _ => "?",
             };
             json!({"kind": "bad_response", "request_id": request_id, "reason": reason})

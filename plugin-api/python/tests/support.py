@@ -97,11 +97,10 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 def read_plugin_message(frame: bytes) -> Json:
     """The `means` of the vectors. Errors: MessageError."""
-    message = messages.parse_frame(frame)
-    try:
-        json.dumps(message, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise MessageError("bad_json", "half a surrogate pair") from None
+    # orjson stops at half a surrogate pair.
+    message = messages._parse_plain(frame)
+    half = has_half_pair(message)
+    message = without_half_pairs(message)
     if not isinstance(message, dict):
         raise MessageError("not_object", "the top level is no object")
     kind = message.get("type")
@@ -124,6 +123,8 @@ def read_plugin_message(frame: bytes) -> Json:
     if not isinstance(request_id, str):
         raise MessageError("no_request_id", "no request_id")
     try:
+        if half:
+            raise Bad("bad_text")
         if kind == "kv":
             return {"kind": "kv", "request_id": request_id, "request": _read_kv(fields)}
         if not isinstance(payload, dict):
@@ -133,14 +134,33 @@ def read_plugin_message(frame: bytes) -> Json:
         return {"kind": "bad_response" if kind == "http" else "bad_kv", "request_id": request_id, "reason": str(bad)}
 
 
+def has_half_pair(message: Any) -> bool:
+    try:
+        json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def without_half_pairs(value: Any) -> Any:
+    """The message with U+FFFD for each half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [without_half_pairs(one) for one in value]
+    if isinstance(value, dict):
+        return {without_half_pairs(name): without_half_pairs(one) for name, one in value.items()}
+    return value
+
+
 def _read_lifecycle(fields: Json) -> Json:
     action = fields.get("action")
     if action == "ready":
         return {"kind": "ready"}
     if action == "failed":
         return {"kind": "failed", "error": fields.get("error", "")}
-    if action == "pong":
-        return {"kind": "pong", "seq": fields.get("seq")}
+    if action == "pong" and type(fields.get("seq")) is int:
+        return {"kind": "pong", "seq": fields["seq"]}
     return {"kind": "unknown"}
 
 
@@ -170,9 +190,11 @@ def _read_response(payload: Json) -> Json:
         nested = inner.get("body")
         if isinstance(nested, str):
             try:
-                nested = messages.parse_frame(nested.encode())
+                nested = messages._parse_plain(nested.encode())
             except MessageError:
                 raise Bad("bad_nested") from None
+        if has_half_pair(nested):
+            raise Bad("bad_text")
         if not isinstance(nested, dict):
             raise Bad("bad_nested")
         payload = nested

@@ -145,6 +145,8 @@ def core_means(message: messages.CoreMessage) -> Json:
 class Messages(unittest.TestCase):
     def check(self, name: str, read: Callable[[bytes], Any], means: Callable[[Any], Json]) -> None:
         for case in vectors(name):
+            if case.get("exact_numbers"):
+                continue
             for way, frame in frame_ways(vector_bytes(case["input"])):
                 with self.subTest(case["name"], way=way):
                     if "error" in case:
