@@ -81,6 +81,8 @@ pub enum Failure {
     PluginGone(&'static str),
     /// The plugin's answer was no answer.
     BadAnswer,
+    /// The plugin's answer has more of a head than a setting allows.
+    LargeAnswerHead(&'static str),
     TimedOut,
     /// The store refused or failed; `code` is a fixed word for programs.
     Store {
@@ -128,7 +130,10 @@ impl Failure {
             | Failure::QueuedTooLong
             | Failure::FileBusy(_)
             | Failure::Stopping => 503,
-            Failure::Unreachable | Failure::PluginGone(_) | Failure::BadAnswer => 502,
+            Failure::Unreachable
+            | Failure::PluginGone(_)
+            | Failure::BadAnswer
+            | Failure::LargeAnswerHead(_) => 502,
             Failure::TimedOut => 504,
             Failure::Internal(_) => 500,
             Failure::Conflict(_) => 409,
@@ -148,7 +153,8 @@ impl Failure {
             Failure::NotFound(detail)
             | Failure::UnsupportedMediaType(detail)
             | Failure::FileBusy(detail)
-            | Failure::PluginGone(detail) => (*detail).to_owned(),
+            | Failure::PluginGone(detail)
+            | Failure::LargeAnswerHead(detail) => (*detail).to_owned(),
             Failure::Store { message, .. } => message.clone(),
             Failure::MethodNotAllowed(allow) => format!("this resource takes {allow}"),
             Failure::UnknownMethod => "the server knows no such method".into(),

@@ -122,9 +122,26 @@ pub struct HttpConfig {
     pub body_rate_after: Duration,
     pub head_bytes_max: usize,
     pub body_bytes_max: u64,
+    /// Of a plugin's answer: all names and values as lines of a head, also those that are left out.
+    pub answer_head_bytes_max: usize,
+    pub answer_fields_max: usize,
     pub connections_max: usize,
     /// Clients whose word about their own clients is passed on.
     pub trusted_proxies: Vec<Network>,
+}
+
+/// How large a head an answer may have.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    pub fields_max: usize,
+    /// Of names and values with what stands around them on a line.
+    pub bytes_max: usize,
+}
+
+impl HttpConfig {
+    pub fn head_limits(&self) -> HeadLimits {
+        HeadLimits { fields_max: self.answer_fields_max, bytes_max: self.answer_head_bytes_max }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -296,6 +313,8 @@ struct HttpTable {
     body_rate_after_ms: Option<Spanned<u64>>,
     head_bytes_max: Option<Spanned<usize>>,
     body_bytes_max: Option<Spanned<u64>>,
+    answer_head_bytes_max: Option<Spanned<usize>>,
+    answer_fields_max: Option<Spanned<usize>>,
     connections_max: Option<Spanned<usize>>,
     trusted_proxies: Vec<Spanned<String>>,
 }
@@ -619,6 +638,19 @@ impl HttpTable {
                 &self.body_bytes_max,
                 message_bytes_max as u64,
                 0..=message_bytes_max as u64,
+            )?,
+            // More than an answer has use for; what clients take differs: Node 16 KiB, Python 100 fields, curl 300 KiB.
+            answer_head_bytes_max: source.number(
+                "http.answer_head_bytes_max",
+                &self.answer_head_bytes_max,
+                64 * 1024,
+                1024..=1024 * 1024,
+            )?,
+            answer_fields_max: source.number(
+                "http.answer_fields_max",
+                &self.answer_fields_max,
+                256,
+                1..=10_000,
             )?,
             connections_max: source.number(
                 "http.connections_max",

@@ -95,7 +95,12 @@ async fn attempt(
                     "answered the request {theirs:?} instead of {request_id:?}"
                 )))
             }
-            PluginMessage::HttpResponse { response: Ok(response), .. } => Ok(pieces(response)),
+            PluginMessage::HttpResponse { response: Ok(response), .. } => {
+                pieces(response, worker.config().http.head_limits()).map_err(|too_large| LegacyFailure {
+                    failure: Failure::LargeAnswerHead(too_large),
+                    breach: Some(Breach::Said(too_large.to_owned())),
+                })
+            }
             PluginMessage::HttpResponse { response: Err(bad), .. } => Err(LegacyFailure {
                 failure: Failure::BadAnswer,
                 breach: Some(Breach::Said(bad.to_string())),

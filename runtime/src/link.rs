@@ -19,7 +19,6 @@ use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
 use monoio::net::UnixStream;
 use nix::sys::socket::{Shutdown, shutdown};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use serde_json::{Map, Value};
 use toru_http::{encode_field, is_reserved_in_response};
 use toru_plugin_api::frame::{Decoder, Framing};
 use toru_plugin_api::from_core::encode_cancel;
@@ -28,10 +27,12 @@ use toru_plugin_api::time::as_str;
 use toru_supervisor::{Command, KvAnswer, Level, Phase};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
+use crate::config::HeadLimits;
 use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::{Delivery, ExchangeId};
 use crate::log::LineBudget;
 use crate::place::Counted;
+use crate::said;
 use crate::worker::{Message, Target, Worker};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
@@ -435,8 +436,11 @@ fn take(
         PluginMessage::HttpResponse { request_id, response } => {
             let id = ExchangeId::parse(request_id);
             let (news, bad) = match response {
-                Ok(response) => (Ok(pieces(response)), None),
-                Err(bad) => (Err(Failure::BadAnswer), Some(bad)),
+                Ok(response) => match pieces(response, worker.config().http.head_limits()) {
+                    Ok(pieces) => (Ok(pieces), None),
+                    Err(too_large) => (Err(Failure::LargeAnswerHead(too_large)), Some(too_large.to_owned())),
+                },
+                Err(bad) => (Err(Failure::BadAnswer), Some(bad.to_string())),
             };
             let delivery =
                 id.map_or(Delivery::Stray, |id| worker.exchanges.borrow_mut().deliver(id, link, news));
@@ -448,7 +452,7 @@ fn take(
                     ));
                 }
             } else if let Some(bad) = bad {
-                worker.report_bad_answer(target, link.generation, &bad.to_string());
+                worker.report_bad_answer(target, link.generation, &bad);
             }
         }
         PluginMessage::Kv { request_id, request } => {
@@ -463,9 +467,8 @@ fn take(
             if !link.log_budget.take(&worker.shared.logger, &target.shared.id) {
                 return Ok(());
             }
-            let fields: Option<Map<String, Value>> =
-                fields_json.and_then(|fields| serde_json::from_str(&fields).ok());
-            worker.shared.logger.plugin(&target.shared.id, Level::from_word(level), message, fields.as_ref());
+            let fields = fields_json.as_deref().and_then(said::fields).unwrap_or_default();
+            worker.shared.logger.plugin_json(&target.shared.id, Level::from_word(level), message, &fields);
         }
         // Lifecycle is between the plugin and the supervisor; unknown messages are ignored by contract.
         PluginMessage::Ready
@@ -479,7 +482,9 @@ fn take(
 }
 
 /// A whole answer as the pieces that a client's task takes.
-pub fn pieces(response: HttpResponse<'_>) -> Pieces {
+///
+/// Errors: its head is larger than the settings allow; which one.
+pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits) -> Result<Pieces, &'static str> {
     // With room for the request's id.
     let mut fields = Vec::with_capacity(256);
     let mut has_content_type = false;
@@ -490,7 +495,17 @@ pub fn pieces(response: HttpResponse<'_>) -> Pieces {
     };
     // Hardly any plugin has one, and each field is looked for in it.
     let any_named = connection.clone().next().is_some();
+    let (mut count, mut bytes) = (0, 0);
     for (name, value) in response.headers {
+        // Also those that are dropped: each is looked at.
+        count += 1;
+        bytes += name.len() + value.len() + ": \r\n".len();
+        if count > limits.fields_max {
+            return Err("the plugin's answer has more fields than http.answer_fields_max");
+        }
+        if bytes > limits.bytes_max {
+            return Err("the fields of the plugin's answer have more bytes than http.answer_head_bytes_max");
+        }
         has_content_type |= name.eq_ignore_ascii_case("content-type");
         // The core frames the answer and names the request; what the plugin says about that would only contradict it.
         let dropped = is_reserved_in_response(name)
@@ -507,7 +522,7 @@ pub fn pieces(response: HttpResponse<'_>) -> Pieces {
         add_field(&mut fields, "content-type", "application/json");
     }
     let head = AnswerHead { status: response.status, fields };
-    Pieces { head: Some(head), content: response.body.into_owned(), complete: true }
+    Ok(Pieces { head: Some(head), content: response.body.into_owned(), complete: true })
 }
 
 impl Worker {
@@ -556,7 +571,8 @@ mod tests {
         let mut frame = format!(r#"{{"type":"http","request_id":"r","payload":{payload}}}"#).into_bytes();
         let fields = PluginMessageReader::new().read(&mut frame, |message| match message {
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
-                pieces(response).head.expect("a whole answer has one").fields
+                let limits = HeadLimits { fields_max: 100, bytes_max: 1000 };
+                pieces(response, limits).expect("small").head.expect("a whole answer has one").fields
             }
             other => panic!("{other:?}"),
         });
@@ -575,5 +591,29 @@ mod tests {
         for body in [r#""{}""#, r#""""#, "null"] {
             assert_eq!(fields_of(&format!(r#"{{"status":200,"body":{body}}}"#)), "", "{body}");
         }
+    }
+
+    #[test]
+    fn a_head_is_bounded_to_the_byte_and_the_field() {
+        let judge = |headers: &str, bytes_max, fields_max| {
+            let mut frame =
+                format!(r#"{{"type":"http","request_id":"r","payload":{{"status":200,"headers":{headers},"body":""}}}}"#)
+                    .into_bytes();
+            let judged = PluginMessageReader::new().read(&mut frame, |message| match message {
+                PluginMessage::HttpResponse { response: Ok(response), .. } => {
+                    pieces(response, HeadLimits { bytes_max, fields_max }).err()
+                }
+                other => panic!("{other:?}"),
+            });
+            judged.expect("a message")
+        };
+        // `a: 1` and `te: xyz` with their line ends; the second is dropped and counts.
+        let two = r#"{"a":"1","te":"xyz"}"#;
+        assert_eq!(judge(two, 6 + 9, 2), None);
+        assert!(judge(two, 6 + 9 - 1, 2).is_some_and(|why| why.contains("http.answer_head_bytes_max")));
+        assert!(judge(two, 6 + 9, 1).is_some_and(|why| why.contains("http.answer_fields_max")));
+        let list = r#"{"set-cookie":["a=1","b=2"]}"#;
+        assert_eq!(judge(list, 1000, 2), None);
+        assert!(judge(list, 1000, 1).is_some(), "each of a list is a field");
     }
 }

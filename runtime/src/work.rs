@@ -310,7 +310,9 @@ async fn launch(
                         return Err(target.refusal().unwrap_or(failure));
                     }
                     match breach {
-                        Some(Breach::Said(reason)) if failure == Failure::BadAnswer => {
+                        Some(Breach::Said(reason))
+                            if matches!(failure, Failure::BadAnswer | Failure::LargeAnswerHead(_)) =>
+                        {
                             worker.report_bad_answer(target, generation, &reason);
                         }
                         Some(Breach::Said(reason)) => {

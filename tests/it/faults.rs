@@ -394,6 +394,52 @@ fn an_answer_that_is_no_http_is_502_and_nothing_of_it_reaches_the_client() {
 }
 
 #[test]
+fn what_json_allows_and_few_can_hold_costs_one_answer_at_most() {
+    for driver in ["auto", "epoll"] {
+        let daemon = Stage::new().driver(driver).set("server.workers", 1).faulty("p", &json!({})).start();
+        daemon.wait_ready("p");
+        let connection = || daemon.get("/api/plugins/p/connection").text().to_owned();
+        let before = connection();
+        // More than the three broken frames that count as a crash.
+        for _ in 0..3 {
+            for deed in ["half-pair", "half-pair-in-text"] {
+                assert_problem(&daemon.get(&format!("/api/plugins/p/raw-body/{deed}")), 502);
+            }
+            let answer = daemon.get("/api/plugins/p/raw-body/numbers");
+            assert_eq!(answer.text(), r#"{"large":1e400,"long":[12345678901234567890123,0.10]}"#);
+            assert_eq!(answer.field("content-type"), Some("application/json"));
+        }
+        let told = daemon.wait_event("p", "protocol_error", 1).to_string();
+        assert!(told.contains("half a surrogate pair"), "{told}");
+        assert_eq!(connection(), before, "{driver}: the connection lives on");
+        assert_eq!(daemon.starts("p").len(), 1, "{driver}");
+    }
+}
+
+#[test]
+fn a_large_head_of_an_answer_is_502_that_says_so() {
+    let daemon = daemon();
+    for (deed, setting) in [
+        ("long-header/200000", "http.answer_head_bytes_max"),
+        ("many-headers/5000", "http.answer_fields_max"),
+        ("many-headers/257", "http.answer_fields_max"),
+    ] {
+        let errors = || daemon.status("p").unwrap()["errors"].as_u64().unwrap();
+        let before = errors();
+        let answer = daemon.get(&format!("/api/plugins/p/{deed}"));
+        assert_problem(&answer, 502);
+        assert!(answer.json()["detail"].as_str().unwrap().contains(setting), "{answer:?}");
+        assert!(answer.field("x-long").or(answer.field("x-many")).is_none(), "{answer:?}");
+        wait_for("the error to be counted", || (errors() == before + 1).then_some(()));
+    }
+    let told = daemon.wait_event("p", "protocol_error", 1).to_string();
+    assert!(told.contains("http.answer_"), "{told}");
+    let answer = daemon.get("/api/plugins/p/long-header/60000");
+    assert_eq!(answer.field("x-long").map(str::len), Some(60_000));
+    assert_eq!(daemon.get("/api/plugins/p/many-headers/256").fields("x-many").count(), 256);
+}
+
+#[test]
 fn a_plugin_that_is_not_ready_is_503_with_retry_after() {
     let daemon = Stage::new().faulty("p", &json!({"do": "never-ready"})).faulty("q", &json!({})).start();
     daemon.wait_ready("q");
@@ -911,6 +957,30 @@ fn a_pipelined_flood_keeps_no_other_client_waiting() {
 }
 
 // Row: any fault of a plugin
+#[test]
+fn a_flood_of_log_messages_keeps_no_neighbour_waiting() {
+    for driver in ["auto", "epoll"] {
+        let stage = Stage::new().driver(driver).set("server.workers", 1);
+        let daemon = stage.faulty("p", &json!({})).faulty("q", &json!({})).start();
+        daemon.wait_ready("p");
+        daemon.wait_ready("q");
+        assert_eq!(daemon.get("/api/plugins/p/flood-log").status, 200);
+        // It ends only when it is told to: whoever has to wait for its end gets no answer.
+        let mut neighbour = daemon.client();
+        for _ in 0..50 {
+            assert_eq!(neighbour.get("/api/plugins/q/x").status, 200, "{driver}");
+            assert_eq!(daemon.get("/api/plugins/q/x").status, 200, "{driver}");
+        }
+        let flooded: u64 = daemon.get("/api/plugins/p/calm").text().parse().unwrap();
+        assert!(flooded > 1_000, "{driver}: {flooded} messages are no flood");
+        wait_for("the lines that were left out to be told", || {
+            // They are with the first line of another second.
+            assert_eq!(daemon.get("/api/plugins/p/log").status, 200);
+            daemon.plugin_log("p").iter().any(|line| line["dropped"].as_u64() > Some(0)).then_some(())
+        });
+    }
+}
+
 #[test]
 fn nothing_leaks_over_many_faults() {
     let daemon = Stage::new()

@@ -79,6 +79,10 @@ struct Plugin {
     kv_waiting: Mutex<HashMap<String, mpsc::Sender<Value>>>,
     timer: Timer,
     socket_closed: AtomicBool,
+    /// Ends what floods until it is told to stop.
+    calm: AtomicBool,
+    /// Log messages that were sent in floods.
+    flooded: AtomicU64,
     frame_bytes_max: AtomicUsize,
 }
 
@@ -134,6 +138,8 @@ impl Plugin {
             kv_waiting: Mutex::default(),
             timer: Timer::start(),
             socket_closed: AtomicBool::new(false),
+            calm: AtomicBool::new(false),
+            flooded: AtomicU64::new(0),
             frame_bytes_max: AtomicUsize::new(FRAME_BYTES_MAX),
             command,
         }
@@ -554,6 +560,27 @@ impl Plugin {
                 },
                 "body": "",
             }))),
+            // JSON by its grammar, and more than most readers take.
+            "raw-body" => {
+                let body = match rest.first() {
+                    Some(&"half-pair") => r#"{"half":"\ud83d"}"#,
+                    Some(&"half-pair-in-text") => r#""\ude00""#,
+                    _ => r#"{"large": 1e400, "long": [12345678901234567890123, 0.10]}"#,
+                };
+                let text = format!(
+                    r#"{{"type":"http","request_id":"{}","payload":{{"status":200,"headers":{{}},"body":{body}}}}}"#,
+                    request.id
+                );
+                connection.raw(&frame(text.as_bytes(), connection.framing));
+            }
+            "long-header" => {
+                let value = "v".repeat(number(0) as usize);
+                connection.send(&ok(json!({"status": 200, "headers": {"x-long": value}, "body": "long"})));
+            }
+            "many-headers" => {
+                let values = vec!["v"; number(0) as usize];
+                connection.send(&ok(json!({"status": 200, "headers": {"x-many": values}, "body": "many"})));
+            }
             "bad-header-name" => {
                 connection.send(&ok(json!({"status": 200, "headers": {"x note\n": "a"}, "body": ""})))
             }
@@ -668,6 +695,23 @@ impl Plugin {
                     },
                 }));
                 connection.send(&request.echo());
+            }
+            "flood-log" => {
+                connection.send(&request.echo());
+                let line = json!({"type": "log", "payload": {"level": "info", "message": "on and on"}});
+                let block = frame(line.to_string().as_bytes(), connection.framing).repeat(100);
+                let (plugin, connection) = (self.clone(), connection.clone());
+                thread::spawn(move || {
+                    while !plugin.calm.load(Ordering::SeqCst) {
+                        connection.raw(&block);
+                        plugin.flooded.fetch_add(100, Ordering::SeqCst);
+                    }
+                });
+            }
+            "calm" => {
+                self.calm.store(true, Ordering::SeqCst);
+                let flooded = self.flooded.load(Ordering::SeqCst).to_string();
+                connection.send(&ok(json!({"status": 200, "headers": {}, "body": flooded})));
             }
             "complain" => {
                 for line in 1..=number(1) {
