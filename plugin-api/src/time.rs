@@ -33,8 +33,8 @@ fn write_digits(place: &mut [u8], mut number: u64) {
     }
 }
 
-/// Milliseconds since 1970 of a moment in UTC: a day, `2026-01-01`, or RFC 3339 with `Z`, `2026-01-01T00:00:00.000Z`,
-/// with up to three digits after the second or none.
+/// Milliseconds since 1970 of a moment: a day in UTC, `2026-01-01`, or RFC 3339, `2026-01-01T00:00:00.000Z` or
+/// `2026-01-01T02:00:00+02:00`; of a fraction the first three digits count.
 ///
 /// Bounds: years 1970 to 9999; nothing for any other text, or a day or time that does not exist.
 pub fn unix_ms_of(text: &str) -> Option<u64> {
@@ -42,11 +42,23 @@ pub fn unix_ms_of(text: &str) -> Option<u64> {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         text.parse::<u64>().ok().filter(|number| digits && *number <= most)
     };
-    let (date, time) = match text.split_once('T') {
-        Some((date, time)) => (date, time.strip_suffix('Z')?),
-        None => (text, "00:00:00"),
+    if !text.is_ascii() {
+        return None;
+    }
+    let (date, time) = text.split_once(['T', 't']).unwrap_or((text, "00:00:00Z"));
+    let (time, offset_minutes) = match time.strip_suffix(['Z', 'z']) {
+        Some(time) => (time, 0),
+        None => {
+            let (time, offset) = time.split_at_checked(time.len().checked_sub("+00:00".len())?)?;
+            let minutes = number(&offset[1..3], 23)? * 60 + number(&offset[4..], 59)?;
+            match (&offset[..1], &offset[3..4]) {
+                ("+", ":") => (time, minutes as i64),
+                ("-", ":") => (time, -(minutes as i64)),
+                _ => return None,
+            }
+        }
     };
-    if !text.is_ascii() || date.len() != 10 || &date[4..5] != "-" || &date[7..8] != "-" {
+    if date.len() != 10 || &date[4..5] != "-" || &date[7..8] != "-" {
         return None;
     }
     let (year, month, day) = (number(&date[..4], 9999)?, number(&date[5..7], 12)?, number(&date[8..], 31)?);
@@ -58,13 +70,18 @@ pub fn unix_ms_of(text: &str) -> Option<u64> {
         return None;
     }
     let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
-    if clock.len() != 8 || &clock[2..3] != ":" || &clock[5..6] != ":" || !(1..=3).contains(&fraction.len()) {
+    if clock.len() != 8 || &clock[2..3] != ":" || &clock[5..6] != ":" || fraction.is_empty() {
         return None;
     }
     let (hour, minute, second) =
         (number(&clock[..2], 23)?, number(&clock[3..5], 59)?, number(&clock[6..], 59)?);
+    let (fraction, finer) = fraction.split_at(fraction.len().min(3));
+    if !finer.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
     let ms = number(fraction, 999)? * 10_u64.pow(3 - fraction.len() as u32);
-    Some(days * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1_000 + ms)
+    let unix_ms = days * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1_000 + ms;
+    unix_ms.checked_add_signed(-offset_minutes * 60_000)
 }
 
 /// The inverse of [`civil_from_days`]; a day past the end of its month is one of the next.
@@ -107,7 +124,15 @@ mod tests {
             assert_eq!(unix_ms_of(&as_str(&rfc3339_millis(unix_ms))[..10]), Some(day * 86_400_000));
         }
         assert_eq!(unix_ms_of("2024-02-29T12:00:00Z"), Some(1_709_208_000_000));
-        assert_eq!(unix_ms_of("2024-02-29T12:00:00.5Z"), Some(1_709_208_000_500));
+        for same in [
+            "2024-02-29T12:00:00.5Z",
+            "2024-02-29t12:00:00.500000z",
+            "2024-02-29T12:00:00.500999+00:00",
+            "2024-02-29T14:30:00.5+02:30",
+            "2024-02-28T12:01:00.5-23:59",
+        ] {
+            assert_eq!(unix_ms_of(same), Some(1_709_208_000_500), "{same}");
+        }
         for bad in [
             "",
             "now",
@@ -120,10 +145,16 @@ mod tests {
             "2024-01-01T00:00:00",
             "2024-01-01T24:00:00Z",
             "2024-01-01T00:00:00.Z",
-            "2024-01-01T00:00:00.1234Z",
+            "2024-01-01T00:00:00.123xZ",
+            "1970-01-01T00:00:00+00:01",
             "2024-01-01T00:00Z",
             "+024-01-01",
-            "2024-01-01T00:00:00+01:00",
+            "2024-01-01T00:00:00+0100",
+            "2024-01-01T00:00:00+01:60",
+            "2024-01-01T00:00:00 01:00",
+            "2024-01-01T+01:00",
+            "T",
+            "2024-01-01TZ",
             "2024-01-0ü",
             "ü24-01-01",
         ] {

@@ -123,7 +123,7 @@ impl Call {
                 page: query.number("page", 1, 1..=1_000_000)?,
                 page_size: query.number("page_size", 100, 1..=1000)?,
                 level: query.level()?,
-                follow: query.is_set("follow"),
+                follow: query.flag("follow")?,
             },
             Endpoint::History(id) => Call::History(id.into_owned()),
             Endpoint::Stream => {
@@ -136,12 +136,12 @@ impl Call {
                 query: EventQuery {
                     plugin_id: query.get("plugin").map(Cow::into_owned),
                     event_type: query.event_kind()?,
-                    after_id: query.get("after").and_then(|id| id.parse().ok()),
+                    after_id: query.event_id("after")?,
                     since_unix_ms: query.moment("since")?,
                     until_unix_ms: query.moment("until")?,
                     limit: query.number("limit", 100, 1..=1000)?,
                 },
-                follow: query.is_set("follow"),
+                follow: query.flag("follow")?,
             },
         })
     }
@@ -165,8 +165,23 @@ impl<'a> Query<'a> {
         })
     }
 
-    fn is_set(&self, name: &str) -> bool {
-        matches!(self.get(name).as_deref(), Some("1" | "true"))
+    fn flag(&self, name: &str) -> Result<bool, Failure> {
+        match self.get(name).as_deref() {
+            None | Some("0" | "false") => Ok(false),
+            Some("1" | "true") => Ok(true),
+            Some(_) => Err(Failure::Malformed {
+                status: 400,
+                detail: format!("`{name}` must be 1 or true, 0 or false"),
+            }),
+        }
+    }
+
+    fn event_id(&self, name: &str) -> Result<Option<i64>, Failure> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| Failure::Malformed {
+            status: 400,
+            detail: format!("`{name}` must be the id of an event, a number"),
+        })
     }
 
     fn level(&self) -> Result<Option<Level>, Failure> {
@@ -625,6 +640,12 @@ async fn import(worker: &Worker, id: &str, body: &[u8]) -> Result<LocalAnswer, F
     Ok(LocalAnswer::json(200, &json!({ "done": done, "refused": refused })))
 }
 
+/// An integer from 0, however it is written: in JSON 5.0 is one, too.
+fn whole_number(value: &Value) -> Option<u64> {
+    let integral = |number: &f64| *number >= 0.0 && number.fract() == 0.0;
+    value.as_u64().or_else(|| value.as_f64().filter(integral).map(|number| number as u64))
+}
+
 fn kv_question(body: &[u8]) -> Result<KvQuestion, String> {
     let asked: Value =
         serde_json::from_slice(body).map_err(|error| format!("the content is no JSON: {error}"))?;
@@ -638,8 +659,24 @@ fn kv_question(body: &[u8]) -> Result<KvQuestion, String> {
         "list" => {
             let prefix =
                 if asked.get("prefix").is_none_or(Value::is_null) { String::new() } else { text("prefix")? };
-            Ok(KvQuestion::List { prefix, limit: asked.get("limit").and_then(Value::as_u64) })
+            let limit = asked.get("limit").filter(|limit| !limit.is_null());
+            let limit =
+                limit.map(|limit| whole_number(limit).ok_or("`limit` must be a number of keys".to_owned()));
+            Ok(KvQuestion::List { prefix, limit: limit.transpose()? })
         }
         other => Err(format!("`action` is {other:?}, but must be get, set, delete or list")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_every_type_of_event() {
+        let document: Value = serde_json::from_str(OPENAPI).expect("JSON");
+        let parameters = document.pointer("/paths/~1v1~1events/get/parameters").and_then(Value::as_array);
+        let of_type = parameters.and_then(|all| all.iter().find(|one| one["name"] == "type"));
+        assert_eq!(of_type.expect("it is there")["schema"]["enum"], json!(EVENT_KINDS));
     }
 }

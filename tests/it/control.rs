@@ -279,3 +279,28 @@ fn a_query_may_be_encoded_as_libraries_do() {
     assert_problem(&daemon.control().get("/v1/events?plugin=%2570"), 404);
     assert_problem(&daemon.control().get("/v1/events?since=2026-01-01T00%3A00%3"), 400);
 }
+
+#[test]
+fn a_query_or_a_question_with_a_value_of_no_sense_is_refused() {
+    let daemon = daemon();
+    for target in [
+        "/v1/events?after=first",
+        "/v1/events?after=99999999999999999999",
+        "/v1/events?follow=yes",
+        "/v1/logs?follow=",
+        "/v1/plugins/p/logs?follow=2",
+    ] {
+        assert_problem(&daemon.control().get(target), 400);
+    }
+    assert_eq!(daemon.control().get("/v1/events?after=0&follow=0").status, 200);
+    for (question, expect) in [
+        (r#"{"action":"list","limit":"5"}"#, 400),
+        (r#"{"action":"list","limit":-1}"#, 400),
+        (r#"{"action":"list","limit":1.5}"#, 400),
+        (r#"{"action":"list","limit":5.0}"#, 200),
+        (r#"{"action":"list","limit":null,"prefix":null}"#, 200),
+    ] {
+        let answer = daemon.manage("POST", "/api/plugins/p/kv", question.as_bytes());
+        assert_eq!(answer.status, expect, "{question}: {answer:?}");
+    }
+}
