@@ -200,7 +200,28 @@ impl Facts {
 
 fn content_type(name: &[u8]) -> &'static str {
     let name = Path::new(std::ffi::OsStr::from_bytes(name));
-    mime_guess::from_path(name).first_raw().unwrap_or("application/octet-stream")
+    let extension = name.extension().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+    // What the table lacks, or has by a name that browsers or registries do not know (any more).
+    match extension.to_ascii_lowercase().as_str() {
+        // RFC 9239; a browser runs no module of another type.
+        "mjs" | "cjs" => "text/javascript",
+        "map" => "application/json",
+        "jsonl" | "ndjson" => "application/x-ndjson",
+        // Says its encoding itself, which a type that begins with `text` would contradict.
+        "xml" | "xsl" => "application/xml",
+        "yaml" | "yml" => "application/yaml",
+        "toml" => "application/toml",
+        "woff" => "font/woff",
+        "otf" => "font/otf",
+        "m4a" => "audio/mp4",
+        "ts" => "video/mp2t",
+        "m3u8" => "application/vnd.apple.mpegurl",
+        "m4s" => "video/iso.segment",
+        "docx" => "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        "xlsx" => "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+        "pptx" => "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+        _ => mime_guess::from_path(name).first_raw().unwrap_or("application/octet-stream"),
+    }
 }
 
 /// What a reading thread found.
@@ -668,8 +689,7 @@ fn reply(facts: &Facts, conditions: &Conditions, head_only: bool, body: &Body) -
     };
     let mut fields = Vec::with_capacity(384);
     if status != 304 {
-        let text = facts.content_type.starts_with("text/") || facts.content_type == "application/javascript";
-        if text {
+        if facts.content_type.starts_with("text/") {
             add_field(&mut fields, "content-type", &format!("{}; charset=utf-8", facts.content_type));
         } else {
             add_field(&mut fields, "content-type", facts.content_type);
@@ -714,3 +734,62 @@ fn redirect(to: &str) -> LocalAnswer {
 
 /// The files that a worker keeps.
 pub type KeptFiles = RefCell<Kept>;
+
+#[cfg(test)]
+mod tests {
+    use super::content_type;
+
+    #[test]
+    fn common_types_are_as_browsers_know_them() {
+        for (extensions, expect) in [
+            ("html HTML htm", "text/html"),
+            ("js mjs cjs", "text/javascript"),
+            ("css", "text/css"),
+            ("txt log", "text/plain"),
+            ("csv", "text/csv"),
+            ("md", "text/markdown"),
+            ("vtt", "text/vtt"),
+            ("json map", "application/json"),
+            ("jsonld", "application/ld+json"),
+            ("ndjson jsonl", "application/x-ndjson"),
+            ("webmanifest", "application/manifest+json"),
+            ("wasm", "application/wasm"),
+            ("xml", "application/xml"),
+            ("rss", "application/rss+xml"),
+            ("atom", "application/atom+xml"),
+            ("xhtml", "application/xhtml+xml"),
+            ("yaml yml", "application/yaml"),
+            ("toml", "application/toml"),
+            ("pdf", "application/pdf"),
+            ("zip", "application/zip"),
+            ("gz", "application/gzip"),
+            ("docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+            ("svg", "image/svg+xml"),
+            ("png", "image/png"),
+            ("jpg jpeg", "image/jpeg"),
+            ("gif", "image/gif"),
+            ("webp", "image/webp"),
+            ("avif", "image/avif"),
+            ("ico", "image/x-icon"),
+            ("woff", "font/woff"),
+            ("woff2", "font/woff2"),
+            ("ttf", "font/ttf"),
+            ("otf", "font/otf"),
+            ("mp4", "video/mp4"),
+            ("webm", "video/webm"),
+            ("ts", "video/mp2t"),
+            ("m3u8", "application/vnd.apple.mpegurl"),
+            ("mp3", "audio/mpeg"),
+            ("m4a", "audio/mp4"),
+            ("ogg opus", "audio/ogg"),
+            ("wav", "audio/wav"),
+            ("flac", "audio/flac"),
+            ("bin unheard-of", "application/octet-stream"),
+        ] {
+            for extension in extensions.split(' ') {
+                assert_eq!(content_type(format!("a.b/c.{extension}").as_bytes()), expect, "{extension}");
+            }
+        }
+        assert_eq!(content_type(b"LICENSE"), "application/octet-stream");
+    }
+}
