@@ -79,6 +79,8 @@ fn what_is_malformed_is_refused_and_nothing_behind_it_is_taken() {
         ("fragment", line(&format!("GET {TARGET}#f HTTP/1.1")), 400),
         ("asterisk with GET", line("GET * HTTP/1.1"), 400),
         ("authority with GET", line("GET a:80 HTTP/1.1"), 400),
+        ("absolute target without a host", line(&format!("GET http://{TARGET} HTTP/1.1")), 400),
+        ("absolute target of another scheme", line(&format!("GET ftp://a{TARGET} HTTP/1.1")), 400),
         ("user in an absolute target", line(&format!("GET http://u@a{TARGET} HTTP/1.1")), 400),
         ("NUL in the target", line(&format!("GET {TARGET}/\0 HTTP/1.1")), 400),
         ("beyond ASCII in the target", line(&format!("GET {TARGET}/\u{e9} HTTP/1.1")), 400),
@@ -211,6 +213,7 @@ fn what_is_odd_and_valid_is_taken_and_ends_where_it_says() {
         ("coding in upper case", post("TRANSFER-ENCODING: CHUNKED", "5\r\nhello\r\n0\r\n\r\n")),
         ("size in upper case", chunked("A\r\nhelloworld\r\n0\r\n\r\n")),
         ("size with zeros", chunked("0005\r\nhello\r\n000\r\n\r\n")),
+        ("quoted extension", chunked("5;a=\"b;\\\"c\" ; d\r\nhello\r\n0\r\n\r\n")),
         ("extension", chunked("5;ext=value\r\nhello\r\n0\r\n\r\n")),
         (
             "trailers that mean nothing here",
@@ -227,6 +230,11 @@ fn what_is_odd_and_valid_is_taken_and_ends_where_it_says() {
         let next = "GET /api/plugins/p/next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let statuses = statuses(&daemon, format!("{request}{next}").as_bytes());
         assert_eq!(statuses, [200, 200], "{name}: {}", request.escape_debug());
+    }
+    // What follows the last request of a connection is nobody's.
+    for last in ["connection: close", "connection: keep-alive, Close", "connection: x\r\nconnection: close"] {
+        let request = format!("GET {TARGET} HTTP/1.1\r\nhost: a\r\n{last}\r\n\r\n{SMUGGLED}");
+        assert_eq!(statuses(&daemon, request.as_bytes()), [200], "{last}");
     }
     // A request that is not whole is answered by nobody until it is given up.
     let before = count(&daemon);
