@@ -91,6 +91,11 @@ bench-idle *flags:
     cargo build --release --workspace --bins
     python3 benches/load/idle.py {{flags}}
 
+# What a new client waits while ten thousand connect at once, most of them beyond the descriptors.
+bench-crowd *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/crowd.py {{flags}}
+
 # Beside nginx, HAProxy and Caddy on this machine: just bench-peers --quick, or --save to keep the rows.
 bench-peers *flags:
     cargo build --release --workspace --bins

@@ -64,18 +64,11 @@ pub async fn serve<S: ClientStream>(
     let mut connection = Connection::new(worker.http_limits());
     let (half, mut writer) = stream.into_split();
     // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
-    let entry = entry;
+    let _entry = entry;
     let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
     let mut reading = pin!(None);
     let mut working: Option<Working> = None;
     let mut pace = Pace::default();
-    if entry.crowded {
-        if writer.write_all(canned(&worker, &Failure::Crowded)).await.0.is_ok() {
-            slot.lingers_since.set(Some(Instant::now()));
-            linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
-        }
-        return;
-    }
     let mut request: Option<Request> = None;
     let mut account: Option<Account> = None;
     // When a client that has closed its sending side is taken for gone. It may still read (RFC 9112 section 9.6), but most
@@ -359,7 +352,6 @@ where
         let outcome;
         (half, buffer, outcome) = read(half, buffer).await;
         let Ok(count @ 1..) = outcome else { return };
-        slot.said_all.set(buffer.ends_with(b"\r\n\r\n"));
         dropped += count;
         if count == buffer.capacity() && count < READ_BYTES_LARGE {
             buffer = Vec::with_capacity(READ_BYTES_LARGE);
@@ -643,7 +635,7 @@ fn respond(worker: &Worker, connection: &mut Connection, mut answer: LocalAnswer
 }
 
 /// A failure outside any request, after which the connection closes.
-fn canned(worker: &Rc<Worker>, failure: &Failure) -> Vec<u8> {
+pub fn canned(worker: &Rc<Worker>, failure: &Failure) -> Vec<u8> {
     let request_id = fresh_id(worker);
     let mut connection = Connection::new(worker.http_limits());
     connection.handle_input(b"GET / HTTP/1.0\r\n\r\n");

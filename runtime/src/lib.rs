@@ -178,7 +178,6 @@ pub fn run(
         token,
         connections: AtomicUsize::new(0),
         connections_budget: descriptors.clients,
-        crowd: AtomicUsize::new(0),
         crowd_max: descriptors.crowd,
         control_max: descriptors.control,
         workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),

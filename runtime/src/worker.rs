@@ -3,7 +3,7 @@
 //! Workers share nothing on a request's path but each plugin's [`Gate`]. News comes as messages; nobody reaches in.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::panic::AssertUnwindSafe;
@@ -17,7 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelHandle, Canceller, Split};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::ioctl::{Getter, ioctl};
 use rustix::net::sockopt::set_socket_linger;
@@ -30,7 +31,7 @@ use toru_supervisor::{Command, KvAnswer, Level, PluginView};
 use crate::answer::Failure;
 use crate::client;
 use crate::config::{Config, HttpConfig};
-use crate::driver::{Driver, send_now};
+use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::Exchanges;
 use crate::files::{Files, KeptFiles};
 use crate::forward::Origin;
@@ -47,10 +48,9 @@ const FRAME_BYTES: usize = 1024;
 const FRAME_BYTES_KEPT: usize = 16 * 1024;
 /// Pause in accepting when the system is out of descriptors; a shorter one would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The same while as many clients are told that there is no room as may be told at once.
-const CROWD_PAUSE: Duration = Duration::from_millis(10);
-/// What a client that was told so has for reading it while others wait to be told.
-const CROWD_LINGER: Duration = Duration::from_millis(50);
+/// What a client for whom there is no room has for reading that, unless its descriptor is needed for the next before: a
+/// close with unread bytes resets the connection, and the client may lose its answer (RFC 9112 section 9.6).
+const REFUSED_LINGER: Duration = Duration::from_secs(2);
 /// Between lines about clients for whom there is no room.
 const CROWD_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// The sweep looks at deadlines this many times within the shortest of them.
@@ -73,9 +73,7 @@ pub struct Shared {
     /// Clients beyond this are told that there is no room, so that descriptors are left for plugins, health checks, logs
     /// and SQLite.
     pub connections_budget: usize,
-    /// Clients that are being told so, which have a descriptor each for that moment.
-    pub crowd: AtomicUsize,
-    /// Clients beyond this wait in the kernel meanwhile.
+    /// So many of those that were told so keep their descriptors for a moment, over all workers.
     pub crowd_max: usize,
     /// Clients of the control socket beyond this are told that there is no room.
     pub control_max: usize,
@@ -205,12 +203,6 @@ pub struct ClientSlot {
     pub watcher: RefCell<Option<Waker>>,
     /// What the watcher was last woken for.
     pub presence: Cell<Presence>,
-    /// There is no room for it.
-    refused: bool,
-    /// Since when it has had its answer, if it was refused.
-    pub lingers_since: Cell<Option<Instant>>,
-    /// What it sent looks like all that it has to say: a close would take no unread byte, and so no answer, from it.
-    pub said_all: Cell<bool>,
 }
 
 /// What is known of a client that nothing is read from.
@@ -220,6 +212,28 @@ pub enum Presence {
     /// It has closed its sending side, and perhaps both: only what is written to it can tell.
     SentAll,
     Gone,
+}
+
+/// A client that was told that there is no room for it, until it has had a moment to read that.
+struct Refused {
+    stream: Box<dyn AsRawFd>,
+    since: Instant,
+}
+
+impl Refused {
+    /// Takes what has come: unread bytes would make the close a reset. Whether the client may send more.
+    fn drain(&self) -> bool {
+        let mut scratch = [0; 4096];
+        // One that sends without an end is not waited for.
+        for _ in 0..16 {
+            match recv(self.stream.as_raw_fd(), &mut scratch, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return false,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return error == Errno::EAGAIN,
+            }
+        }
+        true
+    }
 }
 
 pub struct Worker {
@@ -243,6 +257,7 @@ pub struct Worker {
     frame: Cell<Vec<u8>>,
     targets: RefCell<Targets>,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
+    refused: RefCell<VecDeque<Refused>>,
     date: RefCell<(u64, String)>,
     pub draining: Cell<bool>,
     /// When a client for whom there was no room was last told of, and how many there were since.
@@ -297,6 +312,7 @@ pub async fn run(
         frame: Cell::default(),
         targets: RefCell::default(),
         clients: RefCell::default(),
+        refused: RefCell::default(),
         date: RefCell::default(),
         draining: Cell::new(false),
         crowded: Cell::default(),
@@ -337,14 +353,11 @@ pub async fn run(
 
 async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
     let mut trouble = AcceptTrouble::default();
+    let mut pace = Pace::default();
     while let Some(handle) = worker.accept_handle() {
-        if worker.shared.crowd.load(Relaxed) >= worker.shared.crowd_max {
-            worker.end_lingering();
-            monoio::time::sleep(CROWD_PAUSE).await;
-            continue;
-        }
         // Never under a timeout or select: a lost race would leak the accepted descriptor.
-        match listener.cancelable_accept(handle).await {
+        let (waited, accepted) = waiting(listener.cancelable_accept(handle)).await;
+        match accepted {
             Ok((stream, peer)) => {
                 // Answers are written whole: waiting for more would only delay their last segment.
                 let _ = stream.set_nodelay(true);
@@ -353,19 +366,14 @@ async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
             }
             Err(error) => trouble.wait(worker, &error).await,
         }
+        // Those that were taken have their turn, even where accepting never has to wait.
+        pace.keep(waited).await;
     }
 }
 
 async fn accept_control(worker: &Rc<Worker>, listener: UnixListener) {
     let mut trouble = AcceptTrouble::default();
-    // Its refused clients have places of their own: a crowd at the public address must not keep operators waiting.
-    let clients_max = worker.shared.control_max + (worker.shared.control_max / 4).max(1);
     while let Some(handle) = worker.accept_handle() {
-        if worker.clients.borrow().len() >= clients_max {
-            worker.end_lingering();
-            monoio::time::sleep(CROWD_PAUSE).await;
-            continue;
-        }
         match listener.cancelable_accept(handle).await {
             // The socket's mode keeps others out; this holds even where somebody has changed it.
             Ok((stream, _)) => match stream.peer_cred() {
@@ -454,6 +462,7 @@ async fn sweep(worker: Rc<Worker>) {
         let now = Instant::now();
         worker.stats().lag_us.store(lag.worst(now, now.saturating_duration_since(due)), Relaxed);
         watching = false;
+        worker.close_refused(now);
         let config = worker.config();
         for slot in worker.clients.borrow().iter().map(|(_, slot)| slot) {
             slot.check(&config.http, now);
@@ -524,19 +533,18 @@ impl Worker {
         self.accepting.borrow().as_ref().map(Canceller::handle)
     }
 
+    /// Takes a client in, or tells it that there is no room.
     fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
         let others = self.shared.connections.fetch_add(1, Relaxed);
         let crowded = if peer.trusted {
-            self.served_clients() >= self.shared.control_max
+            self.clients.borrow().len() >= self.shared.control_max
         } else {
             others >= self.config().http.connections_max.min(self.shared.connections_budget)
         };
         if crowded {
             self.shared.connections.fetch_sub(1, Relaxed);
-            if !peer.trusted {
-                self.shared.crowd.fetch_add(1, Relaxed);
-            }
             self.tell_of_crowd(peer.trusted);
+            return self.refuse(stream, peer.trusted);
         }
         self.count_clients(1);
         let slot = Rc::new(ClientSlot {
@@ -549,12 +557,9 @@ impl Worker {
             expired: Cell::new(false),
             watcher: RefCell::new(None),
             presence: Cell::new(Presence::Here),
-            refused: crowded,
-            lingers_since: Cell::new(None),
-            said_all: Cell::new(false),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
-        let entry = ClientEntry { worker: self.clone(), key, crowded, trusted: peer.trusted };
+        let entry = ClientEntry { worker: self.clone(), key };
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }
@@ -576,22 +581,34 @@ impl Worker {
         });
     }
 
-    /// How many clients of this worker there is room for.
-    fn served_clients(&self) -> usize {
-        self.clients.borrow().iter().filter(|(_, slot)| !slot.refused).count()
-    }
-
-    /// Closes refused clients that have had a moment to read why: others wait for their places. Without that, four that
-    /// keep their connections open could silence the port of a process with few descriptors.
-    fn end_lingering(&self) {
-        let now = Instant::now();
-        for (_, slot) in self.clients.borrow().iter().filter(|(_, slot)| slot.refused) {
-            let since = slot.lingers_since.get();
-            let enough = |since| slot.said_all.get() || now.saturating_duration_since(since) >= CROWD_LINGER;
-            if since.is_some_and(enough) && !slot.expired.replace(true) {
-                let _ = shutdown(slot.fd, Shutdown::Read);
+    /// Tells a client that there is no room, on the spot: a crowd has to be told as fast as it comes, since who waits
+    /// behind it may be a client that there is room for.
+    fn refuse<S: ClientStream>(self: &Rc<Self>, stream: S, at_control: bool) {
+        let fd = stream.as_raw_fd();
+        // All of it fits into a new socket; a client that has gone needs none.
+        let _ = send_now(fd, &client::canned(self, &Failure::Crowded));
+        let _ = shutdown(fd, Shutdown::Write);
+        let shared = &self.shared;
+        let kept = if at_control {
+            shared.control_max / 4
+        } else {
+            shared.crowd_max / (shared.workers.len() - 1).max(1)
+        };
+        let mut refused = self.refused.borrow_mut();
+        while refused.len() >= kept.max(1) {
+            if let Some(longest) = refused.pop_front() {
+                longest.drain();
             }
         }
+        refused.push_back(Refused { stream: Box::new(stream), since: Instant::now() });
+        drop(refused);
+        self.expect_deadlines();
+    }
+
+    /// Closes those that were refused and have read it, or have had their time for that.
+    fn close_refused(&self, now: Instant) {
+        let stays = |one: &Refused| one.drain() && now.saturating_duration_since(one.since) < REFUSED_LINGER;
+        self.refused.borrow_mut().retain(stays);
     }
 
     /// One line for many clients: a crowd must not become a crowd of lines.
@@ -609,7 +626,7 @@ impl Worker {
             String::new()
         };
         let told = if at_control {
-            let open = self.served_clients();
+            let open = self.clients.borrow().len();
             format!(
                 "a client of the control socket was refused: {open} are connected{more}; close some of them"
             )
@@ -733,6 +750,7 @@ impl Worker {
         let link_is_late =
             |target: &Rc<Target>| target.link.borrow().as_ref().is_some_and(|link| link.has_deadline());
         !self.clients.borrow().is_empty()
+            || !self.refused.borrow().is_empty()
             || !self.exchanges.borrow().is_empty()
             || self.targets.borrow().by_index.values().any(link_is_late)
     }
@@ -914,21 +932,13 @@ impl ClientSlot {
 pub struct ClientEntry {
     worker: Rc<Worker>,
     key: usize,
-    /// There is no room for it.
-    pub crowded: bool,
-    trusted: bool,
 }
 
 impl Drop for ClientEntry {
     fn drop(&mut self) {
         let mut clients = self.worker.clients.borrow_mut();
         clients.remove(self.key);
-        let shared = &self.worker.shared;
-        match (self.crowded, self.trusted) {
-            (false, _) => shared.connections.fetch_sub(1, Relaxed),
-            (true, false) => shared.crowd.fetch_sub(1, Relaxed),
-            (true, true) => 0,
-        };
+        self.worker.shared.connections.fetch_sub(1, Relaxed);
         self.worker.count_clients(-1);
         if clients.is_empty()
             && let Some(emptied) = self.worker.emptied.take()
