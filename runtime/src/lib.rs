@@ -28,6 +28,7 @@ mod metrics;
 mod outlet;
 mod place;
 mod reload;
+mod room;
 pub mod route;
 mod said;
 mod service;
@@ -60,6 +61,7 @@ use toru_supervisor::{Adjustable, Command, Level, Settings, Supervisor};
 use config::{Config, DriverChoice, Overrides, Pin};
 use driver::Driver;
 use reload::Reload;
+use room::Descriptors;
 use service::Service;
 use worker::{Door, Mailbox, Message, Shared, WorkerStats};
 
@@ -152,6 +154,11 @@ pub fn run(
             let _ = tell.send(News::Scanned);
         })
     };
+    let descriptors = Arc::new(Descriptors::of_this_process(
+        config.workers,
+        config.legacy_connections,
+        &config.plugins_dir,
+    ));
     let outlet = outlet::Outlet {
         workers: mailboxes.clone(),
         on_scanned,
@@ -159,13 +166,15 @@ pub fn run(
         store: store.clone(),
         legacy_connections: config.legacy_connections,
         plugins: Default::default(),
+        descriptors: descriptors.clone(),
+        reserved: Default::default(),
+        short_of: Default::default(),
         output: Default::default(),
     };
     let supervisor = Supervisor::new(supervisor_settings(&config, known), Box::new(outlet))
         .map_err(|error| start("the supervisor", error))?;
     let handle = supervisor.handle();
 
-    let descriptors = Descriptors::of_this_process();
     let shared = Arc::new(Shared {
         logger: logger.clone(),
         store,
@@ -177,9 +186,7 @@ pub fn run(
         ),
         token,
         connections: AtomicUsize::new(0),
-        connections_budget: descriptors.clients,
-        crowd_max: descriptors.crowd,
-        control_max: descriptors.control,
+        descriptors,
         workers: mailboxes.iter().map(|_| WorkerStats::default()).collect(),
         control: mailboxes[config.workers].clone(),
         resting: Default::default(),
@@ -601,36 +608,6 @@ fn open_control_socket(path: &Path) -> Result<UnixListener, RunError> {
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
     listener.map_err(fail)
-}
-
-/// Who may hold how many descriptors; the rest is for plugins, health checks, logs and SQLite.
-struct Descriptors {
-    clients: usize,
-    /// Clients that are told that there is no room.
-    crowd: usize,
-    /// Clients of the control socket.
-    control: usize,
-}
-
-impl Descriptors {
-    fn of_this_process() -> Self {
-        const CROWD_MAX: usize = 1024;
-        // Far more than operators, consoles and scrapers of one machine, and few enough that a script which leaks its
-        // connections takes nothing from anybody else.
-        const CONTROL_MAX: usize = 128;
-        let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
-            return Self { clients: usize::MAX, crowd: CROWD_MAX, control: CONTROL_MAX };
-        };
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let open = fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
-        // A plugin takes three for its process, one for the supervisor and one for each worker.
-        let reserve = (limit / 4).clamp(16, 4096);
-        Self {
-            clients: limit.saturating_sub(open + reserve).max(1),
-            crowd: (reserve / 4).min(CROWD_MAX),
-            control: (reserve / 4).min(CONTROL_MAX),
-        }
-    }
 }
 
 fn pin_to(core: usize) {

@@ -1,17 +1,18 @@
 //! What the supervisor says, on its way to workers, logs and store.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Map, Value, json};
 use toru_plugin_api::metadata::Protocol;
-use toru_supervisor::{EVENT_KINDS, Kept, KvAnswer, KvQuestion, Level, PluginView, Stream};
+use toru_supervisor::{EVENT_KINDS, Kept, KvAnswer, KvQuestion, Level, Phase, PluginView, Stream};
 
 use crate::gate::Gate;
 use crate::kv::Store;
 use crate::log::{LineBudget, Logger};
+use crate::room::Descriptors;
 use crate::said;
 use crate::worker::{Mailbox, Message, PluginShared, Stats};
 
@@ -22,6 +23,11 @@ pub struct Outlet {
     pub store: Store,
     pub legacy_connections: u32,
     pub plugins: RefCell<HashMap<usize, Arc<PluginShared>>>,
+    pub descriptors: Arc<Descriptors>,
+    /// Descriptors by the index of the plugin that they are kept for.
+    pub reserved: RefCell<HashMap<usize, usize>>,
+    /// So many were too few, which has been told.
+    pub short_of: Cell<Option<usize>>,
     pub output: RefCell<HashMap<String, (Arc<str>, LineBudget)>>,
     /// Beside the workers, the first thread wants to know.
     pub on_scanned: Box<dyn Fn() + Send>,
@@ -29,6 +35,7 @@ pub struct Outlet {
 
 impl toru_supervisor::Outlet for Outlet {
     fn publish(&self, view: Arc<PluginView>) {
+        self.make_room(&view);
         let mut plugins = self.plugins.borrow_mut();
         let shared = plugins.entry(view.index).or_insert_with(|| {
             let capacity = match view.metadata.protocol {
@@ -91,6 +98,8 @@ impl toru_supervisor::Outlet for Outlet {
     }
 
     fn scanned(&self) {
+        self.descriptors.expect_no_more();
+        self.reserve();
         for worker in &self.workers {
             let _ = worker.unbounded_send(Message::Scanned);
         }
@@ -110,6 +119,29 @@ impl toru_supervisor::Outlet for Outlet {
 }
 
 impl Outlet {
+    /// Keeps descriptors for a plugin that runs or may at any time.
+    fn make_room(&self, view: &PluginView) {
+        let gone = view.phase == Phase::Absent && view.generation.is_none();
+        let needed =
+            if gone { 0 } else { self.descriptors.of_plugin(view.metadata.protocol == Protocol::V1_0) };
+        if self.reserved.borrow_mut().insert(view.index, needed) != Some(needed) {
+            self.reserve();
+        }
+    }
+
+    fn reserve(&self) {
+        let needed = self.reserved.borrow().values().sum();
+        let short_of = self.descriptors.reserve(needed);
+        if let (Some(limit), None) = (short_of, self.short_of.replace(short_of)) {
+            let fields = json!({
+                "open_files": limit, "plugins_need": needed, "clients_max": self.descriptors.clients_max(),
+                "remedy": "raise the daemon's hard limit of open files (LimitNOFILE=, ulimit -Hn)",
+            });
+            let message = "Plugins leave hardly any open files for clients";
+            self.logger.core(Level::Warn, "toru", message, None, fields.as_object().unwrap_or(&Map::new()));
+        }
+    }
+
     /// The plugin's id for its log, if one more line may be logged.
     fn take_budget(&self, plugin_id: &str) -> Option<Arc<str>> {
         let mut output = self.output.borrow_mut();

@@ -41,6 +41,7 @@ use crate::history::{self, History, Resting};
 use crate::kv::Store;
 use crate::link::Link;
 use crate::log::Logger;
+use crate::room::Descriptors;
 use crate::summary;
 
 /// What a frame of a request without content takes, mostly.
@@ -70,13 +71,8 @@ pub struct Shared {
     pub token: String,
     /// Of all clients.
     pub connections: AtomicUsize,
-    /// Clients beyond this are told that there is no room, so that descriptors are left for plugins, health checks, logs
-    /// and SQLite.
-    pub connections_budget: usize,
-    /// So many of those that were told so keep their descriptors for a moment, over all workers.
-    pub crowd_max: usize,
-    /// Clients of the control socket beyond this are told that there is no room.
-    pub control_max: usize,
+    /// Clients beyond what it has room for are told so.
+    pub descriptors: Arc<Descriptors>,
     /// By worker; the last is the control thread's.
     pub workers: Box<[WorkerStats]>,
     /// To the control thread.
@@ -537,9 +533,9 @@ impl Worker {
     fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
         let others = self.shared.connections.fetch_add(1, Relaxed);
         let crowded = if peer.trusted {
-            self.clients.borrow().len() >= self.shared.control_max
+            self.clients.borrow().len() >= self.shared.descriptors.control_max
         } else {
-            others >= self.config().http.connections_max.min(self.shared.connections_budget)
+            others >= self.config().http.connections_max.min(self.shared.descriptors.clients_max())
         };
         if crowded {
             self.shared.connections.fetch_sub(1, Relaxed);
@@ -590,9 +586,9 @@ impl Worker {
         let _ = shutdown(fd, Shutdown::Write);
         let shared = &self.shared;
         let kept = if at_control {
-            shared.control_max / 4
+            shared.descriptors.control_max / 4
         } else {
-            shared.crowd_max / (shared.workers.len() - 1).max(1)
+            shared.descriptors.crowd_max / (shared.workers.len() - 1).max(1)
         };
         let mut refused = self.refused.borrow_mut();
         while refused.len() >= kept.max(1) {

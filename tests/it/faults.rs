@@ -895,6 +895,63 @@ fn no_descriptors_left_does_not_end_or_spin_the_core() {
     assert_eq!(daemon.starts("p").len(), 1, "health checks kept their descriptors");
 }
 
+// Row: no descriptors left
+#[test]
+fn clients_take_no_descriptors_of_many_plugins() {
+    const PLUGINS: usize = 8;
+    if !toru_tests::has_program("prlimit") {
+        println!("skipped: no prlimit here");
+        return;
+    }
+    let mut stage = Stage::new()
+        .under(["prlimit", "--nofile=144"])
+        .set("server.workers", 1)
+        .set("supervisor.backoff_ms", "[50]")
+        // A machine with other things to do is no fault of a plugin.
+        .set("supervisor.unanswered_pings", 100);
+    // They come while the daemon runs, as after a SIGHUP, and the room for clients shrinks.
+    for number in 0..PLUGINS / 2 {
+        stage = stage.faulty(&format!("p{number}"), &json!({}));
+    }
+    let daemon = stage.start();
+    for number in PLUGINS / 2..PLUGINS {
+        toru_tests::stage_faulty(&daemon.plugins(), &format!("p{number}"), &json!({}));
+    }
+    daemon.hang_up();
+    for number in 0..PLUGINS {
+        daemon.wait_ready(&format!("p{number}"));
+    }
+    // Each of them may keep its connection.
+    let mut crowd: Vec<_> = (0..160)
+        .map(|_| {
+            let mut client = daemon.client();
+            let _ = client.send(&request_bytes("GET", "/api/plugins/p0/x", &[], b""));
+            client
+        })
+        .collect();
+    let (mut served, mut refused) = (vec![], 0);
+    for (number, client) in crowd.iter_mut().enumerate() {
+        match client.response("GET").map(|answer| answer.status) {
+            Ok(200) => served.push(number),
+            Ok(503) => refused += 1,
+            other => panic!("{other:?} after {} and {refused}", served.len()),
+        }
+    }
+    assert!(served.len() >= 10 && refused > 0, "{} served, {refused} refused", served.len());
+    // What they left is enough for an operator, for every plugin, and for one that starts anew.
+    assert!(daemon.toru("status", &[]).status.success());
+    for number in 1..PLUGINS {
+        let first = &mut crowd[served[0]];
+        assert_eq!(first.get(&format!("/api/plugins/p{number}/x")).status, 200, "p{number}");
+    }
+    assert_problem(&crowd[served[0]].get("/api/plugins/p7/exit/5"), 502);
+    daemon.wait_event("p7", "ready", 2);
+    assert!(daemon.events("p7").iter().all(|(kind, _)| kind != "start_deferred"));
+    wait_for("p7 again", || (crowd[served[0]].get("/api/plugins/p7/x").status == 200).then_some(()));
+    drop(crowd);
+    wait_for("room again", || (daemon.get("/api/plugins/p1/x").status == 200).then_some(()));
+}
+
 /// Processor time of the daemon in hundredths of a second.
 fn cpu_ticks(daemon: &Daemon) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid().as_raw_nonzero())).unwrap();
