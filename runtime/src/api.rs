@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use toru_http::{RequestHead, percent_decode};
 use toru_plugin_api::status::{History, Snapshot};
@@ -317,6 +318,13 @@ impl Call {
                 LocalAnswer::json(200, &json!(status::describe(worker, plugin)))
             }
             Call::Order(id, order) => {
+                // It says nothing that an order needs, but what is no JSON was not meant for here.
+                if !body.is_empty() {
+                    serde_json::from_slice::<IgnoredAny>(body).map_err(|error| Failure::Malformed {
+                        status: 400,
+                        detail: format!("the content is no JSON: {error}"),
+                    })?;
+                }
                 let (tell, told) = oneshot::channel();
                 let done = Box::new(move |outcome| {
                     let _ = tell.send(outcome);

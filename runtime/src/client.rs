@@ -501,7 +501,8 @@ fn begin(
             remote_addr: Some(&peer.address),
             timeout_ms: Some(worker.time_limit(&view).as_millis() as u64),
         };
-        let own = Own::new(head, &peer.origin, &request_id, config.plugins_need_token);
+        let keep_secret = config.plugins_need_token || api::authorized(worker, head);
+        let own = Own::new(head, &peer.origin, &request_id, keep_secret);
         let (framing, protocol) = (view.metadata.framing, view.metadata.protocol);
         HttpRequestFrame::start_in(worker.take_frame(), framing, protocol, &start, own.fields(head))
     };

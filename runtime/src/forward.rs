@@ -108,7 +108,7 @@ pub struct Own<'a> {
     host: Option<&'a [u8]>,
     /// The client's trace context is passed on.
     traced: bool,
-    /// `authorization` bears the core's own token, which is no business of a plugin.
+    /// `authorization` bears the core's own token, or is what the core lets in by: no business of a plugin.
     keep_secret: bool,
 }
 

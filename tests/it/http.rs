@@ -564,6 +564,34 @@ fn forwarding_needs_the_token_only_when_told_so() {
 }
 
 #[test]
+fn the_token_reaches_no_plugin_and_what_is_the_plugins_own_does() {
+    let daemon = daemon();
+    let token = daemon.token();
+    let passed = |value: &str| {
+        let answer = daemon.request("GET", "/api/plugins/p/logs/", &[("authorization", value)], b"");
+        seen(&answer)["headers"]["authorization"].clone()
+    };
+    for value in [format!("Bearer {token}"), format!("bearer   {token}")] {
+        assert_eq!(passed(&value), Value::Null, "the token is the core's");
+    }
+    let other = format!("Bearer {}", token.chars().rev().collect::<String>());
+    assert_eq!(passed(&other), other);
+    assert_eq!(passed("Basic YTpi"), "Basic YTpi");
+}
+
+#[test]
+fn an_order_with_a_content_that_is_no_json_is_refused() {
+    let daemon = daemon();
+    for target in ["/api/plugins/p/restart", "/v1/plugins/p/stop"] {
+        assert_problem(&daemon.manage("POST", target, b"{{"), 400);
+    }
+    assert_eq!(daemon.status("p").unwrap()["running"], true);
+    for content in [&b""[..], b"{}", b"null"] {
+        assert_eq!(daemon.manage("POST", "/api/plugins/p/enable", content).status, 200);
+    }
+}
+
+#[test]
 fn status_says_what_runs() {
     let daemon = Stage::new()
         .faulty("p", &json!({"metadata": {"author": "Ann", "name": "Paul"}}))
