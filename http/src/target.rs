@@ -30,7 +30,7 @@ pub enum TargetForm {
     Absolute,
     /// `host:port`, of CONNECT and only of it.
     Authority,
-    /// `*`, of OPTIONS and only of it.
+    /// `*`, of OPTIONS and only of it; also `http://host`, which is `*` as a client sends it to a proxy (section 3.2.4).
     Asterisk,
 }
 
@@ -39,7 +39,8 @@ impl<'a> Target<'a> {
     pub fn path(&self) -> &'a str {
         match self.form {
             TargetForm::Authority => "",
-            TargetForm::Origin | TargetForm::Absolute | TargetForm::Asterisk => {
+            TargetForm::Asterisk => "*",
+            TargetForm::Origin | TargetForm::Absolute => {
                 let path = split_target(self.path_and_query()).0;
                 // `http://host` and `http://host?x` mean the root (RFC 9110 section 4.2.3).
                 if path.is_empty() { "/" } else { path }
@@ -182,7 +183,8 @@ pub(crate) fn parse_target(
     if !is_authority(&raw[authority.clone()]) {
         return Err(ErrorKind::BadAuthority);
     }
-    Ok((TargetForm::Absolute, Some(authority)))
+    let whole_server = method == b"OPTIONS" && authority.end == raw.len();
+    Ok((if whole_server { TargetForm::Asterisk } else { TargetForm::Absolute }, Some(authority)))
 }
 
 /// `uri-host [ ":" port ]` with a host that is not empty (RFC 9110 section 4.2.1) and without user information.

@@ -162,11 +162,17 @@ fn cut_segment(path: &str) -> (&str, Option<&str>) {
 }
 
 /// Ids and routes are decoded once; what is no UTF-8 then is nobody's name.
+///
+/// Errors: it holds NUL or has a bad percent-encoding.
 fn decode(segment: &str) -> Result<Cow<'_, str>, PathError> {
     if !segment.contains('%') {
         return Ok(Cow::Borrowed(segment));
     }
-    Ok(Cow::Owned(String::from_utf8_lossy(&percent_decode(segment)?).into_owned()))
+    let decoded = percent_decode(segment)?;
+    if decoded.contains(&0) {
+        return Err(PathError::Nul);
+    }
+    Ok(Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()))
 }
 
 #[cfg(test)]
@@ -194,6 +200,9 @@ mod tests {
             ("/api/plugins/acme/%2e%2e/other", None),
             ("/api/plugins/acme/a%00b", None),
             ("/api/plugins/acme/%zz", None),
+            ("/api/plugins/acme%00/x", None),
+            ("/api/plugins/acme%00", None),
+            ("/api/plugins/route/ui%00/x", None),
             ("/api/plugins/route/ui/x", by_route("/ui", "/x")),
             ("/api/plugins/route/ui", by_route("/ui", "/")),
             ("/api/plugins/route", Some(Destination::Elsewhere)),

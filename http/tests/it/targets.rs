@@ -112,6 +112,9 @@ fn forms() {
         ("GET", "http://h?b/c", TargetForm::Absolute, "/", Some("b/c")),
         ("GET", "http://h/http://g/", TargetForm::Absolute, "/http://g/", None),
         ("OPTIONS", "*", TargetForm::Asterisk, "*", None),
+        ("OPTIONS", "http://h", TargetForm::Asterisk, "*", None),
+        ("OPTIONS", "http://h/", TargetForm::Absolute, "/", None),
+        ("OPTIONS", "http://h?", TargetForm::Absolute, "/", Some("")),
         ("CONNECT", "h:1", TargetForm::Authority, "", None),
     ] {
         let mut connection = Connection::new(Arc::new(Limits::default()));
