@@ -26,6 +26,7 @@ pub struct Pieces {
 /// Fixed words for programs, in a problem's `code`.
 pub const STILL_READING: &str = "still_reading";
 pub const STOPPING: &str = "stopping";
+pub const CROWDED: &str = "crowded";
 
 /// An answer of the core itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -212,6 +213,7 @@ impl Failure {
             Failure::Store { code, .. } => Some(*code),
             Failure::StillReading => Some(STILL_READING),
             Failure::Stopping => Some(STOPPING),
+            Failure::Crowded => Some(CROWDED),
             _ => None,
         };
         if let Some(code) = code {

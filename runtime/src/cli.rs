@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
 use toru_plugin_api::time::unix_ms_of;
 
-use crate::answer::{STILL_READING, STOPPING};
+use crate::answer::{CROWDED, STILL_READING, STOPPING};
 
 /// How long the daemon may take over the head of an answer. Orders wait for plugins to start and stop.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -55,6 +55,10 @@ pub enum CliError {
     Unreachable { path: PathBuf, error: io::Error },
     #[error("the daemon at {} has ended, so nothing more follows", path.display())]
     Ended { path: PathBuf },
+    #[error(
+        "the control socket has as many connections as it takes; close some of those that hold them, or try again later"
+    )]
+    Crowded,
     #[error("the daemon is stopping")]
     Stopping,
     #[error("{0}")]
@@ -303,6 +307,9 @@ fn read_success(mut answer: Answer) -> Result<String, CliError> {
     let problem: Value = serde_json::from_str(&text).unwrap_or_default();
     if problem["code"] == STOPPING {
         return Err(CliError::Stopping);
+    }
+    if problem["code"] == CROWDED {
+        return Err(CliError::Crowded);
     }
     Err(CliError::Refused(match problem["detail"].as_str() {
         Some(detail) => printable(detail),

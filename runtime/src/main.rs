@@ -494,9 +494,12 @@ fn with_config(
     };
     match act(config) {
         Ok(()) => exit::STOPPED,
-        Err(error @ (CliError::Unreachable { .. } | CliError::Ended { .. } | CliError::Stopping)) => {
-            complain(&error, exit::UNAVAILABLE)
-        }
+        Err(
+            error @ (CliError::Unreachable { .. }
+            | CliError::Ended { .. }
+            | CliError::Crowded
+            | CliError::Stopping),
+        ) => complain(&error, exit::UNAVAILABLE),
         Err(error) => complain(&error, exit::FAILURE),
     }
 }

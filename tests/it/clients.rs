@@ -418,6 +418,9 @@ fn the_control_socket_takes_so_many_clients_and_tells_the_others() {
         })
         .collect();
     assert!(daemon.descriptors() <= before + 50, "those who were refused keep few descriptors");
+    let told = daemon.toru("status", &[]);
+    assert_eq!(told.status.code(), Some(69), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stderr).contains("as many connections as it takes"), "{told:?}");
     for client in &mut within {
         assert_eq!(client.get("/healthz").status, 200, "those who were let in are served");
     }
@@ -434,10 +437,12 @@ fn the_control_socket_takes_so_many_clients_and_tells_the_others() {
 #[test]
 fn the_server_as_a_whole_has_options_and_knows_its_methods() {
     let daemon = started(Stage::new());
-    let answer = daemon.request("OPTIONS", "*", &[], b"");
-    assert_eq!(answer.status, 204, "{answer:?}");
-    assert!(answer.field("allow").is_some_and(|allow| allow.contains("GET")), "{answer:?}");
-    assert_eq!(answer.field("content-length"), None, "a 204 has none");
+    for target in ["*", "http://localhost"] {
+        let answer = daemon.request("OPTIONS", target, &[], b"");
+        assert_eq!(answer.status, 204, "{answer:?}");
+        assert!(answer.field("allow").is_some_and(|allow| allow.contains("GET")), "{answer:?}");
+        assert_eq!(answer.field("content-length"), None, "a 204 has none");
+    }
     for (method, target, status) in [
         ("TRACE", "/healthz", 405),
         ("TRACE", "/api/plugins/p/x", 405),
