@@ -326,7 +326,7 @@ fn the_status_is_told_while_the_daemon_stops() {
     daemon.wait_ready("q");
     // It answers nothing from now on, so its stop takes as long as it may.
     let pid = daemon.plugin_pid("p");
-    rustix::process::kill_process(pid, Signal::STOP).expect("it runs");
+    toru_tests::halt(pid);
     daemon.signal(Signal::TERM);
     let status = wait_for("p to be stopping", || {
         let status = toru(&daemon, "status", &[]);

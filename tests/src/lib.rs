@@ -898,6 +898,17 @@ pub fn processes_with(root: &Path) -> Vec<Pid> {
     found
 }
 
+/// SIGSTOP, and the moment from which none of its threads runs: the signal alone says only that they will stop.
+pub fn halt(pid: Pid) {
+    kill_process(pid, Signal::STOP).expect("it runs");
+    let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+    wait_for("all threads to have stopped", || {
+        let threads = fs::read_dir(&tasks).ok()?.flatten();
+        let mut lines = threads.map(|thread| fs::read_to_string(thread.path().join("stat")));
+        lines.all(|line| line.is_ok_and(|line| line.contains(") T "))).then_some(())
+    });
+}
+
 /// Why a process ended, for messages.
 pub fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
