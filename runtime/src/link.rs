@@ -413,7 +413,9 @@ async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: i
         }
         worker.crowded_answers.set(frames > 1);
         let mid_frame = decoder.is_mid_frame();
-        link.frame_since.set(mid_frame.then(|| link.frame_since.get().unwrap_or_else(Instant::now)));
+        // Where one was finished, what has begun is another: under load there is always one that has.
+        let since = link.frame_since.get().filter(|_| frames == 0);
+        link.frame_since.set(mid_frame.then(|| since.unwrap_or_else(Instant::now)));
         if mid_frame {
             worker.expect_deadlines();
         }
