@@ -82,8 +82,8 @@ pub enum Failure {
     PluginGone(&'static str),
     /// The plugin's answer was no answer.
     BadAnswer,
-    /// The plugin's answer has more of a head than a setting allows.
-    LargeAnswerHead(&'static str),
+    /// The plugin's answer has more of a head than a setting allows, or one that contradicts itself.
+    BadAnswerHead(&'static str),
     TimedOut,
     /// The store refused or failed; `code` is a fixed word for programs.
     Store {
@@ -134,7 +134,7 @@ impl Failure {
             Failure::Unreachable
             | Failure::PluginGone(_)
             | Failure::BadAnswer
-            | Failure::LargeAnswerHead(_) => 502,
+            | Failure::BadAnswerHead(_) => 502,
             Failure::TimedOut => 504,
             Failure::Internal(_) => 500,
             Failure::Conflict(_) => 409,
@@ -155,7 +155,7 @@ impl Failure {
             | Failure::UnsupportedMediaType(detail)
             | Failure::FileBusy(detail)
             | Failure::PluginGone(detail)
-            | Failure::LargeAnswerHead(detail) => (*detail).to_owned(),
+            | Failure::BadAnswerHead(detail) => (*detail).to_owned(),
             Failure::Store { message, .. } => message.clone(),
             Failure::MethodNotAllowed(allow) => format!("this resource takes {allow}"),
             Failure::UnknownMethod => "the server knows no such method".into(),

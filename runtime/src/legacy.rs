@@ -96,9 +96,9 @@ async fn attempt(
                 )))
             }
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
-                pieces(response, worker.config().http.head_limits()).map_err(|too_large| LegacyFailure {
-                    failure: Failure::LargeAnswerHead(too_large),
-                    breach: Some(Breach::Said(too_large.to_owned())),
+                pieces(response, worker.config().http.head_limits()).map_err(|unfit| LegacyFailure {
+                    failure: Failure::BadAnswerHead(unfit),
+                    breach: Some(Breach::Said(unfit.to_owned())),
                 })
             }
             PluginMessage::HttpResponse { response: Err(bad), .. } => Err(LegacyFailure {

@@ -440,7 +440,7 @@ fn take(
             let (news, bad) = match response {
                 Ok(response) => match pieces(response, worker.config().http.head_limits()) {
                     Ok(pieces) => (Ok(pieces), None),
-                    Err(too_large) => (Err(Failure::LargeAnswerHead(too_large)), Some(too_large.to_owned())),
+                    Err(unfit) => (Err(Failure::BadAnswerHead(unfit)), Some(unfit.to_owned())),
                 },
                 Err(bad) => (Err(Failure::BadAnswer), Some(bad.to_string())),
             };
@@ -485,11 +485,11 @@ fn take(
 
 /// A whole answer as the pieces that a client's task takes.
 ///
-/// Errors: its head is larger than the settings allow; which one.
+/// Errors: its head is larger than the settings allow, or has two content types; in words.
 pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits) -> Result<Pieces, &'static str> {
     // With room for the request's id.
     let mut fields = Vec::with_capacity(256);
-    let mut has_content_type = false;
+    let mut content_type = None;
     let connection = response.headers.clone().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
     let names = |name: &str| {
         let mut options = connection.clone().flat_map(|(_, value)| value.split(','));
@@ -508,9 +508,17 @@ pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits) -> Result<Pieces, 
         if bytes > limits.bytes_max {
             return Err("the fields of the plugin's answer have more bytes than http.answer_head_bytes_max");
         }
-        has_content_type |= name.eq_ignore_ascii_case("content-type");
+        // Which of two holds, each client would decide in its own way.
+        let again = name.eq_ignore_ascii_case("content-type")
+            && match content_type.replace(value) {
+                Some(before) if !is_same_type(before, value) => {
+                    return Err("the plugin's answer has two content types");
+                }
+                before => before.is_some(),
+            };
         // The core frames the answer and names the request; what the plugin says about that would only contradict it.
-        let dropped = is_reserved_in_response(name)
+        let dropped = again
+            || is_reserved_in_response(name)
             || name.eq_ignore_ascii_case("x-request-id")
             || (any_named && names(name));
         if !dropped {
@@ -520,11 +528,20 @@ pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits) -> Result<Pieces, 
         }
     }
     // Of a string nobody but the plugin knows what it is; a JSON value is one.
-    if response.body_is_json && !has_content_type {
+    if response.body_is_json && content_type.is_none() {
         add_field(&mut fields, "content-type", "application/json");
     }
     let head = AnswerHead { status: response.status, fields };
     Ok(Pieces { head: Some(head), content: response.body.into_owned(), complete: true })
+}
+
+/// Whether two media types differ in case and white space at most.
+fn is_same_type(one: &str, other: &str) -> bool {
+    let plain = |text: &str| {
+        text.bytes().filter(|byte| !b" \t".contains(byte)).map(|byte| byte.to_ascii_lowercase()).collect()
+    };
+    let (one, other): (Vec<u8>, Vec<u8>) = (plain(one), plain(other));
+    one == other
 }
 
 impl Worker {
@@ -592,6 +609,41 @@ mod tests {
         // Text may be anything, and no content is of no type.
         for body in [r#""{}""#, r#""""#, "null"] {
             assert_eq!(fields_of(&format!(r#"{{"status":200,"body":{body}}}"#)), "", "{body}");
+        }
+    }
+
+    #[test]
+    fn of_two_content_types_none_is_passed_on_and_of_one_said_twice_one() {
+        let judge = |headers: &str| {
+            let mut frame =
+                format!(r#"{{"type":"http","request_id":"r","payload":{{"status":200,"headers":{headers},"body":""}}}}"#)
+                    .into_bytes();
+            let judged = PluginMessageReader::new().read(&mut frame, |message| match message {
+                PluginMessage::HttpResponse { response: Ok(response), .. } => {
+                    let limits = HeadLimits { fields_max: 100, bytes_max: 1000 };
+                    pieces(response, limits).map(|pieces| pieces.head.expect("a head").fields)
+                }
+                other => panic!("{other:?}"),
+            });
+            judged.expect("a message").map(|fields| String::from_utf8(fields).expect("ASCII"))
+        };
+        for two in [
+            r#"{"Content-Type":"a/b","content-type":"c/d"}"#,
+            r#"{"content-type":["a/b","a/c"]}"#,
+            r#"{"content-type":["a/b","a/b","a/b; charset=utf-8"]}"#,
+            r#"{"content-type":["a/b",""]}"#,
+        ] {
+            assert_eq!(judge(two), Err("the plugin's answer has two content types"), "{two}");
+        }
+        for (twice, expect) in [
+            (r#"{"content-type":["a/b","A/b "]}"#, "content-type: a/b\r\n"),
+            (
+                r#"{"Content-Type":"a/b; charset=utf-8","content-type":"a/b;charset=UTF-8"}"#,
+                "Content-Type: a/b; charset=utf-8\r\n",
+            ),
+        ] {
+            let fields = judge(twice).expect("one type");
+            assert!(fields.eq_ignore_ascii_case(expect), "{twice}: {fields:?}");
         }
     }
 

@@ -311,7 +311,7 @@ async fn launch(
                     }
                     match breach {
                         Some(Breach::Said(reason))
-                            if matches!(failure, Failure::BadAnswer | Failure::LargeAnswerHead(_)) =>
+                            if matches!(failure, Failure::BadAnswer | Failure::BadAnswerHead(_)) =>
                         {
                             worker.report_bad_answer(target, generation, &reason);
                         }

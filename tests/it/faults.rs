@@ -420,12 +420,13 @@ fn what_json_allows_and_few_can_hold_costs_one_answer_at_most() {
 }
 
 #[test]
-fn a_large_head_of_an_answer_is_502_that_says_so() {
+fn a_head_of_an_answer_that_is_large_or_contradicts_itself_is_502_that_says_so() {
     let daemon = daemon();
     for (deed, setting) in [
         ("long-header/200000", "http.answer_head_bytes_max"),
         ("many-headers/5000", "http.answer_fields_max"),
         ("many-headers/257", "http.answer_fields_max"),
+        ("two-types", "two content types"),
     ] {
         let errors = || daemon.status("p").unwrap()["errors"].as_u64().unwrap();
         let before = errors();

@@ -577,6 +577,10 @@ impl Plugin {
                 let value = "v".repeat(number(0) as usize);
                 connection.send(&ok(json!({"status": 200, "headers": {"x-long": value}, "body": "long"})));
             }
+            "two-types" => {
+                let headers = json!({"Content-Type": "text/plain", "content-type": "text/html"});
+                connection.send(&ok(json!({"status": 200, "headers": headers, "body": "which?"})));
+            }
             "many-headers" => {
                 let values = vec!["v"; number(0) as usize];
                 connection.send(&ok(json!({"status": 200, "headers": {"x-many": values}, "body": "many"})));
