@@ -77,7 +77,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["once", "replay"])]
     record: Option<PathBuf>,
     /// The most that the recording may take, with K, M or G; then it ends, and the screen and the exit code say so
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = record_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = record_size)]
     record_max: u64,
     /// Show a recording instead of a daemon
     #[arg(long, value_name = "FILE", conflicts_with = "once")]
