@@ -84,7 +84,8 @@ impl Descriptors {
         self.expected.store(0, Relaxed);
     }
 
-    /// Keeps as many for plugins. Gives the limit where so few are left for clients that somebody should raise it.
+    /// Keeps as many for plugins. Gives the limit where so few are left for clients that somebody should raise it, as soon
+    /// as all plugins of the start are known.
     pub fn reserve(&self, plugins: usize) -> Option<usize> {
         let Some(limit) = self.limit else {
             self.clients.store(usize::MAX, Relaxed);
@@ -95,9 +96,9 @@ impl Descriptors {
             let needed = plugins + self.control_max + refused + SPARE;
             limit.saturating_sub(self.own + rest_of(limit).max(needed))
         };
-        let expected = self.expected.load(Relaxed).max(plugins);
-        self.clients.store(left(expected).max(CLIENTS_MIN), Relaxed);
-        (left(plugins) < CLIENTS_MIN).then_some(limit)
+        let expected = self.expected.load(Relaxed);
+        self.clients.store(left(expected.max(plugins)).max(CLIENTS_MIN), Relaxed);
+        (expected == 0 && left(plugins) < CLIENTS_MIN).then_some(limit)
     }
 }
 

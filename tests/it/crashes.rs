@@ -261,6 +261,9 @@ fn want_of_descriptors_is_the_cores_trouble_and_no_crash() {
     assert_eq!((&status["running"], &status["failures"]), (&json!(false), &json!(0)), "{status}");
     assert_eq!(details["counts_as_crash"], false);
     assert!(details["reason"].as_str().unwrap().contains("descriptors"), "{details}");
+    let told = |line: &Value| line["message"] == "Plugins leave hardly any open files for clients";
+    let told = wait_for("a line about it", || daemon.supervisor_log().into_iter().find(told));
+    assert!(told["remedy"].as_str().unwrap().contains("LimitNOFILE"), "{told}");
     for id in &ids {
         let events = daemon.events(id);
         let crash = events.iter().find(|(kind, _)| kind == "crashed" || kind == "disabled_after_crashes");
