@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
@@ -91,14 +92,12 @@ pub enum Stream {
         /// What was told of plugins' standard error, by their indexes.
         told: HashMap<usize, Arc<VecDeque<String>>>,
     },
-    Log(Follower),
+    /// Shared with the thread that reads it; what that found late comes with the next look.
+    Log(Arc<Mutex<Follower>>),
     /// `None` while a piece is being read, and after one could not be.
     Values(Option<Box<Export>>),
     /// `query.after_id` is the last event that was told.
-    Events {
-        query: EventQuery,
-        first: bool,
-    },
+    Events { query: EventQuery, first: bool },
 }
 
 impl Call {
@@ -355,12 +354,13 @@ impl Call {
                     None => crate::log::core_log_path(folder),
                 };
                 if follow {
-                    let stream = Stream::Log(Follower::new(path, level, page_size));
+                    let follower = Follower::new(path, level, page_size);
+                    let stream = Stream::Log(Arc::new(Mutex::new(follower)));
                     return Ok(Answer::Stream(ndjson(), stream));
                 }
                 let shared = &worker.shared;
                 let read = move || logs::read_page(&path, page, page_size, level);
-                let lines = shared.files.run(worker.config().http.request_timeout, read).await?;
+                let lines = shared.records.run(worker.config().http.request_timeout, read).await?;
                 let mut answer = LocalAnswer::json(200, &json!({ "page": page, "page_size": page_size }));
                 answer.body = logs::page_body(&lines, page, page_size);
                 answer
@@ -470,7 +470,7 @@ impl Stream {
                 let mut reading = export.take()?;
                 let shared = &worker.shared;
                 let patience = worker.config().http.request_timeout;
-                let read = shared.files.run(patience, move || (reading.read(), reading)).await;
+                let read = shared.records.run(patience, move || (reading.read(), reading)).await;
                 match read {
                     Ok((Ok(lines), reading)) => {
                         *export = Some(reading);
@@ -485,7 +485,21 @@ impl Stream {
                 }
             }
             Stream::Log(follower) => loop {
-                let lines = follower.read();
+                let looking = follower.clone();
+                // While an earlier look still waits for its disk, another would only take a second thread.
+                let look = move || {
+                    if let Ok(mut follower) = looking.try_lock() {
+                        follower.look();
+                    }
+                };
+                let shared = &worker.shared;
+                let mut look = pin!(shared.records.run(worker.config().http.request_timeout, look));
+                while monoio::time::timeout(FOLLOW_INTERVAL, look.as_mut()).await.is_err() {
+                    if worker.draining.get() {
+                        return None;
+                    }
+                }
+                let lines = follower.try_lock().map(|mut follower| follower.take()).unwrap_or_default();
                 if !lines.is_empty() {
                     return Some(lines);
                 }

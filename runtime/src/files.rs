@@ -33,7 +33,7 @@ use crate::worker::Worker;
 use beneath::Folder;
 use conditions::{Coding, Codings, Conditions, Validators, Verdict, whole_seconds};
 
-/// Threads that read. One hanging file system takes one each, so there is more than one.
+/// Threads that read, of each [`Readers`]. One hanging file system takes one each, so there is more than one.
 const READERS: usize = 2;
 /// Reads that may wait for a thread; each is one client's.
 const QUEUE_MAX: usize = 1024;
@@ -375,10 +375,10 @@ fn failure(error: &io::Error) -> Failure {
 
 // ---- the threads that read ----
 
-/// Where files are, and who reads them. Threads begin with the first read.
+/// Where files are, and who reads them.
 pub struct Files {
     places: Arc<Places>,
-    queue: OnceLock<SyncSender<Job>>,
+    readers: Readers,
 }
 
 struct Places {
@@ -388,11 +388,9 @@ struct Places {
     plugins: PathBuf,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
-
 impl Files {
     pub fn new(web_root: Option<PathBuf>, fallback: Option<String>, plugins: PathBuf) -> Self {
-        Self { places: Arc::new(Places { web_root, fallback, plugins }), queue: OnceLock::new() }
+        Self { places: Arc::new(Places { web_root, fallback, plugins }), readers: Readers::new("toru-files") }
     }
 
     pub fn has_web_root(&self) -> bool {
@@ -407,6 +405,21 @@ impl Files {
             "the web root {} cannot be opened: {error}; its files are 404 until it can",
             root.display()
         ))
+    }
+}
+
+/// Threads that wait for a disk in the workers' place. They begin with the first read.
+pub struct Readers {
+    name: &'static str,
+    queue: OnceLock<SyncSender<Job>>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Readers {
+    /// `name` is the threads', at most 15 bytes.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, queue: OnceLock::new() }
     }
 
     /// Runs something that may wait for a disk on a reading thread, and waits for it as long as `patience`.
@@ -424,7 +437,7 @@ impl Files {
                 let _ = tell.send(work());
             }
         });
-        match self.queue.get_or_init(start_readers).try_send(job) {
+        match self.queue.get_or_init(|| start_readers(self.name)).try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(Failure::FileBusy("too many files are being read")),
             Err(TrySendError::Disconnected(_)) => {
@@ -439,13 +452,13 @@ impl Files {
     }
 }
 
-fn start_readers() -> SyncSender<Job> {
+fn start_readers(name: &str) -> SyncSender<Job> {
     let (queue, jobs) = sync_channel(QUEUE_MAX);
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..READERS {
         let jobs = jobs.clone();
         // With fewer threads it is slower, with none every read is refused: both are told where they are felt.
-        let _ = std::thread::Builder::new().name("toru-files".into()).spawn(move || read_jobs(&jobs));
+        let _ = std::thread::Builder::new().name(name.into()).spawn(move || read_jobs(&jobs));
     }
     queue
 }
@@ -601,7 +614,7 @@ impl Transfer {
             Ok(content)
         };
         let shared = &worker.shared;
-        let content = shared.files.run(worker.config().http.request_timeout, read).await?;
+        let content = shared.files.readers.run(worker.config().http.request_timeout, read).await?;
         let content = content.map_err(|error| failure(&error))?;
         self.offset += count;
         Ok(Pieces { head: None, content, complete: self.offset == self.end })
@@ -641,6 +654,7 @@ pub async fn answer(worker: &Rc<Worker>, ask: Ask) -> Result<Outcome, Failure> {
     let asked = Instant::now();
     let found = shared
         .files
+        .readers
         .run(worker.config().http.request_timeout, move || look(&places, &look_for))
         .await?
         .map_err(|error| failure(&error));

@@ -1,8 +1,8 @@
 //! The daemon: everything is started here in one visible order, and stopped in the reverse one.
 //!
 //! Threads: one per worker, one more worker for the control socket, the supervisor, two of the store (SQLite), the log
-//! writer, one that waits for signals, two that read files once there is one to read, and the first, which starts and
-//! stops the others.
+//! writer, one that waits for signals, two that read files once there is one to read, two
+//! that read logs and exports likewise, and the first, which starts and stops the others.
 
 mod answer;
 mod api;
@@ -184,6 +184,7 @@ pub fn run(
             config.web_fallback.clone(),
             config.plugins_dir.clone(),
         ),
+        records: files::Readers::new("toru-records"),
         token,
         connections: AtomicUsize::new(0),
         descriptors,

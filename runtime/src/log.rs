@@ -416,9 +416,13 @@ impl Files {
                 if *bytes + line.len() as u64 <= self.settings.rotate_bytes.load(Ordering::Relaxed)
                     || *bytes == 0
                 {
-                    file.write_all(line)?;
-                    *bytes += line.len() as u64;
-                    return Ok(());
+                    let outcome = append(file, line);
+                    match &outcome {
+                        Ok(()) => *bytes += line.len() as u64,
+                        // How it ends now is looked at when it is opened anew.
+                        Err(_) => drop(self.open.remove(name)),
+                    }
+                    return outcome;
                 }
                 self.open.remove(name);
                 self.rotate(name)?;
@@ -433,8 +437,14 @@ impl Files {
             fs::create_dir_all(folder)?;
         }
         let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&path)?;
-        let bytes = file.metadata()?.len();
-        file.write_all(line)?;
+        let found = file.metadata()?;
+        let bytes = found.len();
+        // Whoever wrote it last was killed in the middle of a line, or could not take it back.
+        if found.is_file() && crate::logs::ends_within_a_line(&path).unwrap_or(false) {
+            append(&mut file, &[b"\n", line].concat())?;
+        } else {
+            append(&mut file, line)?;
+        }
         self.complained = false;
         self.open.insert(name.clone(), Slot::Open { file, bytes: bytes + line.len() as u64 });
         Ok(())
@@ -456,6 +466,29 @@ impl Files {
         }
         fs::rename(&path, numbered(1))
     }
+}
+
+/// Writes a line whole or, as far as the disk lets it, not at all: the next would end up in the same line as its half.
+fn append(file: &mut File, line: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < line.len() {
+        let error = match file.write(&line[written..]) {
+            Ok(0) => io::ErrorKind::WriteZero.into(),
+            Ok(count) => {
+                written += count;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => error,
+        };
+        if written > 0 {
+            // From where it ends now: somebody may have emptied it meanwhile.
+            let len = file.metadata()?.len();
+            file.set_len(len.saturating_sub(written as u64))?;
+        }
+        return Err(error);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -543,5 +576,21 @@ mod tests {
         log.plugin(&"a".into(), Level::Info, "lost", None);
         writer.finish();
         assert_eq!(log.dropped.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn the_half_of_a_line_is_taken_back_or_stays_alone() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("plugins/a.log");
+        fs::create_dir(dir.path().join("plugins")).expect("folder");
+        // As a kill leaves it.
+        fs::write(&path, "{\"message\":\"caf").expect("write");
+        let (log, writer) = start(dir.path(), &config(1 << 20)).expect("thread");
+        log.plugin(&"a".into(), Level::Info, "first", None);
+        writer.finish();
+        let text = fs::read_to_string(&path).expect("plugin log");
+        let (torn, line) = text.split_once('\n').expect("two lines");
+        assert_eq!(torn, "{\"message\":\"caf");
+        assert_eq!(serde_json::from_str::<Value>(line).expect("JSON")["message"], "first");
     }
 }

@@ -1,27 +1,49 @@
 //! Reading a plugin's log back: by page, newest first, or following its end.
+//!
+//! All of it waits for a disk, so it is done on reading threads alone. A log is never held whole, and what stands in a
+//! log's place and is no regular file, such as a pipe that nobody writes to, counts as no log.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use toru_supervisor::Level;
 
+/// What is read at once on the way from a log's end to its beginning.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// How far back from a log's end pages go.
+const PAGES_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What is read of a log's end at once; a followed log is never held whole.
 const FOLLOW_BYTES_MAX: u64 = 256 * 1024;
-/// What is read of a log's past when somebody begins to follow it: there are followers on a thread with other work.
+/// How far back the lines lie with which somebody begins to follow a log.
 const BACKLOG_BYTES_MAX: u64 = 1024 * 1024;
+/// Longer lines are left out: no message of a plugin makes one.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The lines of one page, page 1 being the newest, each page oldest line first.
 ///
-/// Bounds: one file, without its rotated predecessors; lines that are no JSON objects are left out.
+/// Bounds: the last [`PAGES_BYTES_MAX`] of one file, without its rotated predecessors; lines that are no JSON objects
+/// are left out, as are those beyond [`LINE_BYTES_MAX`].
 pub fn read_page(path: &Path, page: usize, page_size: usize, level: Option<Level>) -> Vec<String> {
-    let Ok(file) = File::open(path) else { return vec![] };
-    let lines: Vec<String> =
-        BufReader::new(file).lines().map_while(Result::ok).filter(|line| wanted(line, level)).collect();
-    let end = lines.len().saturating_sub((page - 1).saturating_mul(page_size));
-    lines[end.saturating_sub(page_size)..end].to_vec()
+    let Ok((file, found)) = open(path) else { return vec![] };
+    let mut newer = (page - 1).saturating_mul(page_size);
+    let mut lines: Vec<String> = vec![];
+    // What could be read of a file that was cut, or of a broken disk, is what there is.
+    let _ = read_backwards(&file, found.len(), PAGES_BYTES_MAX, |_, line| {
+        if let Some(line) = wanted(line, level) {
+            if newer > 0 {
+                newer -= 1;
+            } else {
+                lines.push(line.to_owned());
+            }
+        }
+        lines.len() < page_size
+    });
+    lines.reverse();
+    lines
 }
 
 /// The answer to a question for a page; the lines are JSON already.
@@ -29,13 +51,76 @@ pub fn page_body(lines: &[String], page: usize, page_size: usize) -> Vec<u8> {
     format!("{{\"logs\":[{}],\"page\":{page},\"page_size\":{page_size}}}", lines.join(",")).into_bytes()
 }
 
-fn wanted(line: &str, level: Option<Level>) -> bool {
+/// Whether the log ends within a line, as one does whose writer was killed, or whose disk was full.
+pub fn ends_within_a_line(path: &Path) -> io::Result<bool> {
+    let (file, found) = open(path)?;
+    let Some(last) = found.len().checked_sub(1) else { return Ok(false) };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte != *b"\n")
+}
+
+/// Opens a log without waiting for anybody to write to it.
+///
+/// Errors: as open(2); `NotFound` for what is no regular file.
+fn open(path: &Path) -> io::Result<(File, Metadata)> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let found = file.metadata()?;
+    if found.is_file() { Ok((file, found)) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Gives each line without its end, the last one first, and where it begins, until `take` says that it is enough or
+/// `bytes_max` have been looked through. The last line is the one that is not ended yet, which may be empty.
+fn read_backwards(
+    file: &File,
+    len: u64,
+    bytes_max: u64,
+    mut take: impl FnMut(u64, &[u8]) -> bool,
+) -> io::Result<()> {
+    let floor = len.saturating_sub(bytes_max);
+    let (mut buffer, mut long) = (vec![0; BLOCK_BYTES], vec![]);
+    // Where the line ends whose beginning is looked for, and the block that was looked through last.
+    let (mut line_end, mut start) = (len, len);
+    while start > floor {
+        let end = start;
+        start = end.saturating_sub(BLOCK_BYTES as u64).max(floor);
+        let block = &mut buffer[..(end - start) as usize];
+        file.read_exact_at(block, start)?;
+        let mut unseen = block.len();
+        loop {
+            let newline = block[..unseen].iter().rposition(|&byte| byte == b'\n');
+            let line_start = match newline {
+                Some(at) => start + at as u64 + 1,
+                None if start == 0 => 0,
+                None => break,
+            };
+            let line = if line_end <= end {
+                &block[(line_start - start) as usize..(line_end - start) as usize]
+            } else if line_end - line_start <= LINE_BYTES_MAX as u64 {
+                long.resize((line_end - line_start) as usize, 0);
+                file.read_exact_at(&mut long, line_start)?;
+                &long
+            } else {
+                &[][..]
+            };
+            let more = take(line_start, line);
+            let (true, Some(at)) = (more, newline) else { return Ok(()) };
+            (line_end, unseen) = (start + at as u64, at);
+        }
+    }
+    Ok(())
+}
+
+/// The line, if it is a JSON object of this level at least.
+fn wanted(line: &[u8], level: Option<Level>) -> Option<&str> {
     #[derive(Deserialize)]
     struct Line<'a> {
         level: Option<&'a str>,
     }
-    let Ok(parsed) = serde_json::from_str::<Line<'_>>(line) else { return false };
-    level.is_none_or(|least| Level::from_word(parsed.level.unwrap_or("info")) >= least)
+    let line = std::str::from_utf8(line).ok().filter(|line| line.starts_with('{'))?;
+    let parsed: Line<'_> = serde_json::from_str(line).ok()?;
+    level.is_none_or(|least| Level::from_word(parsed.level.unwrap_or("info")) >= least).then_some(line)
 }
 
 /// Follows a log over its rotations.
@@ -44,68 +129,125 @@ pub struct Follower {
     level: Option<Level>,
     /// Lines of the past to begin with; taken at the first look.
     backlog: Option<usize>,
-    open: Option<(File, u64)>,
+    open: Option<Open>,
+    /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
+    /// Within a line that is left out.
+    skipping: bool,
+    /// Whole lines that nobody has taken yet.
+    ready: Vec<u8>,
+}
+
+struct Open {
+    file: File,
+    inode: u64,
+    /// What lies before this was read.
+    at: u64,
+}
+
+impl Open {
+    fn has_ended(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() <= self.at)
+    }
 }
 
 impl Follower {
     pub fn new(path: PathBuf, level: Option<Level>, backlog: usize) -> Self {
-        Self { path, level, backlog: Some(backlog), open: None, partial: vec![] }
+        Self {
+            path,
+            level,
+            backlog: Some(backlog),
+            open: None,
+            partial: vec![],
+            skipping: false,
+            ready: vec![],
+        }
     }
 
-    /// Whole lines that came since the last look; empty where none did, or where there is no log yet.
-    pub fn read(&mut self) -> Vec<u8> {
-        let mut out = vec![];
+    /// Whole lines that were found; empty where none came since, or where there is no log yet.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// Looks for more lines, once those that were found are taken. Waits for the disk.
+    pub fn look(&mut self) {
+        if !self.ready.is_empty() {
+            return;
+        }
         if let Some(backlog) = self.backlog.take() {
-            // Whatever is written meanwhile comes with the next look.
-            let _ = self.read_backlog(backlog, &mut out);
-            return out;
+            // Whatever is written meanwhile comes with the next look, as does all of a log that is not there yet.
+            if self.read_backlog(backlog).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+                self.backlog = Some(backlog);
+            }
+            return;
         }
-        if let Some((file, inode)) = &mut self.open {
-            let mut news = vec![];
-            let _ = file.take(FOLLOW_BYTES_MAX).read_to_end(&mut news);
-            let (inode, ended) = (*inode, news.is_empty());
-            self.partial.extend_from_slice(&news);
-            // Rotated away, or taken away by somebody else: what is there now begins at its start.
-            if ended && std::fs::metadata(&self.path).map(|found| found.ino()).ok() != Some(inode) {
-                self.open = None;
-                self.partial.clear();
+        if self.open.is_none() {
+            self.open = open(&self.path).ok().map(|(file, found)| Open { file, inode: found.ino(), at: 0 });
+        }
+        // A disk that is broken for a moment has the same lines afterwards.
+        let _ = self.read_on();
+        let whole = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        for line in self.partial[..whole].split_inclusive(|&byte| byte == b'\n') {
+            let left_out = std::mem::replace(&mut self.skipping, false);
+            if !left_out && wanted(&line[..line.len() - 1], self.level).is_some() {
+                self.ready.extend_from_slice(line);
             }
         }
-        if self.open.is_none()
-            && let Ok(file) = File::open(&self.path)
-            && let Ok(found) = file.metadata()
-        {
-            self.open = Some((file, found.ino()));
+        self.partial.drain(..whole);
+        if self.partial.len() > LINE_BYTES_MAX {
+            self.partial = vec![];
+            self.skipping = true;
         }
-        while let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = self.partial.drain(..=end).collect();
-            if std::str::from_utf8(&line[..end]).is_ok_and(|line| wanted(line, self.level)) {
-                out.extend_from_slice(&line);
-            }
+    }
+
+    /// Adds what came since to what is there of a line.
+    fn read_on(&mut self) -> io::Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let len = open.file.metadata()?.len();
+        if len < open.at {
+            // Half a line was taken back, or somebody has emptied the file.
+            let line = open.at - self.partial.len() as u64;
+            open.at = if self.skipping || len >= line { line.min(len) } else { 0 };
+            self.partial.clear();
         }
-        out
+        if open.at < len {
+            let known = self.partial.len();
+            self.partial.resize(known + FOLLOW_BYTES_MAX.min(len - open.at) as usize, 0);
+            let count = open.file.read_at(&mut self.partial[known..], open.at);
+            self.partial.truncate(known + count.as_ref().unwrap_or(&0));
+            open.at += count? as u64;
+            return Ok(());
+        }
+        // Rotated away, or taken away by somebody else: what is there now begins at its start. What was written until
+        // then is read first.
+        let found = std::fs::metadata(&self.path);
+        if found.map(|found| found.ino()).ok() != Some(open.inode) && open.has_ended()? {
+            (self.open, self.skipping) = (None, false);
+            self.partial.clear();
+        }
+        Ok(())
     }
 
     /// The last lines of the past, at most `backlog`, and none beyond [`BACKLOG_BYTES_MAX`].
-    fn read_backlog(&mut self, backlog: usize, out: &mut Vec<u8>) -> io::Result<()> {
-        let mut file = File::open(&self.path)?;
-        let found = file.metadata()?;
-        let skipped = found.len().saturating_sub(BACKLOG_BYTES_MAX);
-        file.seek(SeekFrom::Start(skipped))?;
-        let mut past = vec![];
-        (&mut file).take(BACKLOG_BYTES_MAX).read_to_end(&mut past)?;
-        let whole = past.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        self.partial = past.split_off(whole);
-        let lines = past.split(|&byte| byte == b'\n').skip(usize::from(skipped > 0));
-        let lines: Vec<&[u8]> = lines
-            .filter(|line| std::str::from_utf8(line).is_ok_and(|line| wanted(line, self.level)))
-            .collect();
-        for line in &lines[lines.len().saturating_sub(backlog)..] {
-            out.extend_from_slice(line);
-            out.push(b'\n');
+    fn read_backlog(&mut self, backlog: usize) -> io::Result<()> {
+        let (file, found) = open(&self.path)?;
+        let mut lines: Vec<Vec<u8>> = vec![];
+        let mut unended = None;
+        read_backwards(&file, found.len(), BACKLOG_BYTES_MAX, |at, line| {
+            if unended.is_none() {
+                unended = Some(at);
+            } else if let Some(line) = wanted(line, self.level) {
+                lines.push(line.as_bytes().to_vec());
+            }
+            lines.len() < backlog
+        })?;
+        for line in lines.iter().rev() {
+            self.ready.extend_from_slice(line);
+            self.ready.push(b'\n');
         }
-        self.open = Some((file, found.ino()));
+        // Nothing but one long line: what is left of it is no line.
+        self.skipping = unended.is_none() && found.len() > 0;
+        self.open = Some(Open { file, inode: found.ino(), at: unended.unwrap_or(found.len()) });
         Ok(())
     }
 }
@@ -113,8 +255,12 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
     use std::io::Write;
+
+    fn read(follower: &mut Follower) -> Vec<u8> {
+        follower.look();
+        follower.take()
+    }
 
     fn line(number: usize, level: &str) -> String {
         format!("{{\"timestamp\":\"t\",\"level\":\"{level}\",\"message\":\"{number}\"}}")
@@ -149,7 +295,7 @@ mod tests {
         assert!(text.len() as u64 > BACKLOG_BYTES_MAX);
         std::fs::write(&path, text + "{\"level\":\"err").expect("write");
         let last = |level, backlog| {
-            let seen = Follower::new(path.clone(), level, backlog).read();
+            let seen = read(&mut Follower::new(path.clone(), level, backlog));
             String::from_utf8(seen).expect("text").lines().map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(last(None, 2), [line(39_998, "info"), line(39_999, "error")]);
@@ -157,11 +303,11 @@ mod tests {
         let all = last(None, usize::MAX);
         assert!(all.len() > 1000 && all.len() < 40_000, "{}", all.len());
         let mut follower = Follower::new(path.clone(), None, 1);
-        follower.read();
+        read(&mut follower);
         let mut file = OpenOptions::new().append(true).open(&path).expect("open");
         file.write_all(b"or\",\"message\":\"rest\"}\n").expect("write");
         assert_eq!(
-            follower.read(),
+            read(&mut follower),
             b"{\"level\":\"error\",\"message\":\"rest\"}\n",
             "half of it was there before"
         );
@@ -177,16 +323,97 @@ mod tests {
         };
         append(&(line(0, "info") + "\n"));
         let mut follower = Follower::new(path.clone(), None, 10);
-        assert_eq!(follower.read(), (line(0, "info") + "\n").as_bytes());
-        assert!(follower.read().is_empty());
+        assert_eq!(read(&mut follower), (line(0, "info") + "\n").as_bytes());
+        assert!(read(&mut follower).is_empty());
         let (first, second) = (line(1, "info"), line(2, "info"));
         append(&first[..7]);
-        assert!(follower.read().is_empty(), "half a line");
+        assert!(read(&mut follower).is_empty(), "half a line");
         append(&(first[7..].to_owned() + "\n"));
-        assert_eq!(follower.read(), (first + "\n").as_bytes());
+        assert_eq!(read(&mut follower), (first + "\n").as_bytes());
         std::fs::rename(&path, dir.path().join("a.log.1")).expect("rotate");
         append(&(second.clone() + "\n"));
-        let news: Vec<u8> = (0..3).flat_map(|_| follower.read()).collect();
+        let news: Vec<u8> = (0..3).flat_map(|_| read(&mut follower)).collect();
         assert_eq!(news, (second + "\n").as_bytes());
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_hides_no_other() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        let (first, last) = (line(1, "info"), line(2, "info"));
+        let torn = b"{\"level\":\"info\",\"message\":\"caf\xc3";
+        std::fs::write(
+            &path,
+            [first.as_bytes(), torn, b"", b"[\"info\"]", last.as_bytes(), b""].join(&b'\n'),
+        )
+        .expect("write");
+        assert_eq!(read_page(&path, 1, 10, None), [first.clone(), last.clone()]);
+        let mut follower = Follower::new(path.clone(), None, 10);
+        assert_eq!(read(&mut follower), format!("{first}\n{last}\n").as_bytes());
+    }
+
+    #[test]
+    fn pages_are_the_same_wherever_the_blocks_end() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        // Lines that lie across the ends of blocks, fill some, and end with one.
+        let long = |bytes: usize| format!("{{\"message\":\"{}\"}}", "x".repeat(bytes - 14));
+        let mut lines: Vec<String> = (0..5000).map(|number| line(number, "info")).collect();
+        lines.insert(1000, long(3 * BLOCK_BYTES + 5));
+        lines.insert(2000, long(BLOCK_BYTES));
+        lines.push(long(BLOCK_BYTES - 1));
+        lines.push(line(5000, "info"));
+        std::fs::write(&path, lines.join("\n") + "\n").expect("write");
+        let mut seen: Vec<String> = vec![];
+        for page in 1.. {
+            let older = read_page(&path, page, 300, None);
+            if older.is_empty() {
+                break;
+            }
+            seen.splice(0..0, older);
+        }
+        assert!(seen == lines, "{} of {} lines", seen.len(), lines.len());
+        std::fs::write(&path, "\n").expect("write");
+        assert!(read_page(&path, 1, 10, None).is_empty());
+        std::fs::write(&path, &lines[0]).expect("write");
+        assert_eq!(read_page(&path, 1, 10, None), lines[..1], "whole, if not ended");
+        std::fs::write(&path, "").expect("write");
+        assert!(read_page(&path, 1, 10, None).is_empty());
+    }
+
+    #[test]
+    fn a_pipe_in_a_log_s_place_holds_nobody_up() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("pipe");
+        assert!(read_page(&path, 1, 10, None).is_empty());
+        let mut follower = Follower::new(path.clone(), None, 10);
+        assert!(read(&mut follower).is_empty());
+        assert!(read(&mut follower).is_empty());
+        std::fs::remove_file(&path).expect("remove");
+        let text = line(1, "info") + "\n";
+        std::fs::write(&path, &text).expect("write");
+        assert_eq!(read(&mut follower), text.as_bytes());
+    }
+
+    #[test]
+    fn a_follower_notices_that_half_a_line_was_taken_back_and_that_a_log_was_emptied() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        let (first, second) = (line(1, "info") + "\n", line(2, "info") + "\n");
+        let mut file = OpenOptions::new().append(true).create(true).open(&path).expect("open");
+        file.write_all(first.as_bytes()).expect("write");
+        let mut follower = Follower::new(path.clone(), None, 10);
+        assert_eq!(read(&mut follower), first.as_bytes());
+        file.write_all(&second.as_bytes()[..20]).expect("write");
+        assert!(read(&mut follower).is_empty());
+        file.set_len(first.len() as u64).expect("cut");
+        assert!(read(&mut follower).is_empty());
+        file.write_all(second.as_bytes()).expect("write");
+        assert_eq!(read(&mut follower), second.as_bytes());
+        file.set_len(0).expect("cut");
+        file.write_all(second.as_bytes()).expect("write");
+        assert_eq!(read(&mut follower), second.as_bytes());
     }
 }

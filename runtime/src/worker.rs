@@ -33,7 +33,7 @@ use crate::client;
 use crate::config::{Config, HttpConfig};
 use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::Exchanges;
-use crate::files::{Files, KeptFiles};
+use crate::files::{Files, KeptFiles, Readers};
 use crate::forward::Origin;
 use crate::gate::Gate;
 use crate::histogram::Histogram;
@@ -66,6 +66,8 @@ pub struct Shared {
     pub logger: Logger,
     pub store: Store,
     pub files: Files,
+    /// Who reads logs and exports: a disk that is slow with those holds up no file of a page.
+    pub records: Readers,
     pub supervisor: toru_supervisor::Handle,
     /// The management token.
     pub token: String,
