@@ -186,6 +186,38 @@ fn logs_are_followed() {
 }
 
 #[test]
+fn neither_a_torn_line_nor_a_pipe_in_a_log_s_place_holds_up_who_reads_it() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let web = stage.root().join("web");
+    fs::create_dir(&web).unwrap();
+    fs::write(web.join("page"), "x").unwrap();
+    let daemon = stage.argument("--web-root").argument(&web).start();
+    daemon.wait_ready("p");
+    let folder = daemon.root().join("log/plugins");
+    fs::create_dir_all(&folder).unwrap();
+    let log = folder.join("p.log");
+    let text = b"{\"level\":\"info\",\"message\":\"caf\xc3\n{\"level\":\"error\",\"message\":\"new\"}\n";
+    fs::write(&log, text).unwrap();
+    let page = daemon.manage("GET", "/api/plugins/p/logs", b"").json();
+    assert!(page["logs"].as_array().unwrap().iter().any(|line| line["message"] == "new"), "{page}");
+    fs::remove_file(&log).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &log, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let mut followers: Vec<_> = (0..3).map(|_| follow(&daemon, "/v1/plugins/p/logs?follow=1")).collect();
+    for _ in 0..3 {
+        let page = daemon.manage("GET", "/api/plugins/p/logs", b"").json();
+        assert_eq!(page["logs"], json!([]));
+        assert_eq!(daemon.control().get("/healthz").status, 200);
+        assert_eq!(daemon.get("/page").status, 200);
+    }
+    fs::remove_file(&log).unwrap();
+    fs::write(&log, text).unwrap();
+    for follower in &mut followers {
+        assert_eq!(next_object(follower)["message"], "new");
+    }
+}
+
+#[test]
 fn another_user_is_turned_away_even_where_the_mode_lets_him_in() {
     if !rustix::process::geteuid().is_root() || !has_program("setpriv") || !has_program("curl") {
         println!("skipped: it takes root, setpriv and curl to be somebody else");

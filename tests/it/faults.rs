@@ -1017,7 +1017,6 @@ fn a_pipelined_flood_keeps_no_other_client_waiting() {
     });
 }
 
-// Row: any fault of a plugin
 #[test]
 fn a_flood_of_log_messages_keeps_no_neighbour_waiting() {
     for driver in ["auto", "epoll"] {
@@ -1042,6 +1041,7 @@ fn a_flood_of_log_messages_keeps_no_neighbour_waiting() {
     }
 }
 
+// Row: any fault of a plugin
 #[test]
 fn nothing_leaks_over_many_faults() {
     let daemon = Stage::new()

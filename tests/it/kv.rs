@@ -340,7 +340,7 @@ fn every_thread_is_traced(daemon: &Daemon) -> bool {
 }
 
 /// Unmounts when the daemon that uses it is gone: declared before, so dropped after.
-struct Unmount(std::path::PathBuf);
+pub struct Unmount(pub std::path::PathBuf);
 
 impl Drop for Unmount {
     fn drop(&mut self) {

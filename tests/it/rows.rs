@@ -314,6 +314,7 @@ const ROWS: &[Row] = &[
                 "no_descriptors_left_does_not_end_or_spin_the_core",
                 "want_of_descriptors_is_the_cores_trouble_and_no_crash",
                 "without_descriptors_for_more_clients_each_is_told_at_once",
+                "clients_take_no_descriptors_of_many_plugins",
             ],
         )],
     ),
@@ -324,6 +325,7 @@ const ROWS: &[Row] = &[
             &[
                 "logs_that_cannot_be_written_stop_nothing",
                 "a_full_disk_under_the_logs_stops_nothing",
+                "a_disk_that_was_full_leaves_no_half_line_in_a_log",
                 "a_disk_that_hangs_under_the_logs_stops_nothing",
             ],
         )],

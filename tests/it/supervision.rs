@@ -4,15 +4,18 @@ use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use toru_tests::{Daemon, Stage, ending, has_program, stage_faulty, wait_for, wait_within, write_executable};
+use toru_tests::{
+    Daemon, Stage, ending, has_program, output, stage_faulty, wait_for, wait_within, write_executable,
+};
 
-use crate::http::assert_problem;
+use crate::{http::assert_problem, kv::Unmount};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path)
@@ -770,6 +773,47 @@ fn a_full_disk_under_the_logs_stops_nothing() {
         daemon.plugin_log("q").iter().any(|line| line["message"] == "a plain line on stdout").then_some(())
     });
     assert_eq!(daemon.status("p").unwrap()["restarts"], 0);
+}
+
+// Row: log directory missing, read-only, full
+#[test]
+fn a_disk_that_was_full_leaves_no_half_line_in_a_log() {
+    if !rustix::process::geteuid().is_root() || !has_program("mount") {
+        println!("skipped: only root can mount a small file system");
+        return;
+    }
+    let stage = Stage::new().faulty("p", &json!({}));
+    let logs = stage.root().join("log");
+    fs::create_dir(&logs).unwrap();
+    let mut mount = Command::new("mount");
+    let mounted = output(mount.args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"]).arg(&logs));
+    if !mounted.status.success() {
+        println!("skipped: {}", String::from_utf8_lossy(&mounted.stderr));
+        return;
+    }
+    let _unmount = Unmount(logs.clone());
+    let ballast = logs.join("ballast");
+    fs::write(&ballast, [0; 32_768]).unwrap();
+    let daemon = stage.set("log.access", "\"all\"").start();
+    daemon.wait_ready("p");
+    let mut client = daemon.client();
+    wait_for("lines to be lost", || {
+        for _ in 0..50 {
+            assert_eq!(client.get("/api/plugins/p/before").status, 200);
+        }
+        let metrics = daemon.control().get("/metrics").text().to_owned();
+        (!metrics.contains("toru_log_lines_dropped_total 0\n")).then_some(())
+    });
+    fs::remove_file(&ballast).unwrap();
+    wait_for("lines to be written again", || {
+        // Each line that is lost until then is told of in the core's log, on the same small disk.
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(client.get("/api/plugins/p/after").status, 200);
+        let page = daemon.control().get("/v1/plugins/p/logs?page_size=10").json();
+        page["logs"].as_array().unwrap().iter().any(|line| line["path"] == "/after").then_some(())
+    });
+    // Each line of it is JSON, or this fails.
+    assert!(daemon.plugin_log("p").iter().any(|line| line["path"] == "/after"));
 }
 
 // Row: log directory missing, read-only, full
