@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,8 @@ use crate::config::LogConfig;
 const QUEUE_LINES_MAX: usize = 8192;
 /// A file that could not be opened is tried again after this.
 const REOPEN_AFTER: Duration = Duration::from_secs(5);
+/// Between reports of lines that were lost, while more are.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 enum Entry {
     Core {
@@ -348,11 +350,22 @@ enum Slot {
 
 fn write_entries(entries: &Receiver<Entry>, mut files: Files, waiting: &AtomicUsize, dropped: &AtomicU64) {
     let core: Arc<str> = "".into();
-    let mut told = 0;
-    while let Ok(entry) = entries.recv() {
+    let (mut told, mut told_at) = (0, None::<Instant>);
+    loop {
+        let entry = if dropped.load(Ordering::Relaxed) > told {
+            match entries.recv_timeout(REPORT_EVERY) {
+                Ok(entry) => entry,
+                Err(RecvTimeoutError::Timeout) => Entry::Wake,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        } else {
+            let Ok(entry) = entries.recv() else { return };
+            entry
+        };
         if matches!(entry, Entry::Core { .. } | Entry::Plugin { .. }) {
             waiting.fetch_sub(1, Ordering::Relaxed);
         }
+        let ends = matches!(entry, Entry::Stop);
         if files.settings.reopen.swap(false, Ordering::Relaxed) {
             files.open.clear();
         }
@@ -364,11 +377,14 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, waiting: &AtomicUs
                 files.write(&core, &line);
             }
             Entry::Plugin { id, line } => files.write(&id, &line),
-            Entry::Wake => {}
-            Entry::Stop => return,
+            Entry::Wake | Entry::Stop => {}
         }
         let now = dropped.load(Ordering::Relaxed);
-        if now > told && !files.is_broken(&core) {
+        // Not with each loss: where only a plugin's file cannot be written, the reports would fill the disk that both
+        // are on.
+        let is_due = ends || told_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
+        if now > told && is_due && !files.is_broken(&core) {
+            told_at = Some(Instant::now());
             let mut line = Vec::new();
             open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), "warn");
             text_field(&mut line, "component", "log");
@@ -379,6 +395,9 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, waiting: &AtomicUs
             if files.try_write(&core, &line).is_ok() {
                 told = now;
             }
+        }
+        if ends {
+            return;
         }
     }
 }

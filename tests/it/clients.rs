@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -227,8 +228,12 @@ fn the_place_of_a_client_that_resets_goes_to_the_next_who_waits() {
     }
 }
 
-/// Raises this process's limit of open files as far as it may; how many connections fit.
-fn connections_that_fit(wanted: usize) -> usize {
+/// Raises this process's limit of open files as far as it may; how many connections fit, for as long as the guard lives.
+///
+/// One test at a time: all of them run in one process, and two crowds may not fit into it.
+pub fn connections_that_fit(wanted: usize) -> (usize, MutexGuard<'static, ()>) {
+    static CROWD: Mutex<()> = Mutex::new(());
+    let alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
@@ -237,13 +242,13 @@ fn connections_that_fit(wanted: usize) -> usize {
     if fit < wanted {
         println!("{fit} connections instead of {wanted}: the limit of open files is {limit}");
     }
-    fit
+    (fit, alone)
 }
 
 // Row: 10 000 connections
 #[test]
 fn ten_thousand_connections_are_served_or_told_at_once_that_there_is_no_room() {
-    let count = connections_that_fit(10_000);
+    let (count, _alone) = connections_that_fit(10_000);
     let daemon = started(Stage::new());
     assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
     let before = daemon.memory_kib("VmRSS");
@@ -289,7 +294,7 @@ fn a_crowd_beyond_the_descriptors_is_told_and_holds_up_nobody() {
         println!("skipped: no prlimit here");
         return;
     }
-    let count = connections_that_fit(10_000);
+    let (count, _alone) = connections_that_fit(10_000);
     let stage = Stage::new().set("http.idle_timeout_ms", 600_000);
     let daemon = started(stage.under(["prlimit", "--nofile=1024"]));
     let before = daemon.memory_kib("VmRSS");

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
     io::ErrorKind,
     sync::{
         Arc,
@@ -15,6 +14,8 @@ use std::{
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::{Value, json};
 use toru_tests::{Daemon, Stage, request_bytes};
+
+use crate::clients::connections_that_fit;
 
 /// Runs `clients` threads and gives back what they return; a panic in one fails the test.
 fn in_parallel<T: Send>(clients: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -316,13 +317,7 @@ fn one_bad_plugin_does_not_slow_another() {
 fn many_idle_connections_cost_no_request() {
     let daemon = Stage::new().faulty("p", &json!({})).start();
     daemon.wait_ready("p");
-    let limit = fs::read_to_string("/proc/self/limits").unwrap();
-    let open_files: usize = limit
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok())
-        .unwrap_or(1_024);
-    // Both sides of each are counted against one limit a process.
-    let wanted = (open_files - 500).min(10_000);
+    let (wanted, _alone) = connections_that_fit(10_000);
     let before = daemon.memory_kib("VmRSS");
     let idle: Vec<_> = (0..wanted).filter_map(|_| daemon.try_client().ok()).collect();
     assert_eq!(idle.len(), wanted);
