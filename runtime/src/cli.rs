@@ -7,8 +7,10 @@ pub mod values;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
@@ -16,8 +18,14 @@ use toru_plugin_api::time::unix_ms_of;
 
 use crate::answer::{CROWDED, STILL_READING, STOPPING};
 
-/// How long the daemon may take over the head of an answer. Orders wait for plugins to start and stop.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the daemon may say nothing, to a question or in the middle of an answer: longer than all that it waits for
+/// itself, but for orders.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an order or a change of values may take while the daemon answers other questions. Orders wait for plugins to
+/// start and stop.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two looks at what an order waits for.
+const ORDER_LOOK: Duration = Duration::from_secs(2);
 
 /// Which events `toru events` shows; what is `None` is not asked for.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +61,11 @@ pub fn moment(text: &str) -> Result<u64, String> {
 pub enum CliError {
     #[error("no daemon answers at {}: {error}; start it with `toru serve`, or name its socket with --control-socket", path.display())]
     Unreachable { path: PathBuf, error: io::Error },
+    #[error(
+        "the daemon at {} takes connections and says nothing for {} ms: it is stopped or hangs, or the machine is overloaded",
+        path.display(), patience.as_millis()
+    )]
+    Silent { path: PathBuf, patience: Duration },
     #[error("the daemon at {} has ended, so nothing more follows", path.display())]
     Ended { path: PathBuf },
     #[error(
@@ -72,17 +85,29 @@ pub enum CliError {
 /// A connection to the daemon for one question.
 struct Answer {
     status: u16,
-    body: Box<dyn BufRead>,
+    body: BufReader<UnixStream>,
+    /// Whose it is.
+    daemon: Daemon,
+}
+
+impl Answer {
+    /// From here on the next line may take as long as it takes.
+    fn follow(&self) -> Result<(), CliError> {
+        self.body.get_ref().set_read_timeout(None).map_err(|error| self.daemon.lost(error))
+    }
 }
 
 /// The daemon, as a shell command sees it.
+#[derive(Clone)]
 pub struct Daemon {
     control_socket: PathBuf,
+    patience: Duration,
+    order_look: Duration,
 }
 
 impl Daemon {
     pub fn new(control_socket: PathBuf) -> Self {
-        Self { control_socket }
+        Self { control_socket, patience: PATIENCE, order_look: ORDER_LOOK }
     }
 
     /// `toru status` and `toru plugin list`.
@@ -129,9 +154,27 @@ impl Daemon {
         print(&out)
     }
 
-    /// `toru plugin enable ID` and its like; returns when it is done.
+    /// `toru plugin enable ID` and its like; returns when it is done, and says meanwhile what it waits for.
     pub fn order(&self, id: &str, order: &str) -> Result<(), CliError> {
-        let answer = self.ask("POST", &format!("/v1/plugins/{}/{order}", segment(id)), None)?;
+        let mut told = String::new();
+        let say = |state: String| {
+            if state != told {
+                let _ = writeln!(io::stderr(), "toru: waiting for {id}: {state}");
+                told = state;
+            }
+        };
+        self.order_saying(id, order, say)
+    }
+
+    /// As [`Self::order`]; `say` hears what it waits for, again and again.
+    fn order_saying(&self, id: &str, order: &str, mut say: impl FnMut(String)) -> Result<(), CliError> {
+        let path = format!("/v1/plugins/{}/{order}", segment(id));
+        let look = || {
+            let text = self.get(&format!("/api/plugins/{}", segment(id)))?;
+            say(progress(&parse(&text)?));
+            Ok(())
+        };
+        let answer = self.ask_patiently("POST", &path, None, self.order_look, look)?;
         read_success(answer).map(drop)
     }
 
@@ -165,6 +208,7 @@ impl Daemon {
         if answer.status != 200 {
             return read_success(answer).map(drop);
         }
+        answer.follow()?;
         for line in answer.body.lines() {
             let line = line.map_err(|error| self.lost(error))?;
             print(&format!("{}\n", shown(&line)))?;
@@ -211,6 +255,7 @@ impl Daemon {
         if answer.status != 200 {
             return read_success(answer).map(drop);
         }
+        answer.follow()?;
         for line in answer.body.lines() {
             print(&format!("{}\n", shown(&line.map_err(|error| self.lost(error))?)))?;
         }
@@ -238,7 +283,23 @@ impl Daemon {
 
     /// `content` is its media type and its bytes.
     fn ask(&self, method: &str, path: &str, content: Option<(&str, &[u8])>) -> Result<Answer, CliError> {
-        let mut stream = UnixStream::connect(&self.control_socket).map_err(|error| self.lost(error))?;
+        self.ask_patiently(method, path, content, self.patience, || match method {
+            "GET" => Err(self.lost(io::ErrorKind::TimedOut.into())),
+            // A disk may be slow; a daemon that answers nothing at all is not waited for.
+            _ => self.ask("GET", "/healthz", None).map(drop),
+        })
+    }
+
+    /// As [`Self::ask`], but each time that nothing came for `wait`, `look` says whether there is a point in waiting on.
+    fn ask_patiently(
+        &self,
+        method: &str,
+        path: &str,
+        content: Option<(&str, &[u8])>,
+        wait: Duration,
+        mut look: impl FnMut() -> Result<(), CliError>,
+    ) -> Result<Answer, CliError> {
+        let mut stream = self.connect().map_err(|error| self.lost(error))?;
         let mut request = format!("{method} {path} HTTP/1.0\r\n").into_bytes();
         if let Some((media_type, body)) = content {
             let fields = format!("content-type: {media_type}\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -247,11 +308,21 @@ impl Daemon {
         } else {
             request.extend_from_slice(b"\r\n");
         }
-        let outcome = stream
-            .set_read_timeout(Some(ANSWER_TIMEOUT))
-            .and_then(|()| stream.write_all(&request))
-            .and_then(|()| stream.try_clone());
-        let mut reader = BufReader::new(outcome.map_err(|error| self.lost(error))?);
+        let sent = stream.set_read_timeout(Some(wait)).and_then(|()| stream.write_all(&request));
+        sent.map_err(|error| self.lost(error))?;
+        let mut reader = BufReader::new(stream);
+        let asked = Instant::now();
+        while let Err(error) = reader.fill_buf() {
+            // Whoever was put in the background and comes back asks on.
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            if !is_silence(&error) || asked.elapsed() >= ORDER_TIMEOUT {
+                return Err(self.lost(error));
+            }
+            look()?;
+        }
+        reader.get_ref().set_read_timeout(Some(self.patience)).map_err(|error| self.lost(error))?;
         // HTTP/1.0: no chunks, and the content ends with the connection, which is all that a stream needs.
         let mut line = String::new();
         if reader.read_line(&mut line).map_err(|error| self.lost(error))? == 0 {
@@ -270,9 +341,15 @@ impl Daemon {
                 break;
             }
         }
-        // Whoever follows a log waits as long as it takes.
-        stream.set_read_timeout(None).map_err(|error| self.lost(error))?;
-        Ok(Answer { status, body: Box::new(reader) })
+        Ok(Answer { status, body: reader, daemon: self.clone() })
+    }
+
+    fn connect(&self) -> io::Result<UnixStream> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // Before connecting: where too many wait to be accepted, connect(2) itself waits, as long as this says.
+        set_socket_timeout(&socket, Timeout::Send, Some(self.patience))?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(self.control_socket.as_path())?)?;
+        Ok(UnixStream::from(socket))
     }
 
     /// What follows without end was cut off.
@@ -281,6 +358,9 @@ impl Daemon {
     }
 
     fn lost(&self, error: io::Error) -> CliError {
+        if is_silence(&error) {
+            return CliError::Silent { path: self.control_socket.clone(), patience: self.patience };
+        }
         CliError::Unreachable { path: self.control_socket.clone(), error }
     }
 }
@@ -293,14 +373,36 @@ pub fn kv_question(action: &str, key: Option<&str>, value: Option<&str>) -> Valu
     }
 }
 
+/// Whether nothing came, or went, in time.
+fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// What an order for this plugin waits for.
+fn progress(plugin: &PluginStatus) -> String {
+    let mut said = format!("it is {}", plugin.state);
+    if let Some(pid) = plugin.pid {
+        said.push_str(&format!(", process {pid}"));
+    }
+    if let (None, Some(exit)) = (plugin.pid, &plugin.last_exit) {
+        said.push_str(&format!(" ({})", printable(exit)));
+    }
+    said
+}
+
 /// Whether a terminal shows it and nobody minds (no-color.org).
 fn colours() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::env::var_os("TERM").is_none_or(|value| value != "dumb")
 }
 
 fn read_success(mut answer: Answer) -> Result<String, CliError> {
     let mut text = String::new();
-    answer.body.read_to_string(&mut text).map_err(|error| CliError::Garbled(error.to_string()))?;
+    answer.body.read_to_string(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => CliError::Garbled(error.to_string()),
+        _ => answer.daemon.lost(error),
+    })?;
     if answer.status < 300 {
         return Ok(text);
     }
@@ -491,6 +593,8 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -545,6 +649,90 @@ mod tests {
             painted.contains("\x1b[32mrunning\x1b[0m") && painted.contains("\x1b[31mfailed"),
             "{painted}"
         );
+    }
+
+    /// A daemon at a socket of its own, with so little patience that a test has some.
+    fn daemon() -> (tempfile::TempDir, UnixListener, Daemon) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        let control_socket = dir.path().join("control.sock");
+        let daemon = Daemon {
+            control_socket,
+            patience: Duration::from_millis(300),
+            order_look: Duration::from_millis(50),
+        };
+        (dir, listener, daemon)
+    }
+
+    /// The next question, by its first line.
+    fn question(listener: &UnixListener) -> (UnixStream, String) {
+        let (stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        (reader.into_inner(), line)
+    }
+
+    fn answer(mut stream: UnixStream, json: &Value) {
+        stream.write_all(format!("HTTP/1.1 200 OK\r\n\r\n{json}").as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_says_nothing_is_not_waited_for() {
+        let (_dir, listener, daemon) = daemon();
+        for outcome in [daemon.status(true), daemon.order("p", "restart"), daemon.kv("p", &json!({}))] {
+            assert!(matches!(outcome, Err(CliError::Silent { .. })), "{outcome:?}");
+        }
+        // The same where so many wait to be accepted that no more may.
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = vec![];
+        while let Ok(stream) = daemon.connect() {
+            waiting.push(stream);
+            assert!(waiting.len() < 100_000, "somebody accepts");
+        }
+        let outcome = daemon.status(true);
+        assert!(matches!(outcome, Err(CliError::Silent { .. })), "{outcome:?}");
+        drop(listener);
+        let outcome = daemon.status(true);
+        assert!(matches!(outcome, Err(CliError::Unreachable { .. })), "{outcome:?}");
+    }
+
+    #[test]
+    fn an_answer_that_stops_in_the_middle_is_not_waited_for() {
+        let (_dir, listener, daemon) = daemon();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = question(&listener);
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n[").unwrap();
+                // Closed once the other side has given up.
+                let _ = io::copy(&mut stream, &mut io::sink());
+            });
+            let outcome = daemon.status(true);
+            assert!(matches!(outcome, Err(CliError::Silent { .. })), "{outcome:?}");
+        });
+    }
+
+    #[test]
+    fn an_order_says_what_it_waits_for() {
+        let (_dir, listener, daemon) = daemon();
+        let plugin = PluginStatus { state: "stopping".into(), pid: Some(7), ..PluginStatus::default() };
+        let plugin = serde_json::to_value(plugin).unwrap();
+        let mut said = vec![];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (order, line) = question(&listener);
+                assert!(line.starts_with("POST /v1/plugins/p/restart "), "{line}");
+                let (look, line) = question(&listener);
+                assert!(line.starts_with("GET /api/plugins/p "), "{line}");
+                answer(look, &plugin);
+                let (look, _) = question(&listener);
+                // In this order no third look follows.
+                answer(order, &json!({ "success": true }));
+                answer(look, &plugin);
+            });
+            daemon.order_saying("p", "restart", |state| said.push(state)).unwrap();
+        });
+        assert_eq!(said, ["it is stopping, process 7"; 2]);
     }
 
     #[test]

@@ -369,7 +369,10 @@ fn check(args: ServeArgs) -> u8 {
         Ok(config) => config,
         Err(error) => return complain(&error, exit::BAD_CONFIG),
     };
-    let found = match toru_supervisor::check(&config.plugins_dir, toru_runtime::METADATA_TIMEOUT) {
+    // As a start would have it: a relative path is shorter than what plugins are given.
+    let sockets_dir = std::path::absolute(&config.sockets_dir).unwrap_or(config.sockets_dir);
+    let found = toru_supervisor::check(&config.plugins_dir, &sockets_dir, toru_runtime::METADATA_TIMEOUT);
+    let found = match found {
         Ok(found) => found,
         Err(error) => {
             let _ = writeln!(io::stderr(), "toru: cannot read {}: {error}", config.plugins_dir.display());
@@ -496,6 +499,7 @@ fn with_config(
         Ok(()) => exit::STOPPED,
         Err(
             error @ (CliError::Unreachable { .. }
+            | CliError::Silent { .. }
             | CliError::Ended { .. }
             | CliError::Crowded
             | CliError::Stopping),

@@ -21,6 +21,8 @@ use crate::process::{Exit, Process, SpawnError, Spec};
 
 /// Standard output of a plugin's metadata call, at most.
 const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Room in `sockaddr_un`, less the NUL at the end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Read at once of a file that may have changed.
 const CHUNK_BYTES: u64 = 256 * 1024;
 /// What is kept of a failed call's standard error, to explain it.
@@ -190,6 +192,8 @@ pub(crate) struct Probe {
     said: Vec<u8>,
     complained: Vec<u8>,
     deadline: Instant,
+    /// How long it has from the start to the deadline.
+    patience: Duration,
     outcome: Option<Outcome>,
 }
 
@@ -219,6 +223,7 @@ impl Probe {
             said: vec![],
             complained: vec![],
             deadline,
+            patience: deadline.saturating_duration_since(Instant::now()),
             outcome: None,
         })
     }
@@ -290,21 +295,36 @@ impl Probe {
             said => format!("; it wrote: {said}"),
         };
         match self.outcome {
+            Some(Outcome::Exited(Exit { code: Some(0), .. })) if self.said.trim_ascii().is_empty() => {
+                Err(format!("--metadata printed nothing{complained}"))
+            }
             Some(Outcome::Exited(Exit { code: Some(0), .. })) => {
                 Metadata::parse(&self.said).map_err(|error| format!("--metadata: {error}{complained}"))
             }
-            Some(Outcome::Exited(exit)) => Err(format!("--metadata ended with {exit}{complained}")),
+            Some(Outcome::Exited(exit @ Exit { code: Some(_), .. })) => {
+                Err(format!("--metadata ended with {exit}{complained}"))
+            }
+            Some(Outcome::Exited(exit)) => Err(format!("--metadata was {exit}{complained}")),
             Some(Outcome::TooMuch) => Err(format!("--metadata printed more than {METADATA_BYTES_MAX} bytes")),
-            Some(Outcome::TooSlow) | None => Err(format!("--metadata did not end in time{complained}")),
+            Some(Outcome::TooSlow) | None => {
+                // Rounded, since the start itself took a little of it.
+                let within = self.patience.as_millis().div_ceil(100) as f64 / 10.0;
+                Err(format!("--metadata did not end in time, which is {within} s{complained}"))
+            }
         }
     }
 }
 
-/// Asks every plugin in `folder` for its metadata, all at once, and judges the answers as a start would.
+/// Asks every plugin in `folder` for its metadata, all at once, and judges the answers as a start with sockets in
+/// `sockets_dir` would.
 ///
 /// In name order, each file with its metadata, or with why it would be skipped: in words.
 /// Errors: the folder cannot be read.
-pub fn check(folder: &Path, timeout: Duration) -> io::Result<Vec<(PathBuf, Result<Metadata, String>)>> {
+pub fn check(
+    folder: &Path,
+    sockets_dir: &Path,
+    timeout: Duration,
+) -> io::Result<Vec<(PathBuf, Result<Metadata, String>)>> {
     let env: Vec<_> = std::env::vars_os().collect();
     let deadline = Instant::now() + timeout;
     let mut running = vec![];
@@ -341,6 +361,10 @@ pub fn check(folder: &Path, timeout: Duration) -> io::Result<Vec<(PathBuf, Resul
     let mut taken: Vec<(PathBuf, String, String)> = vec![];
     for (file, outcome) in &mut judged {
         let Ok(metadata) = &*outcome else { continue };
+        if let Err(reason) = socket_path(sockets_dir, &metadata.id) {
+            *outcome = Err(reason);
+            continue;
+        }
         let holder = taken.iter().find(|(_, id, route)| *id == metadata.id || *route == metadata.route);
         if let Some((holder, id, _)) = holder {
             let what = if *id == metadata.id { "id" } else { "route" };
@@ -350,6 +374,18 @@ pub fn check(folder: &Path, timeout: Duration) -> io::Result<Vec<(PathBuf, Resul
         }
     }
     Ok(judged.into_iter().collect())
+}
+
+/// The socket of the plugin `id`.
+///
+/// Errors: no socket can have so long a path, in words.
+pub(crate) fn socket_path(sockets_dir: &Path, id: &str) -> Result<PathBuf, String> {
+    let socket = sockets_dir.join(format!("{id}.sock"));
+    if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        let shown = socket.display();
+        return Err(format!("its socket path {shown} is longer than {SOCKET_PATH_BYTES_MAX} bytes"));
+    }
+    Ok(socket)
 }
 
 /// Appends what the pipe holds, keeping at most `max` bytes; closes the pipe at its end.

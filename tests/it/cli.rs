@@ -226,11 +226,12 @@ fn values_are_read_and_written() {
 fn check_validates_without_starting_anything() {
     let stage = Stage::new().faulty("p", &json!({})).legacy_rust("old");
     let plugins = stage.plugins();
-    let check = |stage: &Stage| {
+    let check_command = |stage: &Stage| {
         let mut command = stage.command("check");
         command.arg("--plugins-dir").arg(stage.plugins());
-        output(&mut command)
+        command
     };
+    let check = |stage: &Stage| output(&mut check_command(stage));
     let printed = check(&stage);
     assert_eq!(printed.status.code(), Some(0), "{printed:?}");
     let trace = fs::read_to_string(plugins.join("p.binary.trace")).unwrap();
@@ -240,6 +241,12 @@ fn check_validates_without_starting_anything() {
     assert_eq!(printed.status.code(), Some(0), "{printed:?}");
     let warnings = text(&printed.stderr);
     assert!(warnings.contains("[plugins.misspelt]") && !warnings.contains("[plugins.p]"), "{warnings}");
+    let long = "x".repeat(64);
+    stage_faulty(&plugins, "long", &json!({"id": long, "metadata": {"route": "/long"}}));
+    let sockets = stage.root().join("s".repeat(107 - long.len()));
+    let printed = output(check_command(&stage).arg("--socket-dir").arg(sockets));
+    assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "{printed:?}");
+    assert!(text(&printed.stderr).contains("longer than 107 bytes"), "{printed:?}");
     stage_faulty(&plugins, "q", &json!({"metadata": {"route": "bad"}}));
     let printed = check(&stage);
     assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "{printed:?}");
