@@ -25,6 +25,7 @@ mod log;
 mod logs;
 mod memory;
 mod metrics;
+mod misfits;
 mod outlet;
 mod place;
 mod reload;

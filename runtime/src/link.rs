@@ -6,7 +6,7 @@
 //! The link never decides what a plugin *is*: it fails its own requests and reports to the supervisor.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::rc::Rc;
@@ -31,9 +31,10 @@ use crate::config::HeadLimits;
 use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::{Delivery, ExchangeId};
 use crate::log::LineBudget;
+use crate::misfits::Advice;
 use crate::place::Counted;
 use crate::said;
-use crate::worker::{Message, Target, Worker};
+use crate::worker::{Message, Target, Worker, untaken};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -51,6 +52,9 @@ const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
 /// How long after a connection that ended in the middle of a frame the process may end, too: then it died, and broke no
 /// protocol. Nobody waits for this.
 const TORN_PATIENCE: Duration = Duration::from_secs(1);
+/// So many requests in a row without an answer, with something unread, and a connection is taken for one that its plugin
+/// has lost.
+const DEAF_TIMEOUTS: u32 = 3;
 /// Between attempts to connect while the plugin's backlog is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
@@ -74,7 +78,32 @@ pub struct Link {
     /// When the frame began of which only a part is there.
     frame_since: Cell<Option<Instant>>,
     strays: Cell<(Option<Instant>, u32)>,
+    /// Requests whose time was up while the plugin read nothing.
+    deaf: Cell<Deaf>,
     log_budget: LineBudget,
+}
+
+/// Requests whose time was up, one after the other, while their plugin sent nothing and read nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Deaf {
+    timeouts: u32,
+    /// Of the first of them.
+    since: Option<Instant>,
+    /// What was unread at the last of them: as long as nothing is read it only grows.
+    unread: u64,
+}
+
+impl Deaf {
+    /// The time of a request is up, and so much is unread.
+    fn after_timeout(self, now: Instant, unread: u64) -> Self {
+        match self.since {
+            _ if unread == 0 => Self::default(),
+            Some(since) if unread >= self.unread => {
+                Self { timeouts: self.timeouts + 1, since: Some(since), unread }
+            }
+            _ => Self { timeouts: 1, since: Some(now), unread },
+        }
+    }
 }
 
 /// How a connection's life ended.
@@ -95,6 +124,9 @@ impl Target {
             Phase::Serving => None,
             Phase::Waiting { retry_after } => Some(Failure::Waiting(retry_after)),
             Phase::Absent => Some(Failure::NotFound("the plugin is disabled")),
+            Phase::GivenUp => {
+                Some(Failure::NotFound("the plugin failed and was given up until somebody restarts it"))
+            }
         }
     }
 
@@ -150,6 +182,7 @@ impl Link {
             write_since: Cell::new(None),
             frame_since: Cell::new(None),
             strays: Cell::new((None, 0)),
+            deaf: Cell::default(),
             log_budget: LineBudget::default(),
         }
     }
@@ -245,6 +278,27 @@ impl Link {
             worker.report_broken(self.index, self.generation, reason, true);
             self.fail(worker, &Failure::PluginGone("the plugin did not finish its answer"));
         }
+    }
+
+    /// The time of a request was up. A plugin that is busy with long work has mostly read what it was sent; one that has
+    /// neither read nor answered for [`DEAF_TIMEOUTS`] requests has lost this connection, and gets another. The kernel
+    /// takes small requests for a long time, so no write would tell.
+    pub fn count_timeout(self: &Rc<Self>, worker: &Worker, now: Instant) {
+        let Some(fd) = self.fd.get().filter(|_| !self.given_up.get()) else { return };
+        // SAFETY: the link's task closes its socket only once it has taken the descriptor out of the link.
+        let unread = untaken(unsafe { BorrowedFd::borrow_raw(fd) });
+        let deaf = self.deaf.get().after_timeout(now, unread);
+        self.deaf.set(deaf);
+        let Deaf { timeouts, since: Some(since), .. } = deaf else { return };
+        if timeouts < DEAF_TIMEOUTS
+            || now.saturating_duration_since(since) < worker.config().http.request_timeout
+        {
+            return;
+        }
+        let reason = format!("did not read its requests: {timeouts} in a row got no answer in time");
+        worker.report_broken(self.index, self.generation, reason, false);
+        // It would have been the same for the rest.
+        self.fail(worker, &Failure::TimedOut);
     }
 
     pub fn has_deadline(&self) -> bool {
@@ -379,7 +433,12 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
     }
 }
 
-async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: impl AsyncReadRent) -> End {
+async fn read(
+    worker: &Rc<Worker>,
+    target: &Rc<Target>,
+    link: &Rc<Link>,
+    mut half: impl AsyncReadRent,
+) -> End {
     let mut decoder = Decoder::new(link.framing, worker.config().message_bytes_max);
     let mut pace = Pace::default();
     loop {
@@ -412,6 +471,7 @@ async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: i
             }
         }
         worker.crowded_answers.set(frames > 1);
+        link.deaf.take();
         let mid_frame = decoder.is_mid_frame();
         // Where one was finished, what has begun is another: under load there is always one that has.
         let since = link.frame_since.get().filter(|_| frames == 0);
@@ -430,7 +490,7 @@ async fn read(worker: &Rc<Worker>, target: &Target, link: &Rc<Link>, mut half: i
 /// Errors: the connection must end, with the reason.
 fn take(
     worker: &Rc<Worker>,
-    target: &Target,
+    target: &Rc<Target>,
     link: &Rc<Link>,
     message: PluginMessage<'_>,
 ) -> Result<(), String> {
@@ -563,20 +623,24 @@ impl Worker {
         });
     }
 
-    /// Tells the supervisor of an answer that could not be passed on; at most once a second, with the count since then.
-    pub fn report_bad_answer(&self, target: &Target, generation: u64, reason: &str) {
-        let now = Instant::now();
-        let (told, untold) = target.bad_answers.get();
-        if told.is_some_and(|told| now.saturating_duration_since(told) < Duration::from_secs(1)) {
-            target.bad_answers.set((told, untold + 1));
-            return;
+    /// Tells the supervisor of an answer that could not be passed on: at once, or, of more within a second, at its end.
+    pub fn report_bad_answer(self: &Rc<Self>, target: &Rc<Target>, generation: u64, reason: &str) {
+        let index = target.view.borrow().index;
+        let advice = target.misfits.borrow_mut().note(Instant::now(), generation, reason);
+        match advice {
+            Advice::Tell => self.report_broken(index, generation, reason.to_owned(), false),
+            Advice::Nothing => {}
+            Advice::WaitUntil(at) => {
+                let (worker, target) = (self.clone(), target.clone());
+                monoio::spawn(async move {
+                    monoio::time::sleep_until(at.into()).await;
+                    let due = target.misfits.borrow_mut().take_due(Instant::now());
+                    for (generation, reason) in due {
+                        worker.report_broken(index, generation, reason, false);
+                    }
+                });
+            }
         }
-        target.bad_answers.set((Some(now), 0));
-        let reason = match untold {
-            0 => reason.to_owned(),
-            more => format!("{reason} ({more} more such answers before)"),
-        };
-        self.report_broken(target.view.borrow().index, generation, reason, false);
     }
 }
 
@@ -585,6 +649,16 @@ mod tests {
     use toru_plugin_api::from_plugin::PluginMessageReader;
 
     use super::*;
+
+    #[test]
+    fn a_plugin_that_reads_is_not_deaf() {
+        let now = Instant::now();
+        let (one, two) = (now + Duration::from_secs(1), now + Duration::from_secs(2));
+        let deaf = Deaf::default().after_timeout(now, 700).after_timeout(one, 700).after_timeout(two, 1400);
+        assert_eq!(deaf, Deaf { timeouts: 3, since: Some(now), unread: 1400 });
+        assert_eq!(deaf.after_timeout(two, 1399), Deaf { timeouts: 1, since: Some(two), unread: 1399 });
+        assert_eq!(deaf.after_timeout(two, 0), Deaf::default());
+    }
 
     fn fields_of(payload: &str) -> String {
         let mut frame = format!(r#"{{"type":"http","request_id":"r","payload":{payload}}}"#).into_bytes();

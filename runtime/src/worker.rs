@@ -41,6 +41,7 @@ use crate::history::{self, History, Resting};
 use crate::kv::Store;
 use crate::link::Link;
 use crate::log::Logger;
+use crate::misfits::Misfits;
 use crate::room::Descriptors;
 use crate::summary;
 
@@ -179,8 +180,8 @@ pub struct Target {
     pub shared: Arc<PluginShared>,
     /// The connection of this worker to a 1.1 plugin; made when the first request needs it.
     pub link: RefCell<Option<Rc<Link>>>,
-    /// When an answer that could not be passed on was last reported, and how many more there were since.
-    pub bad_answers: Cell<(Option<Instant>, u64)>,
+    /// Answers that could not be passed on and are not told yet.
+    pub misfits: RefCell<Misfits>,
 }
 
 /// One client connection as the sweep sees it.
@@ -470,6 +471,7 @@ async fn sweep(worker: Rc<Worker>) {
         for (id, link) in expired {
             link.cancel(&worker, id);
             worker.shared.supervisor.send(Command::RequestTimeout { index: link.index });
+            link.count_timeout(&worker, now);
         }
         let links: Vec<_> =
             worker.targets.borrow().by_index.values().filter_map(|t| t.link.borrow().clone()).collect();
@@ -649,7 +651,7 @@ impl Worker {
                         view: RefCell::new(view.clone()),
                         shared,
                         link: RefCell::new(None),
-                        bad_answers: Cell::default(),
+                        misfits: RefCell::default(),
                     })
                 })
                 .clone();
@@ -885,12 +887,8 @@ impl ClientSlot {
         taking
     }
 
-    /// Bytes that were written and the client has not taken yet; of a Unix socket with what they cost to keep.
     fn untaken(&self) -> u64 {
-        const SIOCOUTQ: u32 = nix::libc::TIOCOUTQ as u32;
-        // SAFETY: tcp(7) and unix(7) have it store an int, as `Getter` is told here.
-        let bytes = unsafe { ioctl(self.socket(), Getter::<SIOCOUTQ, i32>::new()) };
-        bytes.map_or(0, |bytes| bytes.max(0) as u64)
+        untaken(self.socket())
     }
 
     fn socket(&self) -> BorrowedFd<'_> {
@@ -924,6 +922,14 @@ impl ClientSlot {
     pub fn shutdown_write(&self) {
         let _ = shutdown(self.fd, Shutdown::Write);
     }
+}
+
+/// Bytes that were written to a socket and the other side has not taken yet; of a Unix socket with what they cost to keep.
+pub fn untaken(socket: BorrowedFd<'_>) -> u64 {
+    const SIOCOUTQ: u32 = nix::libc::TIOCOUTQ as u32;
+    // SAFETY: tcp(7) and unix(7) have it store an int, as `Getter` is told here.
+    let bytes = unsafe { ioctl(socket, Getter::<SIOCOUTQ, i32>::new()) };
+    bytes.map_or(0, |bytes| bytes.max(0) as u64)
 }
 
 /// A client's place in the worker's table; leaves it on drop, which must come before the socket is closed.

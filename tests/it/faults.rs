@@ -393,7 +393,13 @@ fn an_answer_that_is_no_http_is_502_and_nothing_of_it_reaches_the_client() {
         // The connection of the client is good, and so is the plugin's.
         assert_eq!(client.get("/api/plugins/p/x").status, 200, "{deed}");
     }
-    daemon.wait_event("p", "protocol_error", 1);
+    // One at once, and the rest a second later, each kind by its own words.
+    for words in ["status is", "x-note", "header"] {
+        wait_for(&format!("an event about {words}"), || {
+            let mut told = daemon.events("p").into_iter().filter(|(kind, _)| kind == "protocol_error");
+            told.any(|(_, details)| details.to_string().contains(words)).then_some(())
+        });
+    }
 }
 
 #[test]
@@ -682,6 +688,27 @@ fn a_plugin_that_never_reads_fills_no_memory() {
     // Up to 480 bodies of half a megabyte were sent; a queue without bound would hold 240 MB.
     let grown = daemon.memory_kib("VmRSS").saturating_sub(before);
     assert!(grown < 100 * 1024, "{grown} KiB");
+}
+
+// Row: never reads, or a byte a second
+#[test]
+fn a_connection_that_is_not_read_is_given_up_though_the_kernel_takes_it_all() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 300)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    assert_problem(&daemon.get("/api/plugins/p/stop-reading"), 504);
+    // Its pings are answered all the while, on a connection that it reads.
+    wait_for("another connection", || {
+        let answer = daemon.get("/api/plugins/p/x");
+        assert!(matches!(answer.status, 200 | 504), "{answer:?}");
+        (answer.status == 200).then_some(())
+    });
+    let told = daemon.wait_event("p", "protocol_error", 1)["reason"].to_string();
+    assert!(told.contains("did not read its requests") && told.contains("in a row"), "{told}");
+    assert_eq!(daemon.starts("p").len(), 1);
 }
 
 // Row: slow reader
