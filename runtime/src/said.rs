@@ -40,7 +40,9 @@ pub fn read(line: &str) -> Option<Said<'_>> {
     if let Some(("level", Known { exact: true, .. })) = level {
         fields.retain(|(name, _)| name != "level");
     }
-    let key = MESSAGE_KEYS.into_iter().find(|key| fields.iter().any(|(name, _)| name == key));
+    let key = MESSAGE_KEYS
+        .into_iter()
+        .find(|key| fields.iter().any(|(name, value)| name == key && value.get() != "null"));
     let position = key.and_then(|key| fields.iter().position(|(name, _)| name == key));
     let message = position.map(|position| fields.remove(position).1);
     let message = message

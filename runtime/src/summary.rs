@@ -22,8 +22,10 @@ struct Before {
 
 /// Logs for ever, on the control thread, which has the time.
 pub async fn run(worker: Rc<Worker>) {
-    monoio::time::sleep(memory::SETTLED).await;
-    memory::give_back();
+    monoio::spawn(async {
+        monoio::time::sleep(memory::SETTLED).await;
+        memory::give_back();
+    });
     let mut before: HashMap<usize, Before> = HashMap::new();
     loop {
         worker.sleep_as_set(|config| config.log.summary_interval).await;

@@ -79,7 +79,7 @@ impl Supervisor {
         self.record_timeouts(index, Instant::now());
         self.outlet.account_output(&self.plugins[index].metadata.id, true);
         let plugin = &mut self.plugins[index];
-        plugin.last_exit = Some(exit.to_string());
+        plugin.last_exit = Some(exit.permanent().map_or_else(|| exit.to_string(), str::to_owned));
         plugin.exit = Some(exit);
         if plugin.reason.is_none() {
             plugin.reason = exit.permanent().map(str::to_owned);

@@ -235,8 +235,10 @@ pub enum Phase {
     Waiting {
         retry_after: Duration,
     },
-    /// Disabled and not running, given up or removed: 404.
+    /// Disabled and not running, or removed, in which case it has no id and no route: 404.
     Absent,
+    /// Wanted, and not started again until an operator says so: 404.
+    GivenUp,
 }
 
 /// What the supervisor tells the rest of the daemon. Called on its thread: methods hand over and return at once.

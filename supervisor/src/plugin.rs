@@ -13,7 +13,7 @@ use crate::lifeline::Lifeline;
 use crate::process::{Exit, Process};
 use crate::remains::ProcessId;
 use crate::state::{Rung, State, Want};
-use crate::{Kept, Order, OrderError, PluginStatus, Stream};
+use crate::{Kept, Order, OrderError, PluginStatus, Stream, unix_ms};
 
 pub(crate) struct Plugin {
     pub index: usize,
@@ -52,7 +52,7 @@ pub(crate) struct Plugin {
     pub exit: Option<Exit>,
     /// Requests that were with the plugin when its run came to an end, if it did.
     pub in_flight: Option<usize>,
-    /// What [`crate::Outlet::lost`] gave when the plugin was last seen well.
+    /// What [`crate::Outlet::lost`] gave before the plugin was last seen well: those it has survived.
     pub lost_before: u64,
     /// Why the last transition happened, where the state machine's event does not say it.
     pub reason: Option<String>,
@@ -96,6 +96,8 @@ pub(crate) struct Ending {
 pub(crate) struct PingTally {
     pub seq: u64,
     pub sent_at: Option<Instant>,
+    /// What [`crate::Outlet::lost`] gave when it was sent.
+    pub lost: u64,
     pub unanswered: u32,
     /// Checks in a row in which nothing listened at the socket.
     pub unreachable: u32,
@@ -144,6 +146,14 @@ impl Plugin {
             }
             State::Running { .. } => "it is running".into(),
             State::Stopped => "it is stopped".into(),
+        }
+    }
+
+    /// Starts, or fails to: every time but the first is a restart. One that was only put off so far has not started.
+    pub fn count_start(&mut self) {
+        if std::mem::replace(&mut self.tried, true) {
+            self.restarts += 1;
+            self.restarted_unix_ms = Some(unix_ms());
         }
     }
 

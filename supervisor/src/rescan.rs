@@ -308,6 +308,11 @@ impl Supervisor {
             && old.protocol == metadata.protocol
             && old.max_in_flight == metadata.max_in_flight;
         if !same_place {
+            if old.id != metadata.id
+                && let Some(rescan) = &mut self.rescan
+            {
+                rescan.report.removed.push(old.id.clone());
+            }
             // What the workers keep for a plugin is made once, so it comes back as another one.
             self.admissible.push((file, metadata));
             return self.leave(index, "its file is another plugin now");
@@ -315,6 +320,19 @@ impl Supervisor {
         plugin.next_metadata = Some(metadata);
         plugin.stop_cause = Some("its file changed".into());
         self.drive(index, Event::RestartAsked);
+    }
+
+    /// The file of a plugin in the table has another content, which is no plugin. What runs of it runs on; the next start,
+    /// whenever that is, will be of the new content, and whoever looks for its reason finds it here.
+    fn refuse_change(&mut self, index: usize, reason: &str) {
+        let plugin = &self.plugins[index];
+        let details = json!({
+            "file": plugin.file.display().to_string(), "refused": reason,
+            "pid": plugin.process.as_ref().map(crate::process::Process::pid),
+        });
+        self.outlet.record(&plugin.metadata.id, "binary_changed", details.clone());
+        let message = "Plugin binary changed and says nothing good of itself; what runs, runs on";
+        self.outlet.log(Level::Error, Some(&plugin.metadata.id), message, object(details));
     }
 
     pub(crate) fn probe(&mut self, file: PathBuf, now: Instant, give_up_at: Instant) {
@@ -395,7 +413,12 @@ impl Supervisor {
             }
             // A machine that has just started is busy: what was too slow then need not be so later.
             Err(reason) if is_postponed => self.postpone(&file, true, &reason),
-            Err(reason) => self.skip(&file, &reason),
+            Err(reason) => {
+                self.skip(&file, &reason);
+                if let Some(index) = position {
+                    self.refuse_change(index, &reason);
+                }
+            }
         }
         self.end_probe(&file);
     }
@@ -488,12 +511,13 @@ impl Supervisor {
             return true;
         }
 
-        let socket = self.settings.sockets_dir.join(format!("{}.sock", metadata.id));
-        if socket.as_os_str().len() > 107 {
-            let reason = format!("its socket path {} is longer than 107 bytes", socket.display());
-            self.skip(&file, &reason);
-            return false;
-        }
+        let socket = match discovery::socket_path(&self.settings.sockets_dir, &metadata.id) {
+            Ok(socket) => socket,
+            Err(reason) => {
+                self.skip(&file, &reason);
+                return false;
+            }
+        };
         let kept = self.settings.kept.get(&metadata.id).cloned().unwrap_or_else(Kept::fresh);
         let enabled = kept.enabled;
         let found = kept.clone();

@@ -61,7 +61,7 @@ impl Supervisor {
     /// Writes down how many requests the plugin takes along.
     ///
     /// Workers see a broken connection when the supervisor sees the end, or before, and fail what was on it: those
-    /// requests are counted as lost since the last look at a plugin that was well.
+    /// requests are counted as lost since the plugin was last known to be well.
     pub(crate) fn count_in_flight(&mut self, index: usize) {
         let plugin = &mut self.plugins[index];
         if plugin.in_flight.is_none() {
@@ -133,7 +133,7 @@ impl Supervisor {
         if let Some(metadata) = plugin.next_metadata.take() {
             plugin.metadata = Arc::new(metadata);
         }
-        plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
+        plugin.ping = PingTally { seq: plugin.ping.seq, lost: plugin.lost_before, ..PingTally::default() };
         plugin.stderr_tail = Arc::default();
         if let Err(reason) = vacate_socket(&plugin.socket) {
             return self.fail_spawn(index, reason, false);
@@ -186,11 +186,7 @@ impl Supervisor {
         }
         plugin.spawned_at = Some(now);
         plugin.connect_at = Some((now + CONNECT_RETRY_MIN, CONNECT_RETRY_MIN));
-        // One that was only put off so far starts for the first time.
-        if std::mem::replace(&mut plugin.tried, true) {
-            plugin.restarts += 1;
-            plugin.restarted_unix_ms = Some(unix_ms());
-        }
+        plugin.count_start();
         let pid = process.pid();
         plugin.process = Some(process);
         let id = &plugin.metadata.id;
@@ -201,7 +197,7 @@ impl Supervisor {
 
     fn fail_spawn(&mut self, index: usize, reason: String, permanent: bool) {
         let plugin = &mut self.plugins[index];
-        plugin.tried = true;
+        plugin.count_start();
         // The one before is no news any more.
         plugin.last_exit = Some(format!("not started: {reason}"));
         plugin.reason = Some(reason);
@@ -233,12 +229,20 @@ impl Supervisor {
             State::Stopped if plugin.enabled && !plugin.removed => {
                 Phase::Waiting { retry_after: RETRY_AFTER_MIN }
             }
-            State::Stopped | State::Failed { .. } => Phase::Absent,
+            State::Stopped => Phase::Absent,
+            State::Failed { .. } => Phase::GivenUp,
         };
         let generation = (plugin.state.has_process() && !ended).then_some(plugin.generation);
+        let mut metadata = plugin.metadata.clone();
+        if plugin.removed && !plugin.state.has_process() {
+            // It gives up its names: nobody has this id or route any more.
+            let of_nobody = Arc::make_mut(&mut metadata);
+            of_nobody.id.clear();
+            of_nobody.route.clear();
+        }
         self.outlet.publish(Arc::new(PluginView {
             index,
-            metadata: plugin.metadata.clone(),
+            metadata,
             socket: plugin.socket.clone(),
             phase,
             generation,

@@ -165,6 +165,7 @@ fn a_plugin_that_can_be_described_and_not_run_is_disabled_at_once() {
         let daemon = Stage::new().script("p", &script).start();
         daemon.wait_event("p", "crashed", 1);
         wait_for("p to be given up", || (daemon.get("/api/plugins/p/x").status == 404).then_some(()));
+        assert!(daemon.get("/api/plugins/p/x").text().contains("was given up"));
         let told = daemon.wait_event("p", "disabled_after_crashes", 1);
         let (exit, reason) = (told["exit"].as_str().unwrap(), told["reason"].as_str().unwrap());
         assert!(exit == format!("exit code {code}") && reason.len() > 10, "in words: {told}");
@@ -953,7 +954,15 @@ fn hangup_rescans_and_keeps_what_works() {
 
     fs::remove_file(daemon.plugins().join("q.binary")).unwrap();
     daemon.signal(Signal::HUP);
-    wait_for("q to be gone", || (daemon.get("/api/plugins/q/x").status == 404).then_some(()));
+    for target in ["/api/plugins/q/x", "/api/plugins/route/q/x"] {
+        let mut last = None;
+        wait_for("q to be gone", || {
+            last = Some(daemon.get(target));
+            last.as_ref().is_some_and(|answer| answer.status == 404).then_some(())
+        });
+        let detail = last.unwrap().text().to_owned();
+        assert!(detail.contains("no plugin has this"), "{detail}");
+    }
     assert_eq!(daemon.plugin_pid("p"), pid);
 }
 

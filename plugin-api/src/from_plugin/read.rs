@@ -315,7 +315,42 @@ fn classify(error: &simd_json::Error) -> MessageError {
     match error.error() {
         ErrorType::InvalidUtf8 => MessageError::BadUtf8,
         ErrorType::DepthLimitExceeded => MessageError::TooDeep { depth_max: DEPTH_MAX },
-        _ => MessageError::BadJson { reason: error.to_string() },
+        other => MessageError::BadJson { reason: in_words(other, error) },
+    }
+}
+
+/// What is wrong and where, for whoever wrote the plugin: the parser has names of its own.
+fn in_words(what: &ErrorType, error: &simd_json::Error) -> String {
+    let words = match what {
+        ErrorType::ExpectedArrayComma | ErrorType::ExpectedArrayContent => {
+            "an array lacks an element, a comma or its end"
+        }
+        ErrorType::BadKeyType
+        | ErrorType::ExpectedMapComma
+        | ErrorType::ExpectedMapEnd
+        | ErrorType::ExpectedObjectColon
+        | ErrorType::ExpectedObjectContent
+        | ErrorType::ExpectedObjectKey
+        | ErrorType::KeyMustBeAString => "an object lacks a key, a colon, a value, a comma or its end",
+        ErrorType::ExpectedTrue | ErrorType::ExpectedFalse | ErrorType::ExpectedNull => {
+            "a word that is none of true, false and null"
+        }
+        ErrorType::InvalidNumber | ErrorType::InvalidExponent | ErrorType::ExpectedNumber => {
+            "a number that is none"
+        }
+        ErrorType::InvalidEscape | ErrorType::InvalidUnicodeEscape | ErrorType::InvalidUnicodeCodepoint => {
+            "an escape that is none in a string"
+        }
+        ErrorType::UnterminatedString => "a string without an end",
+        ErrorType::Eof => "the text ends too early",
+        ErrorType::TrailingData => "something follows the value",
+        ErrorType::UnexpectedCharacter => "a character that begins no value",
+        // It cannot tell, nor where.
+        _ => return "the text is no JSON value".into(),
+    };
+    match error.character() {
+        Some(character) => format!("{words}, at byte {} ({character:?})", error.index()),
+        None => format!("{words}, at byte {}", error.index()),
     }
 }
 

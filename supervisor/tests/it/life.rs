@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -59,6 +60,81 @@ fn a_crash_is_told_with_all_that_is_known() {
     let last = stage.event("p", "crashed");
     assert_eq!((&last["failures"], &last["next_start_ms"]), (&json!(2), &Value::Null), "nothing follows it");
     stage.event("p", "disabled_after_crashes");
+}
+
+/// A 1.1 plugin that has said that it is ready, and the connection to it.
+fn ready_with_checks(every: Duration) -> (Stage, std::os::unix::net::UnixStream) {
+    let (dir, mut settings) = folder(&[]);
+    put(dir.path(), "p", "1.1", WAIT);
+    settings.adjustable.health_interval = every;
+    let stage = Stage::start(dir, settings);
+    let mut stream = stage.accept("p");
+    assert_eq!(action(&receive(&mut stream)), "init");
+    send(&mut stream, &json!({ "type": "lifecycle", "payload": { "action": "ready" } }));
+    stage.event("p", "ready");
+    (stage, stream)
+}
+
+fn pong(stream: &mut std::os::unix::net::UnixStream, ping: &Value) {
+    assert_eq!(action(ping), "ping");
+    let pong = json!({ "action": "pong", "seq": ping["payload"]["seq"] });
+    send(stream, &json!({ "type": "lifecycle", "payload": pong }));
+}
+
+fn kill(stage: &Stage) {
+    let pid = stage.status("p").pid.expect("it runs") as i32;
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is there");
+}
+
+#[test]
+fn what_a_dying_plugin_took_along_is_told_however_late_its_end() {
+    let (stage, mut stream) = ready_with_checks(Duration::from_millis(50));
+    let ping = receive(&mut stream);
+    // A process that dies loses its connections first, and the workers fail what was on them.
+    stage.lost.store(3, Relaxed);
+    // It said this before.
+    pong(&mut stream, &ping);
+    for _ in 0..3 {
+        assert_eq!(action(&receive(&mut stream)), "ping", "a check comes in between");
+    }
+    kill(&stage);
+    assert_eq!(stage.event("p", "crashed")["in_flight"], 7 + 3);
+}
+
+#[test]
+fn what_a_plugin_has_survived_is_no_part_of_its_end() {
+    let (stage, mut stream) = ready_with_checks(Duration::from_millis(50));
+    stage.lost.store(3, Relaxed);
+    let before = u64::from(stage.status("p").unanswered_pings);
+    while stage.status("p").ping.is_none() {
+        let ping = receive(&mut stream);
+        if ping["payload"]["seq"].as_u64() <= Some(before) {
+            continue;
+        }
+        pong(&mut stream, &ping);
+        // A pong is heard after what was sent before it.
+        send(
+            &mut stream,
+            &json!({ "type": "kv", "request_id": "k", "payload": { "action": "get", "key": "x" } }),
+        );
+        while receive(&mut stream)["request_id"] != "k" {}
+    }
+    kill(&stage);
+    assert_eq!(stage.event("p", "crashed")["in_flight"], 7);
+}
+
+#[test]
+fn a_start_that_fails_is_counted_as_any_other() {
+    let (dir, mut settings) = folder(&[("p", WAIT)]);
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("sockets/p.sock")).expect("a link");
+    settings.adjustable.policy.restarts_max = 2;
+    let stage = Stage::start(dir, settings);
+    for restarts in [1, 2] {
+        assert_eq!(stage.event("p", "restarting")["restarts"], restarts);
+    }
+    stage.event("p", "disabled_after_crashes");
+    assert_eq!(stage.status("p").restarts, 2);
 }
 
 /// A stage with a plugin that cannot run, and `sh -c script` to tell of it.

@@ -125,7 +125,8 @@ fn what_is_kept_holds_in_the_next_run() {
     };
     let broken = kept("broken", &|kept| kept.failed.is_some());
     assert!(broken.failed.as_ref().expect("given up").contains("127"), "{broken:?}");
-    assert_eq!((broken.failures, broken.last_exit.as_deref()), (1, Some("exit code 127")));
+    let in_words = "exit code 127: what it should run was not found";
+    assert_eq!((broken.failures, broken.last_exit.as_deref()), (1, Some(in_words)));
     let off = kept("off", &|kept| kept.last_exit.is_some());
     assert_eq!((off.enabled, off.restarts, off.failures, off.failed), (false, 0, 0, None));
     let p = kept("p", &|kept| kept.restarts == 1 && kept.last_exit.is_some());
@@ -234,11 +235,25 @@ fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
     let found = rescan(&stage);
     assert!(found.skipped[0].contains("p.binary: --metadata"), "{found:?}");
     assert_eq!((found.changed.len(), found.removed.len()), (0, 0));
+    let told = stage.event("p", "binary_changed");
+    assert!(told["refused"].as_str().is_some_and(|why| why.contains("--metadata")), "{told}");
     assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
     std::fs::rename(stage.dir.path().join("plugins"), stage.dir.path().join("away")).expect("rename");
     let found = rescan(&stage);
     assert!(found.skipped[0].contains("nothing changes"), "{found:?}");
     assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
+}
+
+#[test]
+fn a_file_that_is_another_plugin_now_removes_the_one_that_it_was() {
+    let stage = Stage::of(&[("p", WAIT)]);
+    stage.event("p", "ready");
+    let metadata = r#"{"id":"q","name":"q","version":"1","icon":"-","route":"/q","protocol":"1.0"}"#;
+    put_file(stage.dir.path(), "p", &format!("#!/bin/sh\n[ $1 ] && echo '{metadata}' && exit\n{WAIT}"));
+    let found = rescan(&stage);
+    assert_eq!((found.changed, found.removed), (names(&["q"]), names(&["p"])));
+    stage.event("p", "stopped");
+    stage.event("q", "ready");
 }
 
 #[test]
@@ -413,7 +428,7 @@ fn what_is_no_file_is_told_once_a_look() {
     let plugins = dir.path().join("plugins");
     std::os::unix::fs::symlink("/nowhere", plugins.join("link.binary")).expect("link");
     std::fs::create_dir(plugins.join("folder.binary")).expect("folder");
-    let checked = toru_supervisor::check(&plugins, PATIENCE).expect("it can be read");
+    let checked = toru_supervisor::check(&plugins, dir.path(), PATIENCE).expect("it can be read");
     let reasons: Vec<String> = checked.into_iter().filter_map(|(_, outcome)| outcome.err()).collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert!(reasons[0].contains("folder") && reasons[1].contains("leads to nothing"), "{reasons:?}");

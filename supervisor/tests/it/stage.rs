@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -42,6 +42,8 @@ type Listeners = Arc<Mutex<HashMap<String, UnixListener>>>;
 pub struct Stage {
     pub dir: tempfile::TempDir,
     pub handle: Handle,
+    /// What the supervisor is told of requests that went away with any plugin.
+    pub lost: Arc<AtomicU64>,
     listeners: Listeners,
     said: Receiver<Said>,
     heard: RefCell<Vec<Said>>,
@@ -49,6 +51,7 @@ pub struct Stage {
 }
 
 struct Ear {
+    lost: Arc<AtomicU64>,
     said: Sender<Said>,
     sockets: PathBuf,
     listeners: Listeners,
@@ -99,7 +102,7 @@ impl Outlet for Ear {
     }
 
     fn lost(&self, _: usize) -> u64 {
-        0
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -185,11 +188,13 @@ impl Stage {
     pub fn start(dir: tempfile::TempDir, settings: Settings) -> Self {
         let (tell, said) = channel();
         let listeners = Listeners::default();
-        let ear = Ear { said: tell, sockets: settings.sockets_dir.clone(), listeners: listeners.clone() };
+        let lost = Arc::<AtomicU64>::default();
+        let sockets = settings.sockets_dir.clone();
+        let ear = Ear { lost: lost.clone(), said: tell, sockets, listeners: listeners.clone() };
         let supervisor = Supervisor::new(settings, Box::new(ear)).expect("descriptors");
         let handle = supervisor.handle();
         let thread = std::thread::spawn(move || supervisor.run());
-        Self { dir, handle, listeners, said, heard: RefCell::default(), thread: Some(thread) }
+        Self { dir, handle, lost, listeners, said, heard: RefCell::default(), thread: Some(thread) }
     }
 
     /// The first thing said that `wanted` takes, and that no earlier call took; waits for it.
