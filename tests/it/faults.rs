@@ -394,7 +394,7 @@ fn an_answer_that_is_no_http_is_502_and_nothing_of_it_reaches_the_client() {
         assert_eq!(client.get("/api/plugins/p/x").status, 200, "{deed}");
     }
     // One at once, and the rest a second later, each kind by its own words.
-    for words in ["status is", "x-note", "header"] {
+    for words in ["status is", "a header value", "a header name"] {
         wait_for(&format!("an event about {words}"), || {
             let mut told = daemon.events("p").into_iter().filter(|(kind, _)| kind == "protocol_error");
             told.any(|(_, details)| details.to_string().contains(words)).then_some(())

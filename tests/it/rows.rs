@@ -97,6 +97,7 @@ const ROWS: &[Row] = &[
             &[
                 "a_plugin_that_never_reads_fills_no_memory",
                 "a_plugin_that_reads_a_byte_a_second_is_cut_off_and_fills_no_memory",
+                "a_connection_that_is_not_read_is_given_up_though_the_kernel_takes_it_all",
             ],
         )],
     ),
