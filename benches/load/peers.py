@@ -264,7 +264,9 @@ def readme_table(path):
     lines.append(
         f"| memory at rest, MB (PSS) | **{cells[0]}** | {' | '.join(cells[1:])} | {ratio(memory[0], least)} |"
     )
-    versions = ", ".join(about["versions"].values())
+    # Caddy gives its number alone.
+    named = [said if name in said.lower() else f"{name} {said}" for name, said in about["versions"].items()]
+    versions = ", ".join(named)
     lines += [
         "",
         f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, commit {about['commit']}, {about['date'][:10]}; "

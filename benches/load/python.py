@@ -110,6 +110,9 @@ def main():
     parser.add_argument("--python", default=sys.executable)
     args = finish()
     python, sdk = args.python, str(ROOT / "plugin-api/python/src")
+    needed = "import fastapi, httptools, orjson, uvicorn, uvloop"
+    if subprocess.run([python, "-c", needed], capture_output=True).returncode != 0:
+        raise SystemExit(f'{python} lacks a module: {python} -m pip install "uvicorn[standard]" fastapi orjson')
     with tempfile.TemporaryDirectory(prefix="toru-", dir="/tmp") as folder, Processes() as processes:
         folder, port = Path(folder), free_port()
         (folder / "bare.py").write_text(BARE)

@@ -131,3 +131,13 @@ fn the_demo_serves_what_it_prints_and_cleans_up() {
     let left: Vec<_> = fs::read_dir(home.path()).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn the_table_beside_other_proxies_is_what_the_stored_run_says() {
+    let script = repository().join("benches/load/peers.py");
+    let printed = output(Command::new("python3").arg(script).arg("--table"));
+    let table = String::from_utf8(printed.stdout).unwrap();
+    assert!(table.lines().count() > 10, "{table}");
+    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md");
+    assert!(readme.contains(table.trim()), "README.md has another table than this:\n{table}");
+}
