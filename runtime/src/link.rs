@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -38,6 +40,8 @@ use crate::worker::{Message, Target, Worker, untaken};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of kv answers that may be on their way from the store to one connection; beyond it they are `busy`.
+const ANSWERS_UNDERWAY_MAX: usize = 32 * 1024 * 1024;
 /// A written outbox of at most this capacity is kept for the next write.
 const OUTBOX_BYTES_KEPT: usize = 256 * 1024;
 /// Room for one read; more while a frame larger than that is on its way.
@@ -81,6 +85,8 @@ pub struct Link {
     /// Requests whose time was up while the plugin read nothing.
     deaf: Cell<Deaf>,
     log_budget: LineBudget,
+    /// Bytes of kv answers between the store and the outbox.
+    answers_underway: Arc<AtomicUsize>,
 }
 
 /// Requests whose time was up, one after the other, while their plugin sent nothing and read nothing.
@@ -104,6 +110,41 @@ impl Deaf {
             _ => Self { timeouts: 1, since: Some(now), unread },
         }
     }
+}
+
+/// Answers of the store on their way to a connection, in bytes, for as long as this lives.
+///
+/// The store reads faster than a worker writes: without a bound here, all that a plugin has asked for would be in memory
+/// before the first of it comes to the outbox.
+pub struct Underway {
+    of_link: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Underway {
+    /// Counts an answer; where too much is on its way already, it becomes `busy`.
+    fn begin(of_link: Arc<AtomicUsize>, answer: KvAnswer) -> (KvAnswer, Self) {
+        let bytes = match &answer {
+            KvAnswer::Value(value) => value.as_ref().map_or(0, String::len),
+            KvAnswer::Keys(keys) => keys.iter().map(String::len).sum(),
+            KvAnswer::Error { .. } => 0,
+        };
+        if bytes > 0 && of_link.load(Relaxed) > ANSWERS_UNDERWAY_MAX {
+            return (busy(), Self { of_link, bytes: 0 });
+        }
+        of_link.fetch_add(bytes, Relaxed);
+        (answer, Self { of_link, bytes })
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.of_link.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+fn busy() -> KvAnswer {
+    KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() }
 }
 
 /// How a connection's life ended.
@@ -184,6 +225,7 @@ impl Link {
             strays: Cell::new((None, 0)),
             deaf: Cell::default(),
             log_budget: LineBudget::default(),
+            answers_underway: Arc::default(),
         }
     }
 
@@ -234,7 +276,7 @@ impl Link {
             self.given_up.set(true);
             return self.close();
         }
-        let busy = KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() };
+        let busy = busy();
         let answer = if waiting > OUTBOX_BYTES_MAX { &busy } else { answer };
         let stamp = worker.timestamp();
         let max = worker.config().message_bytes_max;
@@ -520,8 +562,11 @@ fn take(
         PluginMessage::Kv { request_id, request } => {
             let (mailbox, index, generation) = (worker.mailbox.clone(), link.index, link.generation);
             let request_id = request_id.to_owned();
+            let underway = link.answers_underway.clone();
             let reply = Box::new(move |reply| {
-                let _ = mailbox.unbounded_send(Message::KvReply { index, generation, request_id, reply });
+                let (reply, underway) = Underway::begin(underway, reply);
+                let news = Message::KvReply { index, generation, request_id, reply, underway };
+                let _ = mailbox.unbounded_send(news);
             });
             worker.shared.store.ask(&target.shared.id, request.into(), reply);
         }

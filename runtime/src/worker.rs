@@ -39,7 +39,7 @@ use crate::gate::Gate;
 use crate::histogram::Histogram;
 use crate::history::{self, History, Resting};
 use crate::kv::Store;
-use crate::link::Link;
+use crate::link::{Link, Underway};
 use crate::log::Logger;
 use crate::misfits::Misfits;
 use crate::room::Descriptors;
@@ -137,6 +137,7 @@ pub enum Message {
         generation: u64,
         request_id: String,
         reply: KvAnswer,
+        underway: Underway,
     },
     /// To the control thread, while it rests: requests are answered again.
     Traffic,
@@ -412,12 +413,13 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
     while let Ok(message) = inbox.recv().await {
         match message {
             Message::Plugin { view, shared } => worker.learn(view, shared),
-            Message::KvReply { index, generation, request_id, reply } => {
+            Message::KvReply { index, generation, request_id, reply, underway } => {
                 let target = worker.targets.borrow().by_index.get(&index).cloned();
                 let link = target.and_then(|target| target.link.borrow().clone());
                 if let Some(link) = link.filter(|link| link.generation == generation) {
                     link.send_kv_reply(&worker, &request_id, &reply);
                 }
+                drop((reply, underway));
             }
             Message::Traffic => worker.history.wake(),
             Message::Configure(config) => worker.configure(&config),
