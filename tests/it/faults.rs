@@ -204,7 +204,7 @@ fn crash_on_the_third_request() {
 // Row: part of a frame, then silence
 #[test]
 fn half_a_frame_and_then_silence_has_a_deadline() {
-    for deed in ["half-frame", "prefix-only", "slow-body"] {
+    for deed in ["half-frame", "prefix-only", "slow-body", "halves/60/stop"] {
         // The frame is late before its request is: then it is a broken one.
         let daemon = Stage::new().set("protocol.frame_timeout_ms", 300).faulty("p", &json!({})).start();
         daemon.wait_ready("p");
@@ -231,6 +231,23 @@ fn half_a_frame_and_then_silence_has_a_deadline() {
             works_again(&daemon);
         }
     }
+}
+
+// Row: part of a frame, then silence
+#[test]
+fn the_time_for_a_frame_begins_with_each_frame() {
+    const FRAME_TIMEOUT: Duration = Duration::from_secs(3);
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("protocol.frame_timeout_ms", FRAME_TIMEOUT.as_millis())
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let connection = daemon.get("/api/plugins/p/connection").body;
+    let answer = daemon.get(&format!("/api/plugins/p/halves/{}", (FRAME_TIMEOUT * 2).as_millis()));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(daemon.get("/api/plugins/p/connection").body, connection, "nobody has closed it");
+    assert_eq!(faults_told(&daemon, "p"), [""; 0]);
 }
 
 // Row: hangs on one request

@@ -672,6 +672,30 @@ impl Plugin {
                     }
                 });
             }
+            "halves" => {
+                // Of each frame the first half comes together with the second of the one before: always within one,
+                // and never in the same for long. With `stop` the last remains a half.
+                let line = json!({"type": "log", "payload": {"level": "info", "message": "in halves"}});
+                let line = frame(line.to_string().as_bytes(), connection.framing);
+                let answer = frame(request.echo().to_string().as_bytes(), connection.framing);
+                let until = Instant::now() + Duration::from_millis(number(0));
+                let stops = rest.get(1) == Some(&"stop");
+                let connection = connection.clone();
+                thread::spawn(move || {
+                    // Nobody else may write within these frames.
+                    let mut stream = connection.stream.lock().expect("no panic holds it");
+                    let (first, second) = line.split_at(line.len() / 2);
+                    let both = [second, first].concat();
+                    let mut written = stream.write_all(first);
+                    while written.is_ok() && Instant::now() < until {
+                        thread::sleep(Duration::from_millis(20));
+                        written = stream.write_all(&both);
+                    }
+                    if !stops {
+                        let _ = stream.write_all(&[second, &answer].concat());
+                    }
+                });
+            }
             // What it knows and says.
             "pid" => connection.send(&ok(json!({
                 "status": 200,
