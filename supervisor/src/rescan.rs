@@ -28,9 +28,11 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// ...up to this: each call of a file that hangs is a process for a while.
 const ASK_AGAIN_AFTER_MAX: Duration = Duration::from_secs(64);
 
-/// A file that was skipped and is asked again by itself.
+/// A file that was skipped, or not taken for changed, and is asked again by itself.
 pub(crate) struct Postponed {
     file: PathBuf,
+    /// As it is asked; `None` before that.
+    print: Option<Fingerprint>,
     /// `None` while it is being asked.
     pub at: Option<Instant>,
     wait: Duration,
@@ -201,11 +203,14 @@ impl Supervisor {
         let now = Instant::now();
         for one in found {
             let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == one.file);
-            // A file that was skipped may be good now, though it did not change: its rival may be gone.
-            if self.is_on_its_way(&one.file) || (known && !one.changed) {
+            if self.is_on_its_way(&one.file) {
                 continue;
             }
             self.postponed.retain(|postponed| postponed.file != one.file);
+            // A file that was skipped may be good now, though it did not change: its rival may be gone.
+            if known && !one.changed {
+                continue;
+            }
             if let Some(rescan) = &mut self.rescan {
                 rescan.pending.insert(one.file.clone(), one.fingerprint);
             }
@@ -220,16 +225,22 @@ impl Supervisor {
     }
 
     /// Skips a file for now, which may be good for all that is known. Told once, however often it is asked.
+    ///
+    /// A plugin of which it is the file runs on as it is.
     fn postpone(&mut self, file: &Path, is_slow: bool, reason: &str) {
+        let known = self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file);
         let before = self.postponed.iter().position(|postponed| postponed.file == file);
         let before = before.map(|position| self.postponed.swap_remove(position));
         let wait = before.as_ref().map_or(ASK_AGAIN_AFTER, |before| ASK_AGAIN_AFTER_MAX.min(2 * before.wait));
         if before.is_none_or(|before| before.is_slow != is_slow) {
             let reason = format!("{reason}; it is asked again by itself, next in {} s", wait.as_secs());
             self.skip(file, &reason);
+            if let Some(index) = known {
+                self.refuse_change(index, &reason);
+            }
         }
         let at = Some(Instant::now() + wait);
-        self.postponed.push(Postponed { file: file.to_owned(), at, wait, is_slow });
+        self.postponed.push(Postponed { file: file.to_owned(), print: None, at, wait, is_slow });
     }
 
     pub(crate) fn ask_postponed(&mut self, now: Instant) {
@@ -238,18 +249,14 @@ impl Supervisor {
                 continue;
             }
             let file = self.postponed[position].file.clone();
-            let known = self.plugins.iter().any(|plugin| !plugin.removed && plugin.file == file);
-            if known || self.is_on_its_way(&file) || !file.exists() {
+            if self.is_on_its_way(&file) || !file.exists() {
                 self.postponed.swap_remove(position);
                 continue;
             }
-            self.postponed[position].at = None;
-            // As it is before it answers, so that the next rescan finds it unchanged.
-            if !self.fingerprints.contains_key(&file)
-                && let Ok(print) = Fingerprint::of_stamp(&file)
-            {
-                self.fingerprints.insert(file.clone(), print);
-            }
+            let postponed = &mut self.postponed[position];
+            postponed.at = None;
+            // As it is before it answers, so that the next rescan finds it unchanged once it has.
+            postponed.print = Fingerprint::of_stamp(&file).ok();
             self.probe(file, now, now + self.settings.metadata_timeout);
         }
     }
@@ -386,15 +393,15 @@ impl Supervisor {
         let is_slow = probe.is_too_slow();
         let position = self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file);
         let outcome = probe.finish();
-        // One that runs is what it was, until somebody asks for a rescan.
-        let is_postponed = is_slow && position.is_none();
-        if !is_postponed {
+        let asked = self.rescan.as_ref().and_then(|rescan| *rescan.pending.get(&file)?);
+        let asked_again = self.postponed.iter().find(|postponed| postponed.file == file);
+        let asked = asked.or_else(|| asked_again?.print);
+        if !is_slow {
             self.postponed.retain(|postponed| postponed.file != file);
         }
         match outcome {
             _ if self.stopping => {}
             Ok(metadata) => {
-                let asked = self.rescan.as_ref().and_then(|rescan| *rescan.pending.get(&file)?);
                 if let Some(print) = asked {
                     self.fingerprints.insert(file.clone(), print);
                 }
@@ -412,7 +419,7 @@ impl Supervisor {
                 }
             }
             // A machine that has just started is busy: what was too slow then need not be so later.
-            Err(reason) if is_postponed => self.postpone(&file, true, &reason),
+            Err(reason) if is_slow => self.postpone(&file, true, &reason),
             Err(reason) => {
                 self.skip(&file, &reason);
                 if let Some(index) = position {

@@ -1,7 +1,7 @@
 //! What operators ask for, and what they are answered.
 
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use toru_supervisor::{Command, Kept, Order, ProcessSettings, Rescanned};
 
@@ -186,6 +186,41 @@ fn a_file_too_slow_to_say_what_it_is_is_asked_again_and_told_of_once() {
     assert_eq!(rescan(&stage), Rescanned::default(), "it is what it was when it answered");
     let told = |said: &Said| matches!(said, Said::Log { message, .. } if message == "Plugin skipped");
     assert_eq!(stage.unheard().iter().filter(|said| told(said)).count(), 1);
+}
+
+#[test]
+fn a_changed_file_too_slow_to_say_what_it_is_is_asked_again_while_the_old_one_runs() {
+    let (dir, mut settings) = folder(&[("p", &format!("echo up\n{WAIT}"))]);
+    settings.metadata_timeout = Duration::from_millis(500);
+    let stage = Stage::start(dir, settings);
+    stage.event("p", "ready");
+    stage.line("p", "up");
+    let pid = stage.status("p").pid;
+    let (asked, gate) = (stage.dir.path().join("asked"), stage.dir.path().join("gate"));
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then\necho >>{asked}\n[ -e {gate} ] || exec sleep 1000\n\
+         echo '{{\"id\":\"p\",\"name\":\"P\",\"version\":\"2\",\"icon\":\"-\",\"route\":\"/p\",\"protocol\":\"1.0\"}}'; exit\nfi\n{WAIT}",
+        asked = asked.display(),
+        gate = gate.display(),
+    );
+    put_file(stage.dir.path(), "p", &text);
+    let found = rescan(&stage);
+    assert!(found.skipped[0].contains("asked again by itself, next in 1 s"), "{found:?}");
+    assert_eq!(found.changed, [""; 0]);
+    let told = stage.event("p", "binary_changed");
+    assert!(told["refused"].as_str().is_some_and(|why| why.contains("did not end in time")), "{told}");
+    let began = Instant::now();
+    while std::fs::read_to_string(&asked).expect("it was asked").len() < 2 {
+        assert!(began.elapsed() < PATIENCE, "it is not asked again");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
+    std::fs::write(&gate, "").expect("write");
+    let told = stage.event("p", "binary_changed");
+    assert_eq!(told["version"], "2", "told once that it was slow: {told}");
+    stage.event("p", "ready");
+    assert_eq!(stage.status("p").metadata.version, "2");
+    assert_eq!(rescan(&stage), Rescanned::default(), "it is what it was when it answered");
 }
 
 #[test]
