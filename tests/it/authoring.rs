@@ -335,11 +335,11 @@ fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
     let built = folder.path().join("it's built");
     let script = format!(
         "#!/usr/bin/env python3\nimport sys\nsys.path.insert(0, '{}')\nfrom toru_plugin import Plugin\n\
-         plugin = Plugin(id='live', name='Live', version='1.0.0')\n\n@plugin.get('/')\nasync def index(request, ctx):\n    \
+         plugin = Plugin(id='live', name='Live', version='1.0.0', route='/@WORD@')\n\n@plugin.get('/')\nasync def index(request, ctx):\n    \
          ctx.log.warn('asked')\n    return '@WORD@'\n\nplugin.run()\n",
         repository().join("plugin-api/python/src").display()
     );
-    fs::write(source.join("plugin.py"), script).unwrap();
+    fs::write(source.join("plugin.py"), &script).unwrap();
     let build = r#"grep -q broken source/word.txt && exit 1; sed "s/@WORD@/$(cat source/word.txt)/" source/plugin.py > .new && chmod +x .new && mv .new "it's built""#;
     let mut command = toru(&["run", "--listen", "127.0.0.1:0", "--watch", "source", "--build", build]);
     command.arg(&built).current_dir(folder.path()).env("XDG_CONFIG_HOME", folder.path());
@@ -349,11 +349,12 @@ fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
     let stderr = Lines::gather(child.stderr.take().unwrap());
     let line = wait_line(&stdout, "listening on http://");
     let address: SocketAddr = line.rsplit('/').next().unwrap().parse().unwrap();
-    let answer = || {
+    let get = |target: &str| {
         let stream = TcpStream::connect(address).ok()?;
-        let answer = Client::new(stream).get("/api/plugins/live/");
+        let answer = Client::new(stream).get(target);
         (answer.status == 200).then(|| String::from_utf8(answer.body).unwrap())
     };
+    let answer = || get("/api/plugins/live/");
     wait_for("the first answer", || (answer()? == "first").then_some(()));
     wait_line(&stdout, "warn  asked");
     fs::write(&word, "broken").unwrap();
@@ -362,6 +363,20 @@ fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
     fs::write(&word, "second").unwrap();
     wait_line(&stderr, "restarted");
     wait_for("the second answer", || (answer()? == "second").then_some(()));
+    // It was asked anew what it is.
+    assert_eq!(get("/api/plugins/route/second/").as_deref(), Some("second"));
+    assert_eq!(get("/api/plugins/route/first/"), None);
+    // Another plugin altogether, at another place and with another log.
+    let heard = stdout.containing("warn  asked").len();
+    fs::write(source.join("plugin.py"), script.replace("'live'", "'moved'")).unwrap();
+    wait_line(&stderr, &format!("restarted; it is at http://{address}/api/plugins/moved/"));
+    assert_eq!(get("/api/plugins/moved/").as_deref(), Some("second"));
+    assert_eq!(answer(), None);
+    wait_for("a line of its log", || (stdout.containing("warn  asked").len() > heard).then_some(()));
+    // What says nothing good of itself does not come in its place.
+    fs::write(source.join("plugin.py"), script.replace("'live'", "'a b'")).unwrap();
+    wait_line(&stderr, "not restarted: ");
+    assert_eq!(get("/api/plugins/moved/").as_deref(), Some("second"));
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{:?}", stderr.all());

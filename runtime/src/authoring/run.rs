@@ -2,6 +2,7 @@
 //!
 //! Its log comes to the terminal. With sources to watch and a command that builds it, a change becomes a restart.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
@@ -11,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use toru_plugin_api::metadata::Metadata;
-use toru_supervisor::{Handle, Order};
+use toru_supervisor::{Command as SupervisorCommand, Handle, Order, OrderError, Rescanned};
 
 use super::subject::{Program, metadata};
 use crate::cli::human_line;
@@ -23,6 +24,8 @@ use crate::demo::{DemoError, private_config};
 
 /// Between looks at the log and at the sources: soon for a person, and little work.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a plugin that has become another one may take to make room for itself.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 /// Folders that hold what is made, not what is written by hand.
 const NOT_SOURCES: [&str; 4] = ["target", "node_modules", "__pycache__", "plugins"];
 
@@ -61,26 +64,48 @@ pub fn run(wanted: Wanted) -> Result<(), DemoError> {
 
     let place = |name: &str| staged.path().join(name);
     fs::create_dir(place("plugins")).map_err(|error| stage("make a folder", error))?;
-    // The plugin stays where it is: scripts look for what lies beside them.
-    let entry = place("plugins/plugin.binary");
-    fs::write(&entry, format!("#!/bin/sh\nexec {} \"$@\"\n", quoted(&path)))
-        .map_err(|error| stage("write a file", error))?;
-    fs::set_permissions(&entry, fs::Permissions::from_mode(0o755))
-        .map_err(|error| stage("make a file executable", error))?;
+    let mut entry = Entry { folder: place("plugins"), plugin: path, builds: 0 };
+    entry.write().map_err(|error| stage("write a file", error))?;
     let config = private_config(staged.path(), wanted.config, wanted.listen)?;
-    let log = place("log").join(format!("plugins/{}.log", found.id));
+    let logs = place("log/plugins");
     let (watch, build) = (wanted.watch, wanted.build);
     crate::run(config, None, move |address, supervisor| {
         announce(address, &found);
-        let _ = thread::Builder::new().name("toru-run-log".into()).spawn(move || show_log(&log));
+        let _ = thread::Builder::new().name("toru-run-log".into()).spawn(move || show_logs(&logs));
         if !watch.is_empty() {
-            let restart = move || restart(&supervisor, &found.id);
+            let mut id = found.id;
+            let restart = move || {
+                let now = change(&supervisor, &mut entry)?;
+                let moved = (now != id).then(|| format!("; it is at http://{address}/api/plugins/{now}/"));
+                id = now;
+                Ok(moved.unwrap_or_default())
+            };
             let _ = thread::Builder::new()
                 .name("toru-run-watch".into())
                 .spawn(move || look_after(&watch, build.as_deref(), restart));
         }
     })?;
     Ok(())
+}
+
+/// What the core finds in its plugins folder. The plugin itself stays where it is: scripts look for what lies beside them.
+struct Entry {
+    folder: PathBuf,
+    plugin: PathBuf,
+    builds: u32,
+}
+
+impl Entry {
+    /// Anew, with other content than before: by that the core sees that the plugin is another one.
+    fn write(&mut self) -> io::Result<()> {
+        self.builds += 1;
+        let text = format!("#!/bin/sh\n# {}\nexec {} \"$@\"\n", self.builds, quoted(&self.plugin));
+        // In one step: the core may be starting the one that is there.
+        let unfinished = self.folder.join("unfinished");
+        fs::write(&unfinished, text)?;
+        fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o755))?;
+        fs::rename(unfinished, self.folder.join("plugin.binary"))
+    }
 }
 
 fn announce(address: SocketAddr, metadata: &Metadata) {
@@ -109,26 +134,34 @@ fn builds(command: &str) -> bool {
     shell.is_ok_and(|status| status.success())
 }
 
-/// Prints what comes into the plugin's log, for ever; of a log that was rotated the new one.
-fn show_log(path: &Path) {
+/// Prints what comes into the plugin's log, for ever; of a log that was rotated the new one. A plugin that has changed its
+/// id has another log.
+fn show_logs(folder: &Path) {
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let mut read = 0;
+    let mut read: HashMap<PathBuf, u64> = HashMap::new();
     loop {
-        if let Ok(mut file) = fs::File::open(path) {
-            if file.metadata().is_ok_and(|now| now.len() < read) {
-                read = 0;
-            }
-            let _ = file.seek(SeekFrom::Start(read));
-            let mut lines = BufReader::new(file);
-            let mut line = String::new();
-            // A line without its end is read again when it is whole.
-            while lines.by_ref().read_line(&mut line).is_ok() && line.ends_with('\n') {
-                read += line.len() as u64;
-                let _ = writeln!(io::stdout(), "{}", coloured(line.trim_end(), colours));
-                line.clear();
+        let logs = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in logs.filter(|path| path.extension() == Some(OsStr::new("log"))) {
+            if let Ok(file) = fs::File::open(&path) {
+                show_rest(file, read.entry(path).or_default(), colours);
             }
         }
         thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+fn show_rest(mut file: fs::File, read: &mut u64, colours: bool) {
+    if file.metadata().is_ok_and(|now| now.len() < *read) {
+        *read = 0;
+    }
+    let _ = file.seek(SeekFrom::Start(*read));
+    let mut lines = BufReader::new(file);
+    let mut line = String::new();
+    // A line without its end is read again when it is whole.
+    while lines.by_ref().read_line(&mut line).is_ok() && line.ends_with('\n') {
+        *read += line.len() as u64;
+        let _ = writeln!(io::stdout(), "{}", coloured(line.trim_end(), colours));
+        line.clear();
     }
 }
 
@@ -144,8 +177,9 @@ fn coloured(line: &str, colours: bool) -> String {
     if colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text }
 }
 
-/// Builds and restarts at each change, for ever. A build that fails leaves the plugin as it is.
-fn look_after(folders: &[PathBuf], build: Option<&str>, restart: impl Fn() -> Result<(), String>) {
+/// Builds and restarts at each change, for ever; `restart` gives what there is to add. A build that fails leaves the plugin
+/// as it is.
+fn look_after(folders: &[PathBuf], build: Option<&str>, mut restart: impl FnMut() -> Result<String, String>) {
     let newest = || folders.iter().filter_map(|folder| newest_change(folder)).max();
     let mut seen = newest();
     loop {
@@ -162,19 +196,44 @@ fn look_after(folders: &[PathBuf], build: Option<&str>, restart: impl Fn() -> Re
             continue;
         }
         match restart() {
-            Ok(()) => say("restarted"),
+            Ok(more) => say(&format!("restarted{more}")),
             Err(reason) => say(&format!("not restarted: {reason}")),
         }
     }
 }
 
-fn restart(supervisor: &Handle, id: &str) -> Result<(), String> {
+/// Has the core ask the plugin again what it is, and waits until that runs. Gives its id.
+///
+/// Errors: it says nothing good of itself, or does not start; in words.
+fn change(supervisor: &Handle, entry: &mut Entry) -> Result<String, String> {
+    const STOPPING: &str = "the core is stopping";
+    entry.write().map_err(|error| format!("cannot write a file: {error}"))?;
     let (tell, told) = channel();
-    let done = Box::new(move |outcome: Result<(), toru_supervisor::OrderError>| {
-        let _ = tell.send(outcome.map_err(|error| error.to_string()));
+    let done = Box::new(move |found: Rescanned| {
+        let _ = tell.send(found);
     });
-    supervisor.send(toru_supervisor::Command::Order { id: id.to_owned(), order: Order::Restart, done });
-    told.recv().unwrap_or_else(|_| Err("the core is stopping".into()))
+    supervisor.send(SupervisorCommand::Rescan { done });
+    let found = told.recv().map_err(|_| STOPPING)?;
+    if let Some(reason) = found.skipped.into_iter().next() {
+        return Err(reason);
+    }
+    let id = found.changed.into_iter().chain(found.added).next().ok_or(STOPPING)?;
+    let began = Instant::now();
+    loop {
+        let (tell, told) = channel();
+        let done = Box::new(move |outcome| {
+            let _ = tell.send(outcome);
+        });
+        supervisor.send(SupervisorCommand::Order { id: id.clone(), order: Order::Start, done });
+        match told.recv().map_err(|_| STOPPING)? {
+            Ok(()) => return Ok(id),
+            // With another id or route it comes once what it was has stopped.
+            Err(OrderError::Unknown(_)) if began.elapsed() < CHANGE_PATIENCE => {
+                thread::sleep(LOOK_INTERVAL);
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
 /// The time of the last write below `folder`, which may be a file; a new or removed file changes its folder's.
