@@ -458,6 +458,34 @@ fn who_is_there_does_not_depend_on_who_described_itself_first() {
 }
 
 #[test]
+fn the_crashes_of_a_later_file_are_not_held_against_the_first() {
+    let (dir, settings) = folder(&[]);
+    put(dir.path(), "x", "1.0", WAIT);
+    let first = dir.path().join("plugins/x.binary");
+    let text = std::fs::read_to_string(&first).expect("read");
+    std::fs::remove_file(first).expect("remove");
+    let slow = text.replacen("then echo", "then until [ -e \"$0.go\" ]; do sleep 0.02; done; echo", 1);
+    assert_ne!(slow, text);
+    put_file(dir.path(), "a", &slow);
+    put_file(dir.path(), "b", &text.replace(WAIT, "exit 127"));
+    let stage = Stage::start(dir, settings);
+    // It describes itself first, and is given up at once.
+    stage.event("x", "disabled_after_crashes");
+    assert_eq!(stage.status("x").failures, 1);
+    // It may have been ready for a moment, since its socket is the test's.
+    drop(stage.unheard());
+    std::fs::write(stage.dir.path().join("plugins/a.binary.go"), "").expect("write");
+    stage.event("x", "ready");
+    let status = stage.status("x");
+    assert_eq!((status.state, status.failures, status.last_exit), ("running", 0, None));
+    let kept = stage.unheard().into_iter().rev().find_map(|said| match said {
+        Said::Kept { plugin, kept } if plugin == "x" => Some(kept),
+        _ => None,
+    });
+    assert_eq!(kept.expect("the crash is taken back"), Kept::fresh());
+}
+
+#[test]
 fn what_is_no_file_is_told_once_a_look() {
     let (dir, settings) = folder(&[("p", WAIT)]);
     let plugins = dir.path().join("plugins");
