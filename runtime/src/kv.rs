@@ -71,6 +71,8 @@ pub struct Known {
     pub instance_id: String,
     /// What was kept of each plugin.
     pub plugins: HashMap<String, Kept>,
+    /// Plugins with a process that the audit trail tells no end of, and when it was started, as the trail has it.
+    pub unended: HashMap<String, String>,
 }
 
 /// A database that cannot be used; the message names the file and the remedy.

@@ -448,6 +448,7 @@ fn supervisor_settings(config: &Config, known: kv::Known) -> Settings {
         workers: config.workers,
         adjustable: adjustable(config),
         kept: known.plugins,
+        unended: known.unended,
     }
 }
 

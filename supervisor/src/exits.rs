@@ -337,13 +337,15 @@ impl Supervisor {
     /// limit that stands for both: the folder is locked, so nobody else alive can have given it these. It is read before the first spawn, so whatever carries them
     /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
     /// may have been started from within a plugin.
-    pub(crate) fn sweep_former_run(&mut self) {
+    ///
+    /// Gives who was killed, by plugin, as far as that is known.
+    pub(crate) fn sweep_former_run(&mut self) -> HashMap<String, Vec<i32>> {
         // So often one is found in the middle of an exec until it is taken for one that hides its arguments.
         const CHANGES_MAX: u32 = 4;
         let give_up_at = Instant::now() + REMAINS_PATIENCE;
         let mut ended = vec![];
         let mut killed = vec![];
-        let mut ids = HashSet::new();
+        let mut swept: HashMap<String, Vec<i32>> = HashMap::new();
         let mut strangers = HashSet::new();
         let mut changing: HashMap<ProcessId, u32> = HashMap::new();
         let mut quiet_looks = 0;
@@ -355,7 +357,8 @@ impl Supervisor {
                 Err(error) => {
                     let message =
                         format!("cannot read /proc ({error}); what plugins leave behind will stay behind");
-                    return self.outlet.log(Level::Warn, None, &message, Map::new());
+                    self.outlet.log(Level::Warn, None, &message, Map::new());
+                    return swept;
                 }
             };
             let known = ended.len();
@@ -370,7 +373,7 @@ impl Supervisor {
                             ended.push(id.pid);
                             killed.push(pidfd);
                             if let Mark::Plugin { id: Some(plugin), .. } = mark {
-                                ids.insert(plugin.to_string_lossy().into_owned());
+                                swept.entry(plugin.to_string_lossy().into_owned()).or_default().push(id.pid);
                             }
                         }
                     }
@@ -390,7 +393,8 @@ impl Supervisor {
             }
         }
         if !ended.is_empty() {
-            let fields = object(json!({ "pids": ended, "plugins": ids }));
+            let plugins: Vec<&String> = swept.keys().collect();
+            let fields = object(json!({ "pids": ended, "plugins": plugins }));
             self.outlet.log(Level::Warn, None, "Processes of an earlier run ended", fields);
         }
         // Their sockets must be nobody's.
@@ -399,6 +403,27 @@ impl Supervisor {
         if sockets > 0 {
             let fields = object(json!({ "count": sockets }));
             self.outlet.log(Level::Info, None, "Sockets of an earlier run removed", fields);
+        }
+        swept
+    }
+
+    /// Writes into the audit trail that plugins of an earlier run have ended of which it tells a start alone, with who
+    /// was `swept` of them: their core ended too suddenly to write it.
+    pub(crate) fn tell_of_lost_ends(&mut self, swept: &HashMap<String, Vec<i32>>) {
+        let mut lost: Vec<(String, String)> =
+            std::mem::take(&mut self.settings.unended).into_iter().collect();
+        lost.sort_unstable();
+        for (id, started) in &lost {
+            let details = json!({
+                "reason": "the daemon ended without stopping it: it was killed, it crashed, or the machine went down",
+                "started": started, "swept_pids": swept.get(id).cloned().unwrap_or_default(),
+            });
+            self.outlet.record(id, "stopped", details);
+        }
+        if !lost.is_empty() {
+            let ids: Vec<&String> = lost.iter().map(|(id, _)| id).collect();
+            let message = "The daemon ended suddenly in an earlier run, and its plugins with it";
+            self.outlet.log(Level::Warn, None, message, object(json!({ "plugins": ids })));
         }
     }
 }

@@ -80,6 +80,9 @@ pub struct Settings {
     pub adjustable: Adjustable,
     /// What [`Outlet::keep`] was given in earlier runs, by id.
     pub kept: HashMap<String, Kept>,
+    /// Plugins of earlier runs by id, of which [`Outlet::record`] heard a start and no end; with when they were started,
+    /// RFC 3339.
+    pub unended: HashMap<String, String>,
 }
 
 /// The settings that may change while the supervisor runs; see [`Command::Configure`].
@@ -528,7 +531,8 @@ impl Supervisor {
     /// Looks for plugins, then supervises them until [`Command::Stop`]; returns when every process is gone.
     pub fn run(mut self) {
         self.tell_of_missing_brand();
-        self.sweep_former_run();
+        let swept = self.sweep_former_run();
+        self.tell_of_lost_ends(&swept);
         self.scan();
         let mut events = Vec::with_capacity(64);
         loop {

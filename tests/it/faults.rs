@@ -875,6 +875,15 @@ fn a_killed_core_takes_its_plugins_with_it() {
     for id in ["p", "python"] {
         daemon.wait_ready(id);
     }
+    daemon.wait_event("p", "ready", 2);
+    let life = ["discovered", "started", "ready", "stopped"];
+    for (id, expect) in [("p", [&life[..], &life[..3]].concat()), ("stubborn", life.to_vec())] {
+        let told = daemon.events(id);
+        let kinds: Vec<&str> = told.iter().map(|(kind, _)| kind.as_str()).collect();
+        assert_eq!(kinds, expect, "{id}: the trail reads whole, though nobody was there to write its end");
+        let why = told[3].1["reason"].as_str().expect("in words");
+        assert!(why.contains("the daemon ended without stopping it"), "{why}");
+    }
     assert!(!daemon.root().join("s/stubborn.sock").exists(), "no plugin is left that would remove it");
 }
 

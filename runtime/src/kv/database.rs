@@ -234,7 +234,30 @@ pub fn read_known(database: &Connection) -> rusqlite::Result<Known> {
         Ok((row.get(0)?, kept))
     })?;
     let plugins = plugins.collect::<Result<_, _>>()?;
-    Ok(Known { instance_id, plugins })
+    let unended = read_unended(database)?;
+    Ok(Known { instance_id, plugins, unended })
+}
+
+/// Who was started last and not told to have ended, with the time of the start.
+///
+/// Goes from plugin to plugin along the index, and from the end of each backwards: the trail may be long.
+fn read_unended(database: &Connection) -> rusqlite::Result<HashMap<String, String>> {
+    let mut statement = database.prepare(
+        "WITH RECURSIVE plugin (id) AS (
+             SELECT min(plugin_id) FROM plugin_events
+             UNION ALL
+             SELECT (SELECT min(plugin_id) FROM plugin_events WHERE plugin_id > plugin.id)
+             FROM plugin WHERE plugin.id IS NOT NULL
+         )
+         SELECT plugin.id, last.timestamp FROM plugin JOIN plugin_events AS last ON last.id = (
+             SELECT id FROM plugin_events
+             WHERE plugin_id = plugin.id
+                 AND event_type IN ('started', 'stopped', 'crashed', 'disabled_after_crashes')
+             ORDER BY id DESC LIMIT 1
+         ) WHERE last.event_type = 'started'",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 pub fn explain(path: &Path, error: &rusqlite::Error) -> OpenError {

@@ -143,6 +143,7 @@ pub fn folder(plugins: &[(&str, &str)]) -> (tempfile::TempDir, Settings) {
             notify_command: vec![],
         },
         kept: HashMap::new(),
+        unended: HashMap::new(),
     };
     (dir, settings)
 }
