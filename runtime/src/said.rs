@@ -2,6 +2,7 @@
 //!
 //! Fields keep their order and their text: a number that no `f64` holds is the plugin's business.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
@@ -32,13 +33,15 @@ const MESSAGE_KEYS: [&str; 2] = ["message", "msg"];
 /// Reads `line`; `None` if it is no JSON object and so a message itself.
 ///
 /// A field with a name of the core's own, and a level that says more than the core's four words do or nothing that is
-/// known, is kept as `original_…`.
+/// known, is kept as `original_…`. Of several with one name the first keeps it, and the others are numbered: `name_2`.
 pub fn read(line: &str) -> Option<Said<'_>> {
     let mut fields = object(line)?;
     let value = |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| *value);
     let level = LEVEL_KEYS.into_iter().find_map(|key| Some((key, level_of(value(key)?)?)));
-    if let Some(("level", Known { exact: true, .. })) = level {
-        fields.retain(|(name, _)| name != "level");
+    if let Some(("level", Known { exact: true, .. })) = level
+        && let Some(position) = fields.iter().position(|(name, _)| name == "level")
+    {
+        fields.remove(position);
     }
     let key = MESSAGE_KEYS
         .into_iter()
@@ -64,10 +67,36 @@ pub fn fields(text: &str) -> Option<Fields<'_>> {
 
 /// The names that begin every line are the core's.
 fn rename(fields: &mut Fields<'_>) {
-    for (name, _) in fields {
+    for (name, _) in fields.iter_mut() {
         if ["timestamp", "level", "plugin_id", "message"].contains(&name.as_str()) {
             name.insert_str(0, "original_");
         }
+    }
+    number(fields);
+}
+
+/// Gives fields a name of their own where several have the same: most readers of JSON keep one of them.
+fn number(fields: &mut Fields<'_>) {
+    let mut order: Vec<usize> = (0..fields.len()).collect();
+    order.sort_by(|&one, &other| fields[one].0.cmp(&fields[other].0));
+    let same = |pair: &[usize]| fields[pair[0]].0 == fields[pair[1]].0;
+    let again: Vec<usize> = order.windows(2).filter(|pair| same(pair)).map(|pair| pair[1]).collect();
+    if again.is_empty() {
+        return;
+    }
+    let mut taken: HashSet<String> = fields.iter().map(|(name, _)| name.clone()).collect();
+    // Each name counts on from where it was, so that a line of one name alone is no work without end.
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for position in again {
+        let name = fields[position].0.clone();
+        let count = counts.entry(name.clone()).or_insert(1);
+        fields[position].0 = loop {
+            *count += 1;
+            let numbered = format!("{name}_{count}");
+            if taken.insert(numbered.clone()) {
+                break numbered;
+            }
+        };
     }
 }
 
@@ -166,12 +195,25 @@ mod tests {
             (r#"{"message":"m","msg":"n"}"#, Info, "m", r#""msg":"n""#),
             (r#"{"message":{"a":[1,2]}}"#, Info, r#"{"a":[1,2]}"#, ""),
             (r#"{"msg":"\ud83d\ude00 \u00e9"}"#, Info, "\u{1f600} é", ""),
-            // Numbers beyond an f64 keep their text, as do order, nulls and names that come twice.
+            // Numbers beyond an f64 keep their text, as do order and nulls; of names that come twice each has its value.
             (
                 r#"{"z":1e400,"a":123456789012345678901234567890,"n":0.10,"b":null,"a":[-0.0]}"#,
                 Info,
                 "",
-                r#""z":1e400,"a":123456789012345678901234567890,"n":0.10,"b":null,"a":[-0.0]"#,
+                r#""z":1e400,"a":123456789012345678901234567890,"n":0.10,"b":null,"a_2":[-0.0]"#,
+            ),
+            (
+                r#"{"a":1,"a_2":2,"a":3,"a":4,"a_2":5}"#,
+                Info,
+                "",
+                r#""a":1,"a_2":2,"a_3":3,"a_4":4,"a_2_2":5"#,
+            ),
+            (r#"{"level":"warn","level":"error"}"#, Warn, "", r#""original_level":"error""#),
+            (
+                r#"{"message":"m","message":"n","original_message":"o","msg":"p"}"#,
+                Info,
+                "m",
+                r#""original_message":"n","original_message_2":"o","msg":"p""#,
             ),
             (
                 r#"{"timestamp":1,"plugin_id":"x"}"#,
@@ -190,6 +232,10 @@ mod tests {
         // Deep nesting is text like any other.
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(read(&deep).expect("an object").fields.len(), 1);
+        // One name alone is as quick as many.
+        let same = format!("{{{}\"a\":1}}", "\"a\":1,".repeat(100_000));
+        let fields = read(&same).expect("an object").fields;
+        assert_eq!(fields.iter().map(|(name, _)| name).collect::<HashSet<_>>().len(), 100_001);
     }
 
     #[test]
