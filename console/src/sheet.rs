@@ -204,6 +204,9 @@ fn facts(model: &Model, plugin: &Plugin, width: usize) -> [Vec<Vec<Part>>; 5] {
     if status.stray_answers > 0 {
         load.push((Tone::Warn, format!("{} stray", text::count(status.stray_answers))));
     }
+    if status.dropped_log_lines > 0 {
+        load.push((Tone::Warn, format!("{} log lines dropped", text::count(status.dropped_log_lines))));
+    }
 
     [name, state, load, limits(plugin), workers(plugin, width)].map(|parts| flowed(parts, width))
 }

@@ -52,6 +52,8 @@ pub struct PluginStatus {
     pub errors: u64,
     /// Answers to requests that nobody waited for.
     pub stray_answers: u64,
+    /// Lines that it printed or said beyond what is logged of one plugin in a second.
+    pub dropped_log_lines: u64,
     /// Requests that are with the plugin now.
     pub in_flight: u64,
     /// Requests that wait for a place with the plugin.

@@ -686,7 +686,7 @@ fn note(
         Access::All => true,
     };
     if wanted {
-        worker.shared.logger.access(&target.shared.id, request_id, method, path, status, took);
+        worker.shared.logger.access(&target.shared.log.id, request_id, method, path, status, took);
     }
 }
 

@@ -390,7 +390,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             link.close();
             writing.await;
             link.fd.set(None);
-            link.log_budget.account(&worker.shared.logger, &target.shared.id, true);
+            link.log_budget.account(&worker.shared.logger, &target.shared.log, true);
             if link.given_up.get() { End::Closed } else { end }
         }
     };
@@ -568,14 +568,19 @@ fn take(
                 let news = Message::KvReply { index, generation, request_id, reply, underway };
                 let _ = mailbox.unbounded_send(news);
             });
-            worker.shared.store.ask(&target.shared.id, request.into(), reply);
+            worker.shared.store.ask(&target.shared.log.id, request.into(), reply);
         }
         PluginMessage::Log { level, message, fields_json } => {
-            if !link.log_budget.take(&worker.shared.logger, &target.shared.id) {
+            if !link.log_budget.take(&worker.shared.logger, &target.shared.log) {
                 return Ok(());
             }
             let fields = fields_json.as_deref().and_then(said::fields).unwrap_or_default();
-            worker.shared.logger.plugin_json(&target.shared.id, Level::from_word(level), message, &fields);
+            worker.shared.logger.plugin_json(
+                &target.shared.log.id,
+                Level::from_word(level),
+                message,
+                &fields,
+            );
         }
         // Lifecycle is between the plugin and the supervisor; unknown messages are ignored by contract.
         PluginMessage::Ready

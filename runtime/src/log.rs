@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -33,6 +33,8 @@ const QUEUE_LINES_MAX: usize = 8192;
 const REOPEN_AFTER: Duration = Duration::from_secs(5);
 /// Between reports of lines that were lost, while more are.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks whether a file that is written still has a name: a look is a system call.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 enum Entry {
     Core {
@@ -259,6 +261,20 @@ impl Logger {
     }
 }
 
+/// A plugin's log as all who write to it share it.
+#[derive(Debug)]
+pub struct PluginLog {
+    pub id: Arc<str>,
+    /// Lines that were too many and so are not in it; those of a second that is not over are still to be added.
+    pub dropped: AtomicU64,
+}
+
+impl PluginLog {
+    pub fn new(id: &str) -> Self {
+        Self { id: id.into(), dropped: AtomicU64::new(0) }
+    }
+}
+
 /// Lines of one plugin that are logged in a second, from each place they come from; a flood beyond it is counted instead.
 const PLUGIN_LINES_PER_SECOND: u32 = 1000;
 
@@ -272,12 +288,12 @@ pub struct LineBudget {
 
 impl LineBudget {
     /// Whether one more line may be logged; says how many were not, once a new second begins.
-    pub fn take(&self, logger: &Logger, id: &Arc<str>) -> bool {
+    pub fn take(&self, logger: &Logger, log: &PluginLog) -> bool {
         let now = Instant::now();
         if self.since.get().is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             self.since.set(Some(now));
             self.lines.set(0);
-            self.account(logger, id, true);
+            self.account(logger, log, true);
         }
         if self.lines.get() == PLUGIN_LINES_PER_SECOND {
             self.dropped.set(self.dropped.get() + 1);
@@ -288,11 +304,13 @@ impl LineBudget {
     }
 
     /// Says how many lines were not logged, if any, once their second is over or there will be no more: `ended`.
-    pub fn account(&self, logger: &Logger, id: &Arc<str>, ended: bool) {
+    pub fn account(&self, logger: &Logger, log: &PluginLog, ended: bool) {
         let is_over = || self.since.get().is_none_or(|since| since.elapsed() >= Duration::from_secs(1));
         if self.dropped.get() > 0 && (ended || is_over()) {
-            let fields = json!({ "dropped": self.dropped.take() });
-            logger.plugin(id, Level::Warn, "Output lines dropped", fields.as_object());
+            let dropped = self.dropped.take();
+            log.dropped.fetch_add(dropped, Ordering::Relaxed);
+            let fields = json!({ "dropped": dropped });
+            logger.plugin(&log.id, Level::Warn, "Output lines dropped", fields.as_object());
         }
     }
 }
@@ -344,8 +362,15 @@ struct Files {
 }
 
 enum Slot {
-    Open { file: File, bytes: u64 },
-    Broken { since: Instant },
+    Open {
+        file: File,
+        bytes: u64,
+        /// When it was last seen to have a name.
+        seen: Instant,
+    },
+    Broken {
+        since: Instant,
+    },
 }
 
 fn write_entries(entries: &Receiver<Entry>, mut files: Files, waiting: &AtomicUsize, dropped: &AtomicU64) {
@@ -430,8 +455,11 @@ impl Files {
     }
 
     fn try_write(&mut self, name: &Arc<str>, line: &[u8]) -> io::Result<()> {
+        if self.is_lost(name) {
+            self.open.remove(name);
+        }
         match self.open.get_mut(name) {
-            Some(Slot::Open { file, bytes }) => {
+            Some(Slot::Open { file, bytes, .. }) => {
                 if *bytes + line.len() as u64 <= self.settings.rotate_bytes.load(Ordering::Relaxed)
                     || *bytes == 0
                 {
@@ -465,8 +493,21 @@ impl Files {
             append(&mut file, line)?;
         }
         self.complained = false;
-        self.open.insert(name.clone(), Slot::Open { file, bytes: bytes + line.len() as u64 });
+        let bytes = bytes + line.len() as u64;
+        self.open.insert(name.clone(), Slot::Open { file, bytes, seen: Instant::now() });
         Ok(())
+    }
+
+    /// Whether somebody has removed the file, perhaps with its folder: nobody could ever read what is written to it. One
+    /// that was moved is written on until it is asked to be opened anew, so that who moves it gets whole lines.
+    fn is_lost(&mut self, name: &str) -> bool {
+        let Some(Slot::Open { file, seen, .. }) = self.open.get_mut(name) else { return false };
+        let now = Instant::now();
+        if now.saturating_duration_since(*seen) < LOOK_EVERY {
+            return false;
+        }
+        *seen = now;
+        file.metadata().is_ok_and(|found| found.nlink() == 0)
     }
 
     /// `x.log` becomes `x.log.1`, and so on; the oldest goes.
@@ -559,14 +600,15 @@ mod tests {
     fn lines_that_were_dropped_are_told_of_at_the_end_too() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (log, writer) = start(dir.path(), &config(1 << 20)).expect("thread");
-        let (id, budget): (Arc<str>, _) = ("a".into(), LineBudget::default());
+        let (of_a, budget) = (PluginLog::new("a"), LineBudget::default());
         let mut refused = 0;
         while refused < 3 {
-            refused += u32::from(!budget.take(&log, &id));
+            refused += u32::from(!budget.take(&log, &of_a));
         }
-        budget.account(&log, &id, true);
-        budget.account(&log, &id, true);
+        budget.account(&log, &of_a, true);
+        budget.account(&log, &of_a, true);
         writer.finish();
+        assert_eq!(of_a.dropped.load(Ordering::Relaxed), 3);
         let lines = fs::read_to_string(dir.path().join("plugins/a.log")).expect("plugin log");
         assert_eq!(lines.matches("Output lines dropped").count(), 1, "{lines}");
         assert!(lines.contains("\"dropped\":3"), "{lines}");
@@ -587,6 +629,34 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["a.log", "a.log.1", "a.log.2"]);
+    }
+
+    #[test]
+    fn files_that_are_removed_while_they_are_written_are_made_anew() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let folder = dir.path().join("log");
+        let (log, writer) = start(&folder, &config(1 << 20)).expect("thread");
+        let (core, plugin) = (core_log_path(&folder), plugin_log_path(&folder, "a"));
+        // Says something until both files are there.
+        let say = |what: &str| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !(core.exists() && plugin.exists()) {
+                assert!(Instant::now() < deadline, "{what}: {core:?} {plugin:?}");
+                log.core(Level::Info, "toru", what, None, &Map::new());
+                log.plugin(&"a".into(), Level::Info, what, None);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        say("before");
+        fs::remove_dir_all(&folder).expect("nobody makes anything in it");
+        say("after");
+        fs::remove_file(&plugin).expect("it is there");
+        say("at last");
+        writer.finish();
+        let text = fs::read_to_string(&plugin).expect("plugin log");
+        assert!(text.contains("at last") && !text.contains("before"), "{text}");
+        assert!(fs::read_to_string(&core).expect("core log").contains("after"));
+        assert_eq!(log.dropped(), 0);
     }
 
     #[test]

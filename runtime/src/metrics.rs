@@ -73,7 +73,7 @@ pub fn text(snapshot: &Snapshot, latencies: &HashMap<String, Latencies>) -> Stri
             let _ = writeln!(out, "toru_plugin_state{{plugin=\"{}\",state=\"{state}\"}} {here}", plugin.id);
         }
     }
-    let plugins: [Family<PluginStatus>; 9] = [
+    let plugins: [Family<PluginStatus>; 10] = [
         ("toru_plugin_enabled", Kind::Gauge, "1 if the operator wants it to run.", |p| {
             Some(f64::from(u8::from(p.enabled)))
         }),
@@ -92,6 +92,12 @@ pub fn text(snapshot: &Snapshot, latencies: &HashMap<String, Latencies>) -> Stri
         ("toru_plugin_stray_answers_total", Kind::Counter, "Answers that nobody waited for.", |p| {
             Some(p.stray_answers as f64)
         }),
+        (
+            "toru_plugin_log_lines_dropped_total",
+            Kind::Counter,
+            "Lines of the plugin beyond what is logged of it in a second.",
+            |p| Some(p.dropped_log_lines as f64),
+        ),
         ("toru_plugin_restarts_total", Kind::Counter, "Processes after the first.", |p| {
             Some(p.restarts as f64)
         }),

@@ -11,7 +11,7 @@ use toru_supervisor::{EVENT_KINDS, Kept, KvAnswer, KvQuestion, Level, Phase, Plu
 
 use crate::gate::Gate;
 use crate::kv::Store;
-use crate::log::{LineBudget, Logger};
+use crate::log::{LineBudget, Logger, PluginLog};
 use crate::room::Descriptors;
 use crate::said;
 use crate::worker::{Mailbox, Message, PluginShared, Stats};
@@ -28,7 +28,8 @@ pub struct Outlet {
     pub reserved: RefCell<HashMap<usize, usize>>,
     /// So many were too few, which has been told.
     pub short_of: Cell<Option<usize>>,
-    pub output: RefCell<HashMap<String, (Arc<str>, LineBudget)>>,
+    /// How much each plugin may still print in this second, by its id: of those of one id the last to come prints.
+    pub output: RefCell<HashMap<String, (Arc<PluginShared>, LineBudget)>>,
     /// Beside the workers, the first thread wants to know.
     pub on_scanned: Box<dyn Fn() + Send>,
 }
@@ -42,11 +43,14 @@ impl toru_supervisor::Outlet for Outlet {
                 Protocol::V1_0 => self.legacy_connections,
                 Protocol::V1_1 => view.metadata.max_in_flight,
             };
-            Arc::new(PluginShared {
-                id: view.metadata.id.as_str().into(),
+            let shared = Arc::new(PluginShared {
+                log: PluginLog::new(&view.metadata.id),
                 gate: Gate::new(capacity as usize),
                 stats: self.workers.iter().map(|_| Stats::default()).collect(),
-            })
+            });
+            let printing = (shared.clone(), LineBudget::default());
+            self.output.borrow_mut().insert(view.metadata.id.clone(), printing);
+            shared
         });
         for worker in &self.workers {
             // A worker that has drained has no use for news.
@@ -64,28 +68,29 @@ impl toru_supervisor::Outlet for Outlet {
     }
 
     fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]) {
-        let Some(id) = self.take_budget(plugin_id) else { return };
+        let Some(plugin) = self.take_budget(plugin_id) else { return };
+        let id = &plugin.log.id;
         let text = String::from_utf8_lossy(line);
         if let Some(said) = said::read(&text) {
-            return self.logger.plugin_json(&id, said.level, &said.message, &said.fields);
+            return self.logger.plugin_json(id, said.level, &said.message, &said.fields);
         }
         let (level, stream) = match stream {
             Stream::Stdout => (Level::Info, "stdout"),
             Stream::Stderr => (Level::Warn, "stderr"),
         };
         let fields = json!({ "stream": stream });
-        self.logger.plugin(&id, level, &text, fields.as_object());
+        self.logger.plugin(id, level, &text, fields.as_object());
     }
 
     fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>) {
-        let Some(id) = self.take_budget(plugin_id) else { return };
+        let Some(plugin) = self.take_budget(plugin_id) else { return };
         let fields = fields.and_then(said::fields).unwrap_or_default();
-        self.logger.plugin_json(&id, level, message, &fields);
+        self.logger.plugin_json(&plugin.log.id, level, message, &fields);
     }
 
     fn account_output(&self, plugin_id: &str, ended: bool) {
-        if let Some((id, budget)) = self.output.borrow().get(plugin_id) {
-            budget.account(&self.logger, id, ended);
+        if let Some((plugin, budget)) = self.output.borrow().get(plugin_id) {
+            budget.account(&self.logger, &plugin.log, ended);
         }
     }
 
@@ -142,13 +147,10 @@ impl Outlet {
         }
     }
 
-    /// The plugin's id for its log, if one more line may be logged.
-    fn take_budget(&self, plugin_id: &str) -> Option<Arc<str>> {
-        let mut output = self.output.borrow_mut();
-        if !output.contains_key(plugin_id) {
-            output.insert(plugin_id.to_owned(), (plugin_id.into(), LineBudget::default()));
-        }
-        let (id, budget) = output.get(plugin_id)?;
-        budget.take(&self.logger, id).then(|| id.clone())
+    /// The plugin, if one more line of it may be logged.
+    fn take_budget(&self, plugin_id: &str) -> Option<Arc<PluginShared>> {
+        let output = self.output.borrow();
+        let (plugin, budget) = output.get(plugin_id)?;
+        budget.take(&self.logger, &plugin.log).then(|| plugin.clone())
     }
 }

@@ -40,7 +40,7 @@ use crate::histogram::Histogram;
 use crate::history::{self, History, Resting};
 use crate::kv::Store;
 use crate::link::{Link, Underway};
-use crate::log::Logger;
+use crate::log::{Logger, PluginLog};
 use crate::misfits::Misfits;
 use crate::room::Descriptors;
 use crate::summary;
@@ -88,7 +88,8 @@ pub struct Shared {
 
 /// What a plugin's users on all workers share.
 pub struct PluginShared {
-    pub id: Arc<str>,
+    /// Its id, too.
+    pub log: PluginLog,
     pub gate: Arc<Gate>,
     /// One for each worker, so that counting touches no other core's cache line.
     pub stats: Box<[Stats]>,

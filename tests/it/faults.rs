@@ -800,6 +800,11 @@ fn lines_that_a_dead_plugin_wrote_too_many_are_counted() {
         daemon.plugin_log("p").into_iter().find(|line| line["message"] == "Output lines dropped")
     });
     assert!(told["dropped"].as_u64() > Some(0), "{told}");
+    let dropped: u64 = daemon.plugin_log("p").iter().filter_map(|line| line["dropped"].as_u64()).sum();
+    assert_eq!(daemon.status("p").unwrap()["dropped_log_lines"], dropped);
+    let metrics = daemon.control().get("/metrics").text().to_owned();
+    let line = format!("toru_plugin_log_lines_dropped_total{{plugin=\"p\"}} {dropped}\n");
+    assert!(metrics.contains(&line), "{line} in {metrics}");
 }
 
 /// What the faulty plugin `p` and its children are, once all are there: five, two of which carry no environment.
