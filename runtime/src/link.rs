@@ -95,7 +95,7 @@ struct Deaf {
     timeouts: u32,
     /// Of the first of them.
     since: Option<Instant>,
-    /// What was unread at the last of them: as long as nothing is read it only grows.
+    /// What was unread at the last look: as long as nothing is read it only grows.
     unread: u64,
 }
 
@@ -109,6 +109,17 @@ impl Deaf {
             }
             _ => Self { timeouts: 1, since: Some(now), unread },
         }
+    }
+
+    /// So much is unread before more is sent. Less than before says that the plugin reads, if slowly, which by the next
+    /// timeout what is sent now may hide.
+    fn before_write(self, unread: u64) -> Self {
+        if unread < self.unread { Self::default() } else { self }
+    }
+
+    /// So much is unread now that more was sent.
+    fn after_write(self, unread: u64) -> Self {
+        Self { unread, ..self }
     }
 }
 
@@ -326,9 +337,7 @@ impl Link {
     /// neither read nor answered for [`DEAF_TIMEOUTS`] requests has lost this connection, and gets another. The kernel
     /// takes small requests for a long time, so no write would tell.
     pub fn count_timeout(self: &Rc<Self>, worker: &Worker, now: Instant) {
-        let Some(fd) = self.fd.get().filter(|_| !self.given_up.get()) else { return };
-        // SAFETY: the link's task closes its socket only once it has taken the descriptor out of the link.
-        let unread = untaken(unsafe { BorrowedFd::borrow_raw(fd) });
+        let Some(unread) = self.unread().filter(|_| !self.given_up.get()) else { return };
         let deaf = self.deaf.get().after_timeout(now, unread);
         self.deaf.set(deaf);
         let Deaf { timeouts, since: Some(since), .. } = deaf else { return };
@@ -341,6 +350,22 @@ impl Link {
         worker.report_broken(self.index, self.generation, reason, false);
         // It would have been the same for the rest.
         self.fail(worker, &Failure::TimedOut);
+    }
+
+    /// What the plugin has not read of what was sent, with what the kernel adds to it; none while there is no connection.
+    fn unread(&self) -> Option<u64> {
+        // SAFETY: the link's task closes its socket only once it has taken the descriptor out of the link.
+        self.fd.get().map(|fd| untaken(unsafe { BorrowedFd::borrow_raw(fd) }))
+    }
+
+    /// Looks whether a plugin that is suspected of reading nothing does read; any other costs nothing.
+    fn watch_reading(&self, look: impl FnOnce(Deaf, u64) -> Deaf) {
+        let deaf = self.deaf.get();
+        if deaf.timeouts > 0
+            && let Some(unread) = self.unread()
+        {
+            self.deaf.set(look(deaf, unread));
+        }
     }
 
     pub fn has_deadline(&self) -> bool {
@@ -456,8 +481,10 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
             return;
         }
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
+        link.watch_reading(Deaf::before_write);
         let sent = link.fd.get().map_or(Ok(0), |fd| send_now(fd, &batch));
         let Ok(sent) = sent else { return link.close() };
+        link.watch_reading(Deaf::after_write);
         spare = batch;
         if sent < spare.len() {
             link.write_since.set(Some(Instant::now()));
@@ -466,6 +493,8 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
             if outcome.is_err() {
                 return link.close();
             }
+            // Its socket was full, and took the rest.
+            link.deaf.take();
             spare = rest.into_inner();
         }
         spare.clear();
@@ -696,6 +725,8 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use toru_plugin_api::from_plugin::PluginMessageReader;
 
     use super::*;
@@ -708,6 +739,32 @@ mod tests {
         assert_eq!(deaf, Deaf { timeouts: 3, since: Some(now), unread: 1400 });
         assert_eq!(deaf.after_timeout(two, 1399), Deaf { timeouts: 1, since: Some(two), unread: 1399 });
         assert_eq!(deaf.after_timeout(two, 0), Deaf::default());
+    }
+
+    #[test]
+    fn a_plugin_that_reads_a_request_now_and_then_is_not_deaf_though_more_and_more_is_unread() {
+        use std::io::{Read, Write};
+        const FRAME: usize = 300;
+        let now = Instant::now();
+        // Requests come twice as fast as they are read, if they are; none is answered in time.
+        let suspected = |reads: bool| {
+            let (mut core, mut plugin) = StdUnixStream::pair().expect("descriptors");
+            let mut deaf = Deaf::default();
+            for _ in 0..5 {
+                for _ in 0..2 {
+                    deaf = deaf.before_write(untaken(core.as_fd()));
+                    core.write_all(&[b'x'; FRAME]).expect("it fits");
+                    deaf = deaf.after_write(untaken(core.as_fd()));
+                }
+                deaf = deaf.after_timeout(now, untaken(core.as_fd()));
+                if reads {
+                    plugin.read_exact(&mut [0; FRAME]).expect("it is there");
+                }
+            }
+            deaf.timeouts
+        };
+        assert_eq!(suspected(false), 5);
+        assert_eq!(suspected(true), 1, "each read takes the suspicion away");
     }
 
     fn fields_of(payload: &str) -> String {
