@@ -121,7 +121,7 @@ impl Daemon {
         if plugins.is_empty() && more {
             return print("no plugins yet: they are still being read\n");
         }
-        print(&table(&plugins, unix_ms(), colours()))?;
+        print(&table(&plugins, unix_ms(), colours(&io::stdout())))?;
         if more {
             let _ = writeln!(io::stderr(), "toru: plugins are still being read; there may be more");
         }
@@ -228,8 +228,9 @@ impl Daemon {
         struct Page {
             events: Vec<Box<RawValue>>,
         }
+        let coloured = colours(&io::stdout());
         let shown = |line: &str| match serde_json::from_str(line) {
-            Ok(parsed) if !as_json => human_event(&parsed),
+            Ok(parsed) if !as_json => human_event(&parsed, coloured),
             _ => printable(line),
         };
         let mut path = format!("/v1/events?limit={limit}");
@@ -391,8 +392,8 @@ fn progress(plugin: &PluginStatus) -> String {
 }
 
 /// Whether a terminal shows it and nobody minds (no-color.org).
-fn colours() -> bool {
-    io::stdout().is_terminal()
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|value| value != "dumb")
 }
@@ -473,10 +474,56 @@ pub(crate) fn human_line(line: &Value) -> String {
     printable(&out) + &below
 }
 
+/// How grave something is, as a terminal shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Good,
+    Doubtful,
+    Bad,
+    /// At rest.
+    Faint,
+}
+
+impl Tone {
+    pub fn paint(self, text: &str) -> String {
+        match self {
+            Tone::Plain => text.to_owned(),
+            Tone::Good => format!("\x1b[32m{text}\x1b[0m"),
+            Tone::Doubtful => format!("\x1b[33m{text}\x1b[0m"),
+            Tone::Bad => format!("\x1b[31m{text}\x1b[0m"),
+            Tone::Faint => format!("\x1b[2m{text}\x1b[0m"),
+        }
+    }
+
+    fn of_event(kind: &str) -> Self {
+        match kind {
+            "ready" => Tone::Good,
+            "crashed" | "disabled_after_crashes" => Tone::Bad,
+            "unresponsive" | "start_deferred" | "protocol_error" | "request_timeout" => Tone::Doubtful,
+            "stopped" | "disabled" => Tone::Faint,
+            _ => Tone::Plain,
+        }
+    }
+
+    fn of_plugin(plugin: &PluginStatus) -> Self {
+        match plugin.state.as_str() {
+            "running" if plugin.health == "healthy" => Tone::Good,
+            "crashed" | "deferred" | "failed" => Tone::Bad,
+            "stopped" => Tone::Faint,
+            _ => Tone::Doubtful,
+        }
+    }
+}
+
 /// An event for people: time, plugin, what happened, and what is known about it.
-fn human_event(event: &Value) -> String {
-    let text = |key: &str| event[key].as_str().unwrap_or_default();
-    let mut out = format!("{}  {:20}  {:22}", text("timestamp"), text("plugin_id"), text("event_type"));
+fn human_event(event: &Value, coloured: bool) -> String {
+    let text = |key: &str| printable(event[key].as_str().unwrap_or_default());
+    let kind = text("event_type");
+    let tone = if coloured { Tone::of_event(&kind) } else { Tone::Plain };
+    let head =
+        format!("{}  {:20}  {}", text("timestamp"), text("plugin_id"), tone.paint(&format!("{kind:22}")));
+    let mut out = String::new();
     if let Value::Object(details) = &event["details"] {
         let known = |value: &Value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
         for (key, value) in details.iter().filter(|(_, value)| known(value)) {
@@ -487,7 +534,8 @@ fn human_event(event: &Value) -> String {
             }
         }
     }
-    let mut out = printable(out.trim_end());
+    let out = head + &printable(&out);
+    let mut out = out.trim_end().to_owned();
     // A plugin's last words, each on a line of its own.
     for line in event["details"]["stderr"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         out.push_str("\n    | ");
@@ -533,30 +581,21 @@ fn table(plugins: &[PluginStatus], now_ms: u64, colours: bool) -> String {
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let left = [0, 1, 10];
     let mut out = String::new();
-    let mut line = |cells: &[&str], paint: Option<(usize, &str)>| {
+    let mut line = |cells: &[&str], tone: Tone| {
         let mut text = String::new();
         for (column, cell) in cells.iter().enumerate() {
-            let (before, after) = match paint {
-                Some((painted, code)) if painted == column => (code, "\x1b[0m"),
-                _ => ("", ""),
-            };
+            let shown = if column == 1 { tone.paint(cell) } else { (*cell).to_owned() };
             let pad = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
             let (lead, trail) = if left.contains(&column) { ("", pad.as_str()) } else { (pad.as_str(), "") };
-            text.push_str(&format!("{lead}{before}{cell}{after}{trail}  "));
+            text.push_str(&format!("{lead}{shown}{trail}  "));
         }
         out.push_str(text.trim_end());
         out.push('\n');
     };
-    line(&head, None);
+    line(&head, Tone::Plain);
     for (plugin, row) in plugins.iter().zip(&rows) {
-        let code = match plugin.state.as_str() {
-            "running" if plugin.health == "healthy" => "\x1b[32m",
-            "crashed" | "deferred" | "failed" => "\x1b[31m",
-            "stopped" => "\x1b[2m",
-            _ => "\x1b[33m",
-        };
         let cells: Vec<&str> = row.iter().map(String::as_str).collect();
-        line(&cells, colours.then_some((1, code)));
+        line(&cells, if colours { Tone::of_plugin(plugin) } else { Tone::Plain });
     }
     out
 }
@@ -603,6 +642,28 @@ mod tests {
             "timestamp": "t", "level": "error", "message": "failed", "n": 1, "traceback": "Traceback:\n  \u{1b}[2J\n",
         });
         assert_eq!(human_line(&line), "t error failed n=1\n    | Traceback:\n    |   \u{fffd}[2J");
+    }
+
+    #[test]
+    fn an_event_is_a_line_with_the_last_words_below_it() {
+        let event = json!({
+            "timestamp": "t", "plugin_id": "acme", "event_type": "crashed",
+            "details": { "exit": "exit code 3", "signal": null, "failures": 1, "stderr": ["a\x1b[2J", "b"] },
+        });
+        let plain = human_event(&event, false);
+        let head = format!("t  {:20}  {:22} exit=\"exit code 3\" failures=1", "acme", "crashed");
+        assert_eq!(plain, format!("{head}\n    | a\u{fffd}[2J\n    | b"));
+        let coloured = human_event(&event, true);
+        let painted = format!("\x1b[31m{:22}\x1b[0m", "crashed");
+        assert_eq!(coloured, plain.replace(&format!("{:22}", "crashed"), &painted));
+        // What a plugin or a hand in the database wrote paints nothing.
+        let forged =
+            json!({ "timestamp": "t", "plugin_id": "\x1b[2J", "event_type": "\x1b[31mx", "details": {} });
+        assert!(!human_event(&forged, true).contains('\x1b'));
+        for kind in toru_supervisor::EVENT_KINDS {
+            let painted = Tone::of_event(kind).paint(kind);
+            assert!(painted == kind || painted.ends_with("\x1b[0m"), "{painted:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use toru_runtime::authoring;
-use toru_runtime::cli::{CliError, Daemon, WantedEvents, kv_question, moment, values};
+use toru_runtime::cli::{CliError, Daemon, Tone, WantedEvents, colours, kv_question, moment, values};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
 use toru_supervisor::EVENT_KINDS;
@@ -380,19 +380,23 @@ fn check(args: ServeArgs) -> u8 {
         }
     };
     let mut code = exit::STOPPED;
+    let paint = |on: bool, tone: Tone, word: &str| if on { tone.paint(word) } else { word.to_owned() };
+    let (ok, error) =
+        (paint(colours(&io::stdout()), Tone::Good, "ok"), paint(colours(&io::stderr()), Tone::Bad, "error"));
+    let warn = paint(colours(&io::stderr()), Tone::Doubtful, "warn");
     let known: Vec<&str> =
         found.iter().filter_map(|(_, outcome)| Some(&*outcome.as_ref().ok()?.id)).collect();
     let mut lost: Vec<&String> = config.plugins.keys().filter(|id| !known.contains(&id.as_str())).collect();
     lost.sort_unstable();
     for id in lost {
         // The plugin may come later, so it is no error.
-        let _ = writeln!(io::stderr(), "warn  [plugins.{id}] in the configuration: no plugin has this id");
+        let _ = writeln!(io::stderr(), "{warn}  [plugins.{id}] in the configuration: no plugin has this id");
     }
     for (file, outcome) in &found {
         let _ = match outcome {
             Ok(metadata) => writeln!(
                 io::stdout(),
-                "ok    {}: {} {}, protocol {}, route {}",
+                "{ok}    {}: {} {}, protocol {}, route {}",
                 file.display(),
                 metadata.id,
                 metadata.version,
@@ -401,7 +405,7 @@ fn check(args: ServeArgs) -> u8 {
             ),
             Err(reason) => {
                 code = exit::BAD_CONFIG;
-                writeln!(io::stderr(), "error {}: {reason}", file.display())
+                writeln!(io::stderr(), "{error} {}: {reason}", file.display())
             }
         };
     }
