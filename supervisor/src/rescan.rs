@@ -141,7 +141,7 @@ impl Supervisor {
         let (handle, folder) = (self.handle.clone(), self.settings.plugins_dir.clone());
         let known = self.fingerprints.clone();
         let look = move || handle.send(Command::Looked(Looks(discovery::look(&folder, &known))));
-        match std::thread::Builder::new().name("toru-files".into()).spawn(look) {
+        match std::thread::Builder::new().name("toru-rescan".into()).spawn(look) {
             Ok(_) => self.looking = true,
             Err(error) => {
                 let message = format!("cannot look for changed plugins: {error}");

@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
 };
 
 use serde_json::{Value, json};
@@ -124,65 +125,78 @@ fn what_a_faulty_plugin_says_of_itself() {
     assert_fault(&json!({ "metadata": { "route": null } }), "/", "metadata", "field `route`");
 }
 
+/// Checks every row at the same time: they mostly wait for what does not come.
+fn at_once<Row: Send>(rows: impl IntoIterator<Item = Row>, check: impl Fn(Row) + Sync) {
+    thread::scope(|scope| {
+        for row in rows {
+            let check = &check;
+            scope.spawn(move || check(row));
+        }
+    });
+}
+
 #[test]
 fn a_faulty_start_and_end() {
-    for (misdeed, case, words) in [
-        ("never-binds", "init", "there is no socket"),
-        ("exit-before-ready", "init", "giving up before I began"),
-        ("never-ready", "init", "`ready` did not come"),
-        ("fail-init", "init", "the licence has run out"),
-        ("no-pong", "ping", "a `pong` did not come"),
-        ("ignore-term", "shutdown", "still there 5 s after `shutdown`"),
-        ("ignore-term", "sigterm", "still there 7 s after SIGTERM"),
-    ] {
-        assert_fault(&json!({ "do": misdeed }), "/", case, words);
-    }
+    at_once(
+        [
+            ("never-binds", "init", "there is no socket"),
+            ("exit-before-ready", "init", "giving up before I began"),
+            ("never-ready", "init", "`ready` did not come"),
+            ("fail-init", "init", "the licence has run out"),
+            ("no-pong", "ping", "a `pong` did not come"),
+            ("ignore-term", "shutdown", "still there 5 s after `shutdown`"),
+            ("ignore-term", "sigterm", "still there 7 s after SIGTERM"),
+        ],
+        |(misdeed, case, words)| assert_fault(&json!({ "do": misdeed }), "/", case, words),
+    );
 }
 
 #[test]
 fn faulty_answers() {
-    for (target, case, words) in [
-        ("/garbage", "http", "no message"),
-        ("/not-an-object", "http", "not an object"),
-        ("/zero-length", "http", "broke the framing"),
-        ("/oversize-length", "http", "broke the framing"),
-        ("/deep-json", "http", "no message"),
-        ("/half-frame", "http", "did not come within"),
-        ("/close-connection", "http", "closed instead of an answer"),
-        ("/exit/3", "http", "the process has ended"),
-        ("/wrong-id", "http", "the request was `1-2a7f-3`"),
-        ("/answer-twice", "http", "each request is answered once"),
-        ("/status/99", "http", "status is missing or not an integer"),
-        ("/no-status", "http", "status is missing"),
-        ("/bad-header", "http", "CR, LF, NUL"),
-        ("/bad-header-name", "http", "not a token"),
-        ("/exit/3", "lost-connection", "the process has ended"),
-        ("/kv/steal/a", "kv", "its kv request `kv-kv` is none"),
-        ("/kv/set/a", "kv", "its kv request `kv-kv` is none"),
-    ] {
-        assert_fault(&json!({}), target, case, words);
-    }
+    at_once(
+        [
+            ("/garbage", "http", "no message"),
+            ("/not-an-object", "http", "not an object"),
+            ("/zero-length", "http", "broke the framing"),
+            ("/oversize-length", "http", "broke the framing"),
+            ("/deep-json", "http", "no message"),
+            ("/half-frame", "http", "did not come within"),
+            ("/close-connection", "http", "closed instead of an answer"),
+            ("/exit/3", "http", "the process has ended"),
+            ("/wrong-id", "http", "the request was `1-2a7f-3`"),
+            ("/answer-twice", "http", "each request is answered once"),
+            ("/status/99", "http", "status is missing or not an integer"),
+            ("/no-status", "http", "status is missing"),
+            ("/bad-header", "http", "CR, LF, NUL"),
+            ("/bad-header-name", "http", "not a token"),
+            ("/exit/3", "lost-connection", "the process has ended"),
+            ("/kv/steal/a", "kv", "its kv request `kv-kv` is none"),
+            ("/kv/set/a", "kv", "its kv request `kv-kv` is none"),
+        ],
+        |(target, case, words)| assert_fault(&json!({}), target, case, words),
+    );
 }
 
 #[test]
 fn each_other_case_has_a_plugin_that_fails_it() {
-    for (misdeed, target, case, words) in [
-        ("open-socket", "/", "private-socket", "mode is 0666"),
-        ("keep-stale", "/", "stale-socket", "before it listened"),
-        ("init-once", "/", "init-again", "another `ready` did not come"),
-        ("whole-reads", "/", "pieces", "closed"),
-        ("first-of-read", "/", "many-at-once", "the answer to"),
-        ("one-connection", "/", "two-connections", "did not come within"),
-        ("strict-types", "/", "unknown", "closed"),
-        ("cancel-closes", "/", "cancel", "closed"),
-        ("text-only", "/", "bodies", "closed"),
-        ("small-limit", "/", "large-request", "closed"),
-        ("one-by-one", "/kv/get/a", "overtaking", "behind one that waits did not come within"),
-        ("any-frame", "/", "broken-frame", "still open 5 s after"),
-        ("any-length", "/", "announced-length", "still open 5 s after"),
-    ] {
-        assert_fault(&json!({ "do": misdeed }), target, case, words);
-    }
+    at_once(
+        [
+            ("open-socket", "/", "private-socket", "mode is 0666"),
+            ("keep-stale", "/", "stale-socket", "before it listened"),
+            ("init-once", "/", "init-again", "another `ready` did not come"),
+            ("whole-reads", "/", "pieces", "closed"),
+            ("first-of-read", "/", "many-at-once", "the answer to"),
+            ("one-connection", "/", "two-connections", "did not come within"),
+            ("strict-types", "/", "unknown", "closed"),
+            ("cancel-closes", "/", "cancel", "closed"),
+            ("text-only", "/", "bodies", "closed"),
+            ("small-limit", "/", "large-request", "closed"),
+            ("one-by-one", "/kv/get/a", "overtaking", "behind one that waits did not come within"),
+            ("any-frame", "/", "broken-frame", "still open 5 s after"),
+            ("any-length", "/", "announced-length", "still open 5 s after"),
+        ],
+        |(misdeed, target, case, words)| assert_fault(&json!({ "do": misdeed }), target, case, words),
+    );
     let folder = folder();
     stage_faulty(folder.path(), "f", &json!({ "do": "no-lines" }));
     let (printed, report) = report(&folder.path().join("f.binary"), &["--case", "by-hand"]);

@@ -227,7 +227,7 @@ fn a_1_1_plugin_gets_few_connections_for_many_clients() {
 #[test]
 fn a_plugin_takes_no_more_than_its_max_in_flight() {
     let daemon = Stage::new()
-        .faulty("p", &json!({"do": "never-answer", "metadata": {"max_in_flight": 8, "timeout_ms": 2_000}}))
+        .faulty("p", &json!({"do": "never-answer", "metadata": {"max_in_flight": 8, "timeout_ms": 300}}))
         .start();
     daemon.wait_ready("p");
     let statuses = in_parallel(40, |_| {

@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::TcpStream,
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::mpsc,
     thread,
 };
@@ -15,7 +15,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use toru_tests::{Client, DEADLINE, Daemon, Response, Stage, has_program, output, spawn, wait_for};
+use toru_tests::{Client, DEADLINE, Daemon, Killed, Response, Stage, has_program, output, spawn, wait_for};
 
 const WRITERS: usize = 8;
 
@@ -169,16 +169,6 @@ fn count_until_killed(stage: Stage, inject: &str, from: u64) -> (Stage, u64) {
     }
     wait_for("the daemon to be killed", || daemon.0.try_wait().expect("our own child"));
     (stage.under([""; 0]), acknowledged)
-}
-
-/// Ends a process that a failing test leaves.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Whether strace may trace here; else says why the test does nothing.
