@@ -105,6 +105,33 @@ fn three_broken_frames_in_a_minute_count_as_a_crash() {
 
 // Row: oversized, zero-length, garbage, bad UTF-8, deeply nested JSON
 #[test]
+fn an_answer_that_is_torn_breaks_the_protocol_unless_the_plugin_died_of_it() {
+    for protocol in ["1.0", "1.1"] {
+        let command = json!({"protocol": protocol});
+        let daemon = Stage::new().set("supervisor.max_restarts", 1_000).faulty("p", &command).start();
+        daemon.wait_ready("p");
+        for number in 1..=3 {
+            let answer = daemon.get("/api/plugins/p/close-mid-frame");
+            assert_problem(&answer, 502);
+            let why = answer.json()["detail"].as_str().expect("in words").to_owned();
+            assert!(why.contains("closed the connection in its answer"), "{protocol}: {why}");
+            let told = daemon.wait_event("p", "protocol_error", number);
+            assert_eq!(told["reason"], "closed the connection in the middle of a frame", "{protocol}");
+        }
+        let crash = daemon.wait_event("p", "crashed", 1);
+        assert!(crash["reason"].as_str().is_some_and(|why| why.contains("protocol")), "{protocol}: {crash}");
+        works_again(&daemon);
+        assert_problem(&daemon.get("/api/plugins/p/exit-mid-frame"), 502);
+        assert_eq!(daemon.wait_event("p", "crashed", 2)["exit"], "exit code 9");
+        // What would be told of the connection is told before the next start could be.
+        daemon.wait_event("p", "ready", 3);
+        let broken = daemon.events("p").into_iter().filter(|(kind, _)| kind == "protocol_error");
+        assert_eq!(broken.count(), 3, "{protocol}: a death is told as a crash alone");
+    }
+}
+
+// Row: oversized, zero-length, garbage, bad UTF-8, deeply nested JSON
+#[test]
 fn nothing_is_allocated_from_an_announced_length() {
     let daemon = Stage::new()
         .set("protocol.message_bytes_max", 16 * 1024 * 1024)

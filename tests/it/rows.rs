@@ -77,6 +77,7 @@ const ROWS: &[Row] = &[
                 &[
                     "a_broken_frame_is_502_at_once_and_closes_that_connection",
                     "a_broken_frame_fails_what_is_in_flight_beside_it",
+                    "an_answer_that_is_torn_breaks_the_protocol_unless_the_plugin_died_of_it",
                 ],
             ),
             ("three in a minute count as a crash", &["three_broken_frames_in_a_minute_count_as_a_crash"]),
@@ -87,7 +88,7 @@ const ROWS: &[Row] = &[
         "part of a frame, then silence",
         &[(
             "a deadline on the frame, then as a broken frame",
-            &["half_a_frame_and_then_silence_has_a_deadline"],
+            &["half_a_frame_and_then_silence_has_a_deadline", "the_time_for_a_frame_begins_with_each_frame"],
         )],
     ),
     (

@@ -469,25 +469,23 @@ impl Plugin {
                 let body = "x".repeat(2 * 1024 * 1024);
                 connection.send(&ok(json!({"status": 200, "headers": {}, "body": body})));
             }
-            "half-frame" | "exit-mid-frame" => {
+            "half-frame" | "exit-mid-frame" | "close-mid-frame" => {
                 let whole = frame(request.echo().to_string().as_bytes(), connection.framing);
                 connection.raw(&whole[..whole.len() / 2]);
-                if deed == "exit-mid-frame" {
-                    exit(9);
+                match deed {
+                    "exit-mid-frame" => exit(9),
+                    "close-mid-frame" => connection.shut(),
+                    _ => {}
                 }
             }
             "prefix-only" => connection.raw(&[0, 0, 1]),
-            "close-connection" => {
-                let stream = connection.stream.lock().expect("no panic holds it");
-                let _ = stream.shutdown(std::net::Shutdown::Both);
-            }
+            "close-connection" => connection.shut(),
             "close-socket" => {
                 self.socket_closed.store(true, Ordering::SeqCst);
                 // Wakes the accept loop, which then drops the listener.
                 let path = env::var("TORU_PLUGIN_SOCKET").expect("TORU_PLUGIN_SOCKET is set");
                 drop(UnixStream::connect(path));
-                let stream = connection.stream.lock().expect("no panic holds it");
-                let _ = stream.shutdown(std::net::Shutdown::Both);
+                connection.shut();
             }
             // The process breaks.
             "exit" => exit(number(1) as i32),
@@ -910,6 +908,10 @@ impl Connection {
     /// Bytes as they are. A connection that the core has closed is no fault of the plugin.
     fn raw(&self, bytes: &[u8]) {
         let _ = self.stream.lock().expect("no panic holds it").write_all(bytes);
+    }
+
+    fn shut(&self) {
+        let _ = self.stream.lock().expect("no panic holds it").shutdown(std::net::Shutdown::Both);
     }
 }
 
