@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use toru_http::{RequestHead, percent_decode};
 use toru_plugin_api::status::{History, Snapshot};
 use toru_plugin_api::time::unix_ms_of;
-use toru_supervisor::{Command, EVENT_KINDS, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus};
+use toru_supervisor::{
+    Command, EVENT_KINDS, KvAnswer, KvQuestion, Level, Order, OrderError, PluginStatus, Skipped,
+};
 
 use crate::answer::{AnswerHead, Failure, LocalAnswer, add_field};
 use crate::kv::portable::{Entry, Export};
@@ -71,6 +73,7 @@ pub enum Call {
         query: EventQuery,
         follow: bool,
     },
+    Skipped,
     Metrics,
 }
 
@@ -131,6 +134,7 @@ impl Call {
                 let history = query.get("history").map(Cow::into_owned);
                 Call::Stream { interval: Duration::from_millis(interval as u64), history }
             }
+            Endpoint::Skipped => Call::Skipped,
             Endpoint::Metrics => Call::Metrics,
             Endpoint::Events => Call::Events {
                 query: EventQuery {
@@ -391,6 +395,20 @@ impl Call {
                     check_told_of(worker, &query).await?;
                 }
                 LocalAnswer::json(200, &json!({ "events": found }))
+            }
+            Call::Skipped => {
+                let (tell, told) = oneshot::channel();
+                let take = Box::new(move |skipped| {
+                    let _ = tell.send(skipped);
+                });
+                worker.shared.supervisor.send(Command::Skipped(take));
+                let skipped: Vec<Skipped> = told.await.map_err(|oneshot::Canceled| Failure::Stopping)?;
+                let one =
+                    |Skipped { file, reason }| json!({ "file": file.to_string_lossy(), "reason": reason });
+                LocalAnswer::json(
+                    200,
+                    &json!({ "skipped": skipped.into_iter().map(one).collect::<Vec<_>>() }),
+                )
             }
             Call::Metrics => {
                 let plugins = supervised(worker).await?;

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
-use toru_plugin_api::time::unix_ms_of;
+use toru_plugin_api::time::{as_str, rfc3339_millis, unix_ms_of};
 
 use crate::answer::{CROWDED, STILL_READING, STOPPING};
 
@@ -125,7 +125,19 @@ impl Daemon {
         if more {
             let _ = writeln!(io::stderr(), "toru: plugins are still being read; there may be more");
         }
+        for line in self.skipped() {
+            let _ = writeln!(io::stderr(), "toru: skipped {line}");
+        }
         Ok(())
+    }
+
+    /// Files that are no plugins, each with the reason.
+    fn skipped(&self) -> Vec<String> {
+        // A daemon of another version may not tell; what there is has been shown.
+        let said: Value = self.get("/v1/skipped").ok().and_then(|text| parse(&text).ok()).unwrap_or_default();
+        let skipped = said["skipped"].as_array().into_iter().flatten();
+        let text = |value: &Value| printable(value.as_str().unwrap_or_default());
+        skipped.map(|one| format!("{}: {}", text(&one["file"]), text(&one["reason"]))).collect()
     }
 
     /// Whether some plugins of the start have not said yet what they are.
@@ -148,7 +160,14 @@ impl Daemon {
         let width = fields.keys().map(String::len).max().unwrap_or(0);
         let mut out = String::new();
         for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-            let value = value.as_str().map_or_else(|| value.to_string(), printable);
+            let value = match (key.as_str(), value.as_u64(), value.as_str()) {
+                ("last_restart" | "next_start", Some(unix_ms), _) => {
+                    as_str(&rfc3339_millis(unix_ms)).to_owned()
+                }
+                ("uptime_ms", Some(ms), _) => format!("{ms} ({})", duration(ms)),
+                (_, _, Some(text)) => printable(text),
+                _ => value.to_string(),
+            };
             out.push_str(&format!("{key:>width$}  {value}\n"));
         }
         print(&out)

@@ -44,6 +44,8 @@ pub enum Endpoint<'a> {
     Stream,
     /// On the control socket alone: the audit trail.
     Events,
+    /// On the control socket alone: files in the plugins folder that are no plugins, and why.
+    Skipped,
     /// On the control socket alone: Prometheus text.
     Metrics,
 }
@@ -62,6 +64,7 @@ impl Endpoint<'_> {
             | Endpoint::History(_)
             | Endpoint::Events
             | Endpoint::Stream
+            | Endpoint::Skipped
             | Endpoint::Metrics => "GET, HEAD",
             Endpoint::Server => "OPTIONS",
             Endpoint::Values(_) => "GET, HEAD, POST",
@@ -94,6 +97,7 @@ pub fn route<'a>(method: &str, path: &'a str, trusted: bool) -> Result<Destinati
         "/v1/stream" if trusted => return Ok(Destination::Core(Endpoint::Stream)),
         "/v1/logs" if trusted => return Ok(Destination::Core(Endpoint::CoreLogs)),
         "/v1/events" if trusted => return Ok(Destination::Core(Endpoint::Events)),
+        "/v1/skipped" if trusted => return Ok(Destination::Core(Endpoint::Skipped)),
         "/metrics" if trusted => return Ok(Destination::Core(Endpoint::Metrics)),
         // In no other form is a path without a slash.
         "*" => return Ok(Destination::Core(Endpoint::Server)),
@@ -255,6 +259,7 @@ mod tests {
     fn the_control_socket_sees_more() {
         for (path, expect) in [
             ("/v1/stream", Destination::Core(Endpoint::Stream)),
+            ("/v1/skipped", Destination::Core(Endpoint::Skipped)),
             ("/metrics", Destination::Core(Endpoint::Metrics)),
             ("/v1/events", Destination::Core(Endpoint::Events)),
             ("/v1/plugins/acme/logs", Destination::Core(Endpoint::Logs("acme".into()))),
@@ -294,6 +299,7 @@ mod tests {
             Endpoint::History(_) => "history",
             Endpoint::Stream => "stream",
             Endpoint::Events => "events",
+            Endpoint::Skipped => "skipped",
             Endpoint::Metrics => "metrics",
         }
     }
@@ -363,6 +369,7 @@ mod tests {
             "history",
             "stream",
             "events",
+            "skipped",
             "metrics",
         ];
         // `OPTIONS *` has no path that a document could name.

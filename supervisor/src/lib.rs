@@ -37,7 +37,7 @@ mod socket;
 pub mod state;
 mod transitions;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -282,6 +282,8 @@ pub enum Command {
     RequestTimeout { index: usize },
     /// The state of every plugin, to be handed to the closure on the supervisor's thread.
     Snapshot(Box<dyn FnOnce(Vec<PluginStatus>) + Send>),
+    /// Every file that was skipped and still would be, in name order; handed over likewise.
+    Skipped(Box<dyn FnOnce(Vec<Skipped>) + Send>),
     /// An operator's wish; the closure hears how it ended.
     Order { id: String, order: Order, done: Box<dyn FnOnce(Result<(), OrderError>) + Send> },
     /// Look at the plugins folder again: new files start, those that are gone stop and leave, those whose content
@@ -344,6 +346,14 @@ pub struct Rescanned {
     pub removed: Vec<String>,
     /// File and reason, in words.
     pub skipped: Vec<String>,
+}
+
+/// A file that is in no plugin's place, or would be in none if it were started now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    pub file: PathBuf,
+    /// In words.
+    pub reason: String,
 }
 
 #[doc(hidden)]
@@ -447,6 +457,8 @@ pub struct Supervisor {
     busy: Vec<(PathBuf, Instant, Instant)>,
     /// Files that were skipped and are asked again by themselves.
     postponed: Vec<Postponed>,
+    /// Why each file was skipped that still is.
+    skipped: BTreeMap<PathBuf, String>,
     /// What the files were at the last look.
     fingerprints: HashMap<PathBuf, Fingerprint>,
     /// A thread looks at the files and has not answered.
@@ -500,6 +512,7 @@ impl Supervisor {
             notices: vec![],
             busy: vec![],
             postponed: vec![],
+            skipped: BTreeMap::new(),
             fingerprints: HashMap::new(),
             looking: false,
             first_scan: FirstScan::Listing,
@@ -724,6 +737,10 @@ impl Supervisor {
                 let now = Instant::now();
                 let known = self.plugins.iter().filter(|plugin| !plugin.removed);
                 take(known.map(|plugin| plugin.status(now)).collect());
+            }
+            Command::Skipped(take) => {
+                let skipped = self.skipped.clone().into_iter();
+                take(skipped.map(|(file, reason)| Skipped { file, reason }).collect());
             }
             Command::Order { id, order, done } => self.on_order(id, order, done),
             Command::Rescan { done } => self.on_rescan(done),

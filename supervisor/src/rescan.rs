@@ -187,6 +187,8 @@ impl Supervisor {
     /// Carries out what a rescan found.
     fn apply(&mut self, look: &Look) {
         let found = &look.files;
+        // What is still to be skipped is so anew; what is not there any more is forgotten.
+        self.skipped.retain(|file, _| found.iter().any(|one| one.file == *file));
         for (file, reason) in &look.unfit {
             self.skip(file, reason);
         }
@@ -209,6 +211,8 @@ impl Supervisor {
             self.postponed.retain(|postponed| postponed.file != one.file);
             // A file that was skipped may be good now, though it did not change: its rival may be gone.
             if known && !one.changed {
+                // Also one that was another for a while, and is what runs again.
+                self.skipped.remove(&one.file);
                 continue;
             }
             if let Some(rescan) = &mut self.rescan {
@@ -251,6 +255,7 @@ impl Supervisor {
             let file = self.postponed[position].file.clone();
             if self.is_on_its_way(&file) || !file.exists() {
                 self.postponed.swap_remove(position);
+                self.skipped.remove(&file);
                 continue;
             }
             let postponed = &mut self.postponed[position];
@@ -300,6 +305,7 @@ impl Supervisor {
 
     /// The file of a plugin in the table has another content, and said this of itself.
     fn change(&mut self, index: usize, file: PathBuf, metadata: Metadata) {
+        self.skipped.remove(&file);
         let plugin = &mut self.plugins[index];
         let old = plugin.metadata.clone();
         if let Some(rescan) = &mut self.rescan {
@@ -446,6 +452,7 @@ impl Supervisor {
     fn skip(&mut self, file: &Path, reason: &str) {
         let fields = object(json!({ "file": file.display().to_string(), "reason": reason }));
         self.outlet.log(Level::Error, None, "Plugin skipped", fields);
+        self.skipped.insert(file.to_owned(), reason.to_owned());
         if let Some(rescan) = &mut self.rescan {
             rescan.report.skipped.push(format!("{}: {reason}", file.display()));
         }
@@ -541,6 +548,7 @@ impl Supervisor {
         });
         self.outlet.record(&metadata.id, "discovered", details.clone());
         self.outlet.log(Level::Info, Some(&metadata.id), "Plugin discovered", object(details));
+        self.skipped.remove(&file);
         self.plugins.push(Plugin {
             index,
             file,

@@ -8,7 +8,9 @@ use std::{
 
 use serde_json::{Value, json};
 
-use toru_tests::{Daemon, Lines, Signal, Stage, binary, output, spawn, stage_faulty, wait_for};
+use toru_tests::{
+    Daemon, Lines, Signal, Stage, binary, output, spawn, stage_faulty, wait_for, write_executable,
+};
 
 const USAGE: i32 = 2;
 const UNREACHABLE: i32 = 69;
@@ -161,7 +163,16 @@ fn status_prints_a_line_a_plugin() {
     }
     let shown = toru_json(&daemon, "plugin", &["show", "p", "--json"]);
     assert_eq!((&shown["id"], &shown["running"]), (&json!("p"), &json!(true)));
-    assert!(toru(&daemon, "plugin", &["show", "p"]).contains("Faulty p"));
+    let shown = toru(&daemon, "plugin", &["show", "p"]);
+    assert!(shown.contains("Faulty p") && shown.contains("uptime_ms"), "{shown}");
+    // What is no plugin is said, though it has no line.
+    write_executable(&daemon.plugins().join("q.binary"), "#!/bin/sh\necho nonsense\n");
+    daemon.hang_up();
+    let printed = daemon.toru("status", &[]);
+    let (table, said) = (text(&printed.stdout), text(&printed.stderr));
+    assert!(table.lines().count() == 3 && !table.contains("q.binary"), "{table}");
+    assert!(said.contains("skipped") && said.contains("q.binary: --metadata"), "{said}");
+    assert_eq!(toru_json(&daemon, "status", &["--json"]).as_array().map(Vec::len), Some(2));
     let printed = daemon.toru("plugin", &["show", "nobody"]);
     assert_eq!(printed.status.code(), Some(1));
     assert!(text(&printed.stderr).contains("no plugin"), "{printed:?}");

@@ -210,6 +210,7 @@ fn every_operation_answers_as_the_document_says() {
         ("events", asked("GET", "/v1/events?plugin=p&limit=1", b"")),
         ("events", asked("GET", "/v1/events?limit=0", b"")),
         ("events", asked("GET", "/v1/events?plugin=nobody", b"")),
+        ("skipped", asked("GET", "/v1/skipped", b"")),
         ("metrics", asked("GET", "/metrics", b"")),
         ("socket-plugin-logs", asked("GET", "/v1/plugins/p/logs", b"")),
         ("socket-plugin-logs", asked("GET", "/v1/plugins/nobody/logs", b"")),

@@ -270,6 +270,8 @@ fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
     let found = rescan(&stage);
     assert!(found.skipped[0].contains("p.binary: --metadata"), "{found:?}");
     assert_eq!((found.changed.len(), found.removed.len()), (0, 0));
+    let listed = stage.skipped();
+    assert!(listed.len() == 1 && listed[0].1.contains("--metadata"), "{listed:?}");
     let told = stage.event("p", "binary_changed");
     assert!(told["refused"].as_str().is_some_and(|why| why.contains("--metadata")), "{told}");
     assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
@@ -277,6 +279,11 @@ fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
     let found = rescan(&stage);
     assert!(found.skipped[0].contains("nothing changes"), "{found:?}");
     assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
+    std::fs::rename(stage.dir.path().join("away"), stage.dir.path().join("plugins")).expect("rename");
+    put(stage.dir.path(), "p", "1.0", &format!("echo up\n{WAIT}"));
+    rescan(&stage);
+    assert_eq!(stage.skipped(), [], "it is what runs again");
+    assert_eq!(stage.status("p").pid, pid);
 }
 
 #[test]
@@ -448,6 +455,7 @@ fn who_is_there_does_not_depend_on_who_described_itself_first() {
     stage.event("x", "ready");
     let why = skipped("c.binary");
     assert!(why.contains("b.binary"), "{why}");
+    assert_eq!(stage.skipped(), [("c.binary".to_owned(), why)]);
     std::fs::write(stage.dir.path().join("plugins/a.binary.go"), "").expect("write");
     let why = skipped("b.binary");
     assert!(why.contains("a.binary"), "{why}");
@@ -455,6 +463,7 @@ fn who_is_there_does_not_depend_on_who_described_itself_first() {
     stage.event("x", "ready");
     stage.event("c", "ready");
     assert_eq!((stage.status("x").metadata.route.as_str(), stage.status("c").state), ("/a", "running"));
+    assert_eq!(stage.skipped(), [("b.binary".to_owned(), why)], "c is in its place now");
 }
 
 #[test]
@@ -503,7 +512,10 @@ fn what_is_no_file_is_told_once_a_look() {
         .into_iter()
         .filter(|said| matches!(said, Said::Log { message, .. } if message == "Plugin skipped"));
     assert_eq!(skipped.count(), 4, "at the start, and at the rescan");
+    let listed: Vec<String> = stage.skipped().into_iter().map(|(file, _)| file).collect();
+    assert_eq!(listed, ["folder.binary", "link.binary"]);
     std::fs::remove_file(plugins.join("link.binary")).expect("remove");
     std::fs::remove_dir(plugins.join("folder.binary")).expect("remove");
     assert_eq!(rescan(&stage), Rescanned::default());
+    assert_eq!(stage.skipped(), []);
 }

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use toru_supervisor::state::Policy;
 use toru_supervisor::{
     Adjustable, Command, Handle, Kept, KvAnswer, KvQuestion, Level, Order, OrderError, Outlet, PluginStatus,
-    PluginView, Settings, Stream, Supervisor,
+    PluginView, Settings, Skipped, Stream, Supervisor,
 };
 
 /// Longer than anything here takes, even on a machine that is busy with something else.
@@ -292,6 +292,16 @@ impl Stage {
         self.handle.send(Command::Snapshot(take));
         let plugins: Vec<PluginStatus> = told.recv_timeout(PATIENCE).expect("a snapshot");
         plugins.into_iter().find(|plugin| plugin.metadata.id == id).expect("known")
+    }
+
+    /// The names of the files that are skipped, each with the reason.
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        let (tell, told) = channel();
+        let take = Box::new(move |skipped| tell.send(skipped).expect("the test waits"));
+        self.handle.send(Command::Skipped(take));
+        let skipped: Vec<Skipped> = told.recv_timeout(PATIENCE).expect("a list");
+        let name = |file: &Path| file.file_name().expect("a name").to_string_lossy().into_owned();
+        skipped.into_iter().map(|one| (name(&one.file), one.reason)).collect()
     }
 
     /// Stops everything, and gives the folder back once the supervisor has returned.
