@@ -191,6 +191,8 @@ pub(crate) struct Probe {
     stderr: Option<OwnedFd>,
     said: Vec<u8>,
     complained: Vec<u8>,
+    /// There was more before it.
+    is_cut: bool,
     deadline: Instant,
     /// How long it has from the start to the deadline.
     patience: Duration,
@@ -222,6 +224,7 @@ impl Probe {
             stderr: Some(pipes.stderr),
             said: vec![],
             complained: vec![],
+            is_cut: false,
             deadline,
             patience: deadline.saturating_duration_since(Instant::now()),
             outcome: None,
@@ -254,7 +257,11 @@ impl Probe {
         let exit = self.process.as_ref().and_then(Process::reap);
         // After the exit nothing new comes, so one more round takes all that is left in the pipes.
         read_all(&mut self.stdout, scratch, &mut self.said, METADATA_BYTES_MAX + 1);
-        read_all(&mut self.stderr, scratch, &mut self.complained, STDERR_BYTES_KEPT);
+        read_all(&mut self.stderr, scratch, &mut self.complained, usize::MAX);
+        // The last of it: a traceback ends with what it is about.
+        let excess = self.complained.len().saturating_sub(STDERR_BYTES_KEPT);
+        self.complained.drain(..excess);
+        self.is_cut |= excess > 0;
         if self.said.len() > METADATA_BYTES_MAX {
             if exit.is_none() {
                 self.give_up();
@@ -290,8 +297,12 @@ impl Probe {
     /// Errors: in words, naming the field where there is one.
     pub fn finish(self) -> Result<Metadata, String> {
         let complained = String::from_utf8_lossy(&self.complained);
-        let complained = match complained.trim() {
+        // From the beginning of a line, if there is one.
+        let whole_lines =
+            complained.split_once('\n').filter(|(_, rest)| self.is_cut && !rest.trim().is_empty());
+        let complained = match whole_lines.map_or(&*complained, |(_, rest)| rest).trim() {
             "" => String::new(),
+            said if self.is_cut => format!("; it wrote, in the end: {said}"),
             said => format!("; it wrote: {said}"),
         };
         match self.outcome {

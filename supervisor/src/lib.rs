@@ -56,7 +56,7 @@ use discovery::{Fingerprint, Look, Probe};
 pub use kv::{KvAnswer, KvQuestion};
 use notify::Notice;
 use plugin::Plugin;
-pub use process::{Exit, prepare};
+pub use process::{Exit, Helper, prepare};
 use remains::{Marks, ProcessId};
 use rescan::{Postponed, Rescan};
 use state::{Event, Policy, State, Want};

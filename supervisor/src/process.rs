@@ -3,6 +3,7 @@
 //! Nothing else in Toru spawns, signals or reaps: two reapers would lose exit codes.
 //! A process is held by its pidfd, and reaped only through it, so that no signal can reach a recycled pid.
 //! Called from the supervisor's thread alone: the parent-death signal follows the *thread* that spawned (prctl(2)).
+//! Whoever else runs a program in this process does it by a [`Helper`].
 //!
 //! The daemon is the subreaper of what its plugins leave behind: whoever loses its parent becomes a child of the daemon.
 //! [`CHILDREN`] tells those from what was spawned here; whose they are is decided in `remains`.
@@ -14,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ use crate::remains::ProcessId;
 /// Every child that was spawned here and is not reaped. Whoever else has this process as its parent is an orphan that
 /// was adopted.
 ///
-/// One thread uses it, so the lock is always free; tests run several supervisors in one process.
+/// One thread uses it, and who waits for a [`Helper`], so the lock is nearly always free; tests run several supervisors in
+/// one process.
 /// It is held over a whole spawn: a child that is not listed yet must not pass for an orphan.
 static CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
@@ -301,6 +303,48 @@ impl Process {
             signal: status.terminating_signal(),
             core_dumped: status.dumped(),
         })
+    }
+}
+
+/// A program that runs beside a supervisor in its process and is none of its plugins: it is not taken for what a plugin
+/// has left behind. It has a process group of its own, and ends with its handle.
+#[derive(Debug)]
+pub struct Helper {
+    /// Its standard streams are there as the command asked for them.
+    pub child: Child,
+    is_reaped: bool,
+}
+
+impl Helper {
+    /// Errors: as [`Command::spawn`].
+    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut children = children();
+        let child = command.process_group(0).spawn()?;
+        children.insert(raw(Pid::from_child(&child)));
+        Ok(Self { child, is_reaped: false })
+    }
+
+    /// Its exit status once it has ended. Errors: as [`Child::try_wait`].
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        let mut children = children();
+        let found = self.child.try_wait()?;
+        if found.is_some() && !self.is_reaped {
+            children.remove(&raw(Pid::from_child(&self.child)));
+            self.is_reaped = true;
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if !self.is_reaped {
+            // It holds its pid, and so its group, until it is reaped.
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            let mut children = children();
+            let _ = self.child.wait();
+            children.remove(&raw(Pid::from_child(&self.child)));
+        }
     }
 }
 

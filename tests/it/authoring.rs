@@ -354,7 +354,7 @@ fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
         repository().join("plugin-api/python/src").display()
     );
     fs::write(source.join("plugin.py"), &script).unwrap();
-    let build = r#"grep -q broken source/word.txt && exit 1; sed "s/@WORD@/$(cat source/word.txt)/" source/plugin.py > .new && chmod +x .new && mv .new "it's built""#;
+    let build = r#"grep -q broken source/word.txt && exit 1; grep -q slowly source/word.txt && echo $$ > building && sleep 1000; sed "s/@WORD@/$(cat source/word.txt)/" source/plugin.py > .new && chmod +x .new && mv .new "it's built""#;
     let mut command = toru(&["run", "--listen", "127.0.0.1:0", "--watch", "source", "--build", build]);
     command.arg(&built).current_dir(folder.path()).env("XDG_CONFIG_HOME", folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -391,7 +391,20 @@ fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
     fs::write(source.join("plugin.py"), script.replace("'live'", "'a b'")).unwrap();
     wait_line(&stderr, "not restarted: ");
     assert_eq!(get("/api/plugins/moved/").as_deref(), Some("second"));
+    // One that crashes is built anew, too, and a build that runs ends with the command.
+    let crashing = script
+        .replace("plugin.run()", "import sys\nif '--metadata' in sys.argv: plugin.run()\nsys.exit(127)");
+    fs::write(source.join("plugin.py"), crashing).unwrap();
+    wait_line(&stderr, "not restarted: it was given up");
+    fs::write(&word, "slowly").unwrap();
+    let building = folder.path().join("building");
+    let pid =
+        wait_for("the build to begin", || fs::read_to_string(&building).ok()?.trim().parse::<i32>().ok());
+    let build = rustix::process::Pid::from_raw(pid).unwrap();
+    let build = rustix::process::pidfd_open(build, rustix::process::PidfdFlags::empty()).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{:?}", stderr.all());
+    let mut ended = [rustix::event::PollFd::new(&build, rustix::event::PollFlags::IN)];
+    assert_eq!(rustix::event::poll(&mut ended, Some(&rustix::event::Timespec::default())).unwrap(), 1);
 }

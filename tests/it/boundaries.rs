@@ -177,8 +177,8 @@ fn one_file_makes_processes_and_reaps_them() {
         ["Command::new", "fn spawn_process", "waitid", "waitpid", "pidfd_send_signal", "kill_process"];
     for folder in ["supervisor/src", "runtime/src"] {
         for path in rust_files(&repository().join(folder)) {
-            // The demo runs cargo to its end before there is a supervisor to reap anything,
-            // and what authors of plugins run is built and tested without one.
+            // The demo runs cargo to its end before there is a supervisor to reap anything, and what authors of plugins
+            // run is built and tested without one, or as a `Helper`.
             let own = [
                 "supervisor/src/process.rs",
                 "runtime/src/demo.rs",

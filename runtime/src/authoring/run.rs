@@ -5,18 +5,20 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use toru_plugin_api::metadata::Metadata;
-use toru_supervisor::{Command as SupervisorCommand, Handle, Order, OrderError, Rescanned};
+use toru_supervisor::{Command as SupervisorCommand, Handle, Helper, Order, OrderError, Rescanned};
 
 use super::subject::{Program, metadata};
 use crate::cli::human_line;
@@ -24,6 +26,8 @@ use crate::demo::{DemoError, private_config};
 
 /// Between looks at the log and at the sources: soon for a person, and little work.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Between looks at a build that runs.
+const BUILD_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a plugin that has become another one may take to make room for itself.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 /// Folders that hold what is made, not what is written by hand.
@@ -49,26 +53,24 @@ pub struct Wanted {
 /// Errors: the first build fails, the program is no plugin, or the core cannot start.
 pub fn run(wanted: Wanted) -> Result<(), DemoError> {
     let stage = |what: &str, error: io::Error| DemoError::Stage(format!("cannot {what}: {error}"));
+    // Ctrl-C ends it with us, as long as there is no core.
     if let Some(build) = &wanted.build
-        && !builds(build)
+        && !shell(build).status().is_ok_and(|status| status.success())
     {
         return Err(DemoError::Stage(format!("`{build}` failed, so there is nothing to run")));
     }
-    let temporary = || tempfile::Builder::new().prefix("toru-run-").tempdir();
-    let staged = temporary().map_err(|error| stage("make a temporary folder", error))?;
-    let path = std::path::absolute(&wanted.path).map_err(|error| stage("find the plugin", error))?;
-    let folder = temporary().map_err(|error| stage("make a temporary folder", error))?;
-    let program = Program { path: path.clone(), args: vec![], target: String::new(), slow: None, folder };
-    let found =
-        metadata(&program).map_err(|fault| DemoError::Stage(format!("{}: {fault}", path.display())))?;
-
-    let place = |name: &str| staged.path().join(name);
-    fs::create_dir(place("plugins")).map_err(|error| stage("make a folder", error))?;
-    let mut entry = Entry { folder: place("plugins"), plugin: path, builds: 0 };
+    let staged = tempfile::Builder::new().prefix("toru-run-").tempdir();
+    let staged = staged.map_err(|error| stage("make a temporary folder", error))?;
+    let plugin = std::path::absolute(&wanted.path).map_err(|error| stage("find the plugin", error))?;
+    let mut entry = Entry { staged: staged.path().to_owned(), plugin, builds: 0 };
+    let found = entry.ask().map_err(DemoError::Stage)?;
     entry.write().map_err(|error| stage("write a file", error))?;
+
     let config = private_config(staged.path(), wanted.config, wanted.listen)?;
-    let logs = place("log/plugins");
+    let logs = staged.path().join("log/plugins");
     let (watch, build) = (wanted.watch, wanted.build);
+    let building = Building::default();
+    let held = building.clone();
     crate::run(config, None, move |address, supervisor| {
         announce(address, &found);
         let _ = thread::Builder::new().name("toru-run-log".into()).spawn(move || show_logs(&logs));
@@ -80,31 +82,43 @@ pub fn run(wanted: Wanted) -> Result<(), DemoError> {
                 id = now;
                 Ok(moved.unwrap_or_default())
             };
+            let builds = move || build.as_deref().is_none_or(|build| builds(build, &held));
             let _ = thread::Builder::new()
                 .name("toru-run-watch".into())
-                .spawn(move || look_after(&watch, build.as_deref(), restart));
+                .spawn(move || look_after(&watch, builds, restart));
         }
     })?;
+    drop(lock(&building).take());
     Ok(())
 }
 
 /// What the core finds in its plugins folder. The plugin itself stays where it is: scripts look for what lies beside them.
 struct Entry {
-    folder: PathBuf,
+    staged: PathBuf,
     plugin: PathBuf,
     builds: u32,
 }
 
 impl Entry {
+    /// What the plugin says of itself. Errors: for its author.
+    fn ask(&self) -> Result<Metadata, String> {
+        let folder = tempfile::tempdir_in(&self.staged).map_err(|error| error.to_string())?;
+        let path = self.plugin.clone();
+        let program = Program { path, args: vec![], target: String::new(), slow: None, folder };
+        metadata(&program).map_err(|fault| format!("{}: {fault}", self.plugin.display()))
+    }
+
     /// Anew, with other content than before: by that the core sees that the plugin is another one.
     fn write(&mut self) -> io::Result<()> {
         self.builds += 1;
         let text = format!("#!/bin/sh\n# {}\nexec {} \"$@\"\n", self.builds, quoted(&self.plugin));
         // In one step: the core may be starting the one that is there.
-        let unfinished = self.folder.join("unfinished");
+        let folder = self.staged.join("plugins");
+        fs::create_dir_all(&folder)?;
+        let unfinished = folder.join("unfinished");
         fs::write(&unfinished, text)?;
         fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o755))?;
-        fs::rename(unfinished, self.folder.join("plugin.binary"))
+        fs::rename(unfinished, folder.join("plugin.binary"))
     }
 }
 
@@ -127,11 +141,43 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "toru: {text}");
 }
 
-fn builds(command: &str) -> bool {
-    // Its words go to the terminal; stdout is kept for ours.
-    let shell =
-        Command::new("/bin/sh").args(["-c", command]).stdin(Stdio::null()).stdout(io::stderr()).status();
-    shell.is_ok_and(|status| status.success())
+/// A command of the author's, whose words go to the terminal; stdout is kept for our own.
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(io::stderr());
+    shell
+}
+
+/// The build that runs beside the core, if one does: whoever takes it ends it.
+type Building = Arc<Mutex<Option<Helper>>>;
+
+fn lock(building: &Building) -> MutexGuard<'_, Option<Helper>> {
+    building.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether `command` runs to a good end.
+fn builds(command: &str, building: &Building) -> bool {
+    let mut held = lock(building);
+    match Helper::spawn(&mut shell(command)) {
+        Ok(build) => *held = Some(build),
+        Err(error) => {
+            say(&format!("cannot run `{command}`: {error}"));
+            return false;
+        }
+    }
+    drop(held);
+    loop {
+        thread::sleep(BUILD_LOOK_INTERVAL);
+        let mut held = lock(building);
+        let Some(build) = &mut *held else { return false };
+        match build.try_wait() {
+            Ok(None) => {}
+            ended => {
+                *held = None;
+                return ended.is_ok_and(|status| status.is_some_and(|status| status.success()));
+            }
+        }
+    }
 }
 
 /// Prints what comes into the plugin's log, for ever; of a log that was rotated the new one. A plugin that has changed its
@@ -179,19 +225,23 @@ fn coloured(line: &str, colours: bool) -> String {
 
 /// Builds and restarts at each change, for ever; `restart` gives what there is to add. A build that fails leaves the plugin
 /// as it is.
-fn look_after(folders: &[PathBuf], build: Option<&str>, mut restart: impl FnMut() -> Result<String, String>) {
-    let newest = || folders.iter().filter_map(|folder| newest_change(folder)).max();
-    let mut seen = newest();
+fn look_after(
+    folders: &[PathBuf],
+    builds: impl Fn() -> bool,
+    mut restart: impl FnMut() -> Result<String, String>,
+) {
+    let look = || -> Vec<_> { folders.iter().map(|folder| fingerprint(folder)).collect() };
+    let mut seen = look();
     loop {
         thread::sleep(LOOK_INTERVAL);
-        let now = newest();
+        let now = look();
         if now == seen {
             continue;
         }
         say("a source has changed");
         // What is written while it builds is a further change.
         seen = now;
-        if build.is_some_and(|build| !builds(build)) {
+        if !builds() {
             say("the build failed; the plugin runs on as it was");
             continue;
         }
@@ -207,6 +257,8 @@ fn look_after(folders: &[PathBuf], build: Option<&str>, mut restart: impl FnMut(
 /// Errors: it says nothing good of itself, or does not start; in words.
 fn change(supervisor: &Handle, entry: &mut Entry) -> Result<String, String> {
     const STOPPING: &str = "the core is stopping";
+    // Here, where its author reads it; the core would say it for a log.
+    entry.ask()?;
     entry.write().map_err(|error| format!("cannot write a file: {error}"))?;
     let (tell, told) = channel();
     let done = Box::new(move |found: Rescanned| {
@@ -236,18 +288,60 @@ fn change(supervisor: &Handle, entry: &mut Entry) -> Result<String, String> {
     }
 }
 
-/// The time of the last write below `folder`, which may be a file; a new or removed file changes its folder's.
-fn newest_change(folder: &Path) -> Option<SystemTime> {
-    let found = fs::symlink_metadata(folder).ok()?;
-    let mut newest = found.modified().ok();
-    if found.is_dir() {
-        for entry in fs::read_dir(folder).ok()?.flatten() {
-            let name = entry.file_name();
-            let is_hidden = name.to_string_lossy().starts_with('.');
-            if !is_hidden && !NOT_SOURCES.iter().any(|other| name == OsStr::new(other)) {
-                newest = newest.max(newest_change(&entry.path()));
-            }
-        }
+/// Of the sources below `folder`, which may be a file: another one once a file is written, new, gone, or has another name.
+///
+/// What is hidden or made does not count, nor that it comes and goes beside them: editors and tests leave such things.
+fn fingerprint(folder: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Ok(found) = fs::symlink_metadata(folder) else { return 0 };
+    folder.hash(&mut hasher);
+    if !found.is_dir() {
+        (found.len(), found.ino(), found.mtime(), found.mtime_nsec()).hash(&mut hasher);
+        return hasher.finish();
     }
-    newest
+    let is_source = |name: &OsStr| {
+        !name.as_encoded_bytes().starts_with(b".") && !NOT_SOURCES.iter().any(|other| name == *other)
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let sources = entries.filter(|entry| is_source(&entry.file_name()));
+    // In whatever order they are read.
+    sources.fold(hasher.finish(), |sum, entry| sum.wrapping_add(fingerprint(&entry.path())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_as_a_change_of_the_sources() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
+            fs::write(path, text).expect("write");
+        };
+        write("src/a.py", "1");
+        write("src/b.py", "1");
+        let mut seen = vec![fingerprint(folder.path())];
+        let mut look = |what: &str, is_change: bool| {
+            let now = fingerprint(folder.path());
+            assert_eq!(!seen.contains(&now), is_change, "{what}");
+            seen.push(now);
+        };
+        look("nothing", false);
+        write("src/.a.py.swp", "1");
+        write("src/__pycache__/a.pyc", "1");
+        write("target/debug/a", "1");
+        write(".git/index", "1");
+        look("what is no source", false);
+        write("src/a.py", "12");
+        look("a file that was written", true);
+        write("src/c.py", "1");
+        look("a new file", true);
+        let moved = fs::rename(folder.path().join("src/b.py"), folder.path().join("src/a.py"));
+        moved.expect("rename");
+        look("an older file in the place of a newer one", true);
+        fs::remove_dir_all(folder.path().join("src")).expect("remove");
+        look("a folder that is gone", true);
+    }
 }

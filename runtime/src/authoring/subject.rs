@@ -23,6 +23,7 @@ use toru_plugin_api::from_core::{self, Init, KvReply, RequestStart};
 use toru_plugin_api::from_plugin::{KvRequest, PluginMessage, PluginMessageReader};
 use toru_plugin_api::metadata::{Metadata, Protocol};
 use toru_plugin_api::time::{as_str, rfc3339_millis};
+use toru_supervisor::Helper;
 
 /// From the start to a socket that takes connections, as `supervisor.ready_timeout_ms`.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -668,10 +669,11 @@ fn shape(framing: Framing) -> &'static str {
 pub fn metadata(program: &Program) -> Result<Metadata, Fault> {
     let mut command = program.command();
     command.arg("--metadata").env("TORU_PLUGIN_SOCKET", program.socket());
-    let mut child = command.spawn().map_err(|error| {
+    // A core may be running in this process.
+    let mut helper = Helper::spawn(&mut command).map_err(|error| {
         format!("it cannot be run: {error}; it must be executable, and a script needs a `#!` line")
     })?;
-    let pipes = (child.stdout.take().map(boxed), child.stderr.take().map(boxed));
+    let pipes = (helper.child.stdout.take().map(boxed), helper.child.stderr.take().map(boxed));
     let read = |pipe: Option<Box<dyn Read + Send>>| {
         thread::spawn(move || {
             let mut bytes = vec![];
@@ -685,12 +687,10 @@ pub fn metadata(program: &Program) -> Result<Metadata, Fault> {
     let (stdout, stderr) = (read(pipes.0), read(pipes.1));
     let began = Instant::now();
     let status = loop {
-        if let Ok(Some(status)) = child.try_wait() {
+        if let Ok(Some(status)) = helper.try_wait() {
             break status;
         }
         if began.elapsed() > crate::METADATA_TIMEOUT {
-            let _ = child.kill();
-            let _ = child.wait();
             return Err(format!(
                 "`--metadata` did not end within {} s: print the object and exit 0 before anything else is done",
                 crate::METADATA_TIMEOUT.as_secs()

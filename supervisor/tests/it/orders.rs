@@ -275,6 +275,11 @@ fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
     let told = stage.event("p", "binary_changed");
     assert!(told["refused"].as_str().is_some_and(|why| why.contains("--metadata")), "{told}");
     assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
+    let long = "#!/bin/sh\nfor line in $(seq 500); do echo \"line $line\"; done >&2\necho 'the reason' >&2\nexit 1\n";
+    put_file(stage.dir.path(), "p", long);
+    let found = rescan(&stage);
+    let (_, words) = found.skipped[0].split_once("it wrote, in the end: line ").expect("what it wrote last");
+    assert!(words.ends_with("\nthe reason") && words.len() < 1024, "{words}");
     std::fs::rename(stage.dir.path().join("plugins"), stage.dir.path().join("away")).expect("rename");
     let found = rescan(&stage);
     assert!(found.skipped[0].contains("nothing changes"), "{found:?}");

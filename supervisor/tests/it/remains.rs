@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use toru_supervisor::Order;
+use toru_supervisor::{Command, Helper, Order};
 
 use crate::stage::{PATIENCE, Said, Stage, Watched, folder, put, put_file};
 
@@ -268,4 +268,40 @@ fn a_stop_ends_what_keeps_forking() {
     let after_order = (living(), began.elapsed());
     stage.stop();
     assert_eq!(living(), 0, "after {:?}; {after_order:?} when the order was done", began.elapsed());
+}
+
+#[test]
+fn a_helper_is_nobodys_leftover() {
+    let stage = Stage::of(&[("p", "exit 127")]);
+    stage.event("p", "disabled_after_crashes");
+    // No plugin lives whose it could be.
+    let gate = stage.dir.path().join("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit 7", gate.display());
+    let mut helper =
+        Helper::spawn(std::process::Command::new("/bin/sh").args(["-c", &script])).expect("spawn");
+    for round in 0..5 {
+        // Each start is a child that ends: there is reason to look for what was left behind.
+        put(stage.dir.path(), "p", "1.0", &format!("# {round}\nexit 127"));
+        let (tell, told) = std::sync::mpsc::channel();
+        stage.handle.send(Command::Rescan { done: Box::new(move |_| tell.send(()).expect("awaited")) });
+        told.recv_timeout(PATIENCE).expect("a rescan ends");
+        stage.event("p", "disabled_after_crashes");
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    assert_eq!(helper.try_wait().expect("ours"), None, "it runs");
+    std::fs::write(gate, "").expect("write");
+    let began = Instant::now();
+    let status = loop {
+        assert!(began.elapsed() < PATIENCE);
+        if let Some(status) = helper.try_wait().expect("nobody else has reaped it") {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(7));
+    let helper = Helper::spawn(std::process::Command::new("/bin/sh").args(["-c", "sleep 1000 & wait"]));
+    let helper = helper.expect("spawn");
+    let watched = Watched::new(helper.child.id() as i32);
+    drop(helper);
+    assert!(watched.has_ended() && !watched.is_zombie());
 }
