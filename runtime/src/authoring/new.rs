@@ -121,9 +121,10 @@ pub fn run(name: &str, language: Language, parent: &Path) -> Result<(), NewError
         Language::Rust if find_source().is_none() => "In Cargo.toml, say where your clone of Toru is. ",
         _ => "",
     };
+    let target = test_target(language);
     let _ = writeln!(
         io::stdout(),
-        "{shown} is a plugin in {language:?}. {first}Then:\n\n  cd {shown}\n  ./build.sh\n  toru plugin test plugins/{name}.binary\n  toru serve --plugins-dir plugins\n\nREADME.md there says the rest."
+        "{shown} is a plugin in {language:?}. {first}Then:\n\n  cd {shown}\n  ./build.sh\n  toru plugin test plugins/{name}.binary{target}\n  toru serve --plugins-dir plugins\n\nREADME.md there says the rest."
     );
     Ok(())
 }
@@ -196,9 +197,18 @@ fn files(name: &str, language: Language) -> Vec<File> {
         Language::Node => files.extend(sdk("toru-plugin", NODE_SDK)),
         Language::Rust | Language::Shell => {}
     }
-    files.push(plain("README.md", &template!("README.md").replace("@TEST@", test).replace("@NOTE@", note)));
+    let readme = template!("README.md").replace("@TEST@", test).replace("@NOTE@", note);
+    files.push(plain("README.md", &readme.replace("@TARGET@", test_target(language))));
     files.push(plain(".gitignore", "plugins/\ntarget/\n__pycache__/\n"));
     files
+}
+
+/// What the conformance test is told besides, so that it leaves nothing out.
+fn test_target(language: Language) -> &'static str {
+    match language {
+        Language::Python | Language::Node | Language::Rust => " --target /notes/a",
+        Language::Shell => "",
+    }
 }
 
 /// The line of the manifest: this source tree where there is one, else what its reader has to fill in.
