@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+ECHO_REQUEST = b"GET /api/plugins/echo/ HTTP/1.1\r\nhost: toru\r\n\r\n"
 
 
 def arguments(doc, *binaries, programs=("wrk",)):
@@ -67,6 +68,26 @@ def answers(base):
             return b" 200 " in connection.recv(4096)
     except OSError:
         return False
+
+
+def ask(connection):
+    """Sends the echo plugin a request; the status of its answer, which is read whole. OSError where it is cut short."""
+    connection.sendall(ECHO_REQUEST)
+    answer = b""
+
+    def read():
+        piece = connection.recv(65536)
+        if not piece:
+            raise OSError("closed early")
+        return piece
+
+    while b"\r\n\r\n" not in answer:
+        answer += read()
+    head, body = answer.split(b"\r\n\r\n", 1)
+    length = int(re.search(rb"content-length: (\d+)", head).group(1))
+    while len(body) < length:
+        body += read()
+    return int(head.split()[1])
 
 
 def tree(pid):

@@ -12,32 +12,13 @@ a second.
 
 import errno
 import multiprocessing
-import re
 import resource
 import select
 import socket
 import time
 from pathlib import Path
 
-from common import Toru, arguments, cpu_seconds, headline
-
-REQUEST = b"GET /api/plugins/echo/ HTTP/1.1\r\nhost: toru\r\n\r\n"
-
-
-def ask(connection):
-    """The status of an answer, whole."""
-    connection.sendall(REQUEST)
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        piece = connection.recv(65536)
-        if not piece:
-            raise OSError("closed early")
-        answer += piece
-    head, body = answer.split(b"\r\n\r\n", 1)
-    length = int(re.search(rb"content-length: (\d+)", head).group(1))
-    while len(body) < length:
-        body += connection.recv(65536)
-    return int(head.split()[1])
+from common import ECHO_REQUEST, Toru, arguments, ask, cpu_seconds, headline
 
 
 def probe(address, ready, finished, results):
@@ -88,7 +69,7 @@ def crowd(address, count, silent):
                 poller.modify(client, select.EPOLLIN)
                 try:
                     if not silent:
-                        client.send(REQUEST)
+                        client.send(ECHO_REQUEST)
                     continue
                 except OSError:
                     # It was told, or dropped, before; the read says which.

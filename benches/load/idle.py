@@ -9,14 +9,11 @@ What the kernel keeps for a socket is not the core's and not counted.
 Needs `cargo build --release --workspace --bins` first.
 """
 
-import re
 import resource
 import socket
 import time
 
-from common import Toru, arguments, headline, pss_mb
-
-REQUEST = b"GET /api/plugins/echo/ HTTP/1.1\r\nhost: toru\r\n\r\n"
+from common import Toru, arguments, ask, headline, pss_mb
 
 
 def connect(address):
@@ -25,21 +22,9 @@ def connect(address):
     return connection
 
 
-def ask(connection):
-    """Sends a request and reads the whole answer."""
-    connection.sendall(REQUEST)
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        piece = connection.recv(65536)
-        if not piece:
-            raise SystemExit("the core closed the connection")
-        answer += piece
-    head, body = answer.split(b"\r\n\r\n", 1)
-    length = int(re.search(rb"content-length: (\d+)", head).group(1))
-    while len(body) < length:
-        body += connection.recv(65536)
-    if head.split()[1] != b"200":
-        raise SystemExit(f"not 200: {head.decode()}")
+def check(connection):
+    if (status := ask(connection)) != 200:
+        raise SystemExit(f"{status} instead of 200")
 
 
 def main():
@@ -52,20 +37,20 @@ def main():
     with Toru(args.bin, driver=args.driver, config="[http]\nidle_timeout_ms = 600000\n") as toru:
         host, port = toru.address.split(":")
         address = (host, int(port))
-        ask(connect(address))
+        check(connect(address))
         before = pss_mb(toru.pid)
         connections = [connect(address) for _ in range(args.connections)]
         # Answered after them, so they have been accepted.
         for _ in range(100):
-            ask(connect(address))
+            check(connect(address))
         time.sleep(1)
         new = pss_mb(toru.pid)
         for connection in connections:
-            ask(connection)
+            check(connection)
         time.sleep(1)
         used = pss_mb(toru.pid)
         began = time.monotonic()
-        ask(connect(address))
+        check(connect(address))
         took = time.monotonic() - began
     each = 1024 * 1024 / args.connections
     print(f"{headline()}, driver {args.driver}")
