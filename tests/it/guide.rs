@@ -1,13 +1,14 @@
-//! The programs that the guide for authors shows are whole plugins, and the commands are commands.
+//! The programs that the guide for authors and the READMEs of the SDKs show are whole plugins, and the commands are
+//! commands.
 
 use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::Value;
 use toru_tests::{binary, has_program, long_output, output, repository, write_executable};
 
-/// A fenced block: the line before it, its language, its text.
-fn blocks() -> Vec<(String, String, String)> {
-    let text = fs::read_to_string(repository().join("plugin-api/GUIDE.md")).unwrap();
+/// The fenced blocks of a document below `plugin-api`: the line before each, its language, its text.
+fn blocks_of(document: &str) -> Vec<(String, String, String)> {
+    let text = fs::read_to_string(repository().join("plugin-api").join(document)).unwrap();
     let mut blocks = vec![];
     let mut before = String::new();
     let mut lines = text.lines();
@@ -21,15 +22,19 @@ fn blocks() -> Vec<(String, String, String)> {
     blocks
 }
 
+fn blocks() -> Vec<(String, String, String)> {
+    blocks_of("GUIDE.md")
+}
+
 #[test]
-fn whole_programs_of_the_guide_are_sound_plugins() {
+fn whole_programs_of_the_documents_are_sound_plugins() {
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     let modules = folder.path().join("node_modules");
     fs::create_dir(&modules).unwrap();
     std::os::unix::fs::symlink(repository().join("plugin-api/node"), modules.join("toru-plugin")).unwrap();
-    fs::write(folder.path().join("package.json"), r#"{"type":"module"}"#).unwrap();
     let mut tested = 0;
-    for (before, language, text) in blocks() {
+    let documents = ["GUIDE.md", "python/README.md", "node/README.md"];
+    for (before, _, text) in documents.into_iter().flat_map(blocks_of) {
         if let Some(name) = before.strip_prefix("<!-- file: ").and_then(|rest| rest.strip_suffix(" -->")) {
             fs::write(folder.path().join(name), text).unwrap();
             continue;
@@ -38,12 +43,12 @@ fn whole_programs_of_the_guide_are_sound_plugins() {
             continue;
         }
         tested += 1;
-        if language == "js" && !has_program("node") {
+        if text.contains("exec node") && !has_program("node") {
             println!("skipped: no node here");
             continue;
         }
-        let suffix = if language == "js" { ".js" } else { "" };
-        let plugin = folder.path().join(format!("plugin-{tested}{suffix}"));
+        // As it has to be called: programs may go by that.
+        let plugin = folder.path().join(format!("plugin-{tested}.binary"));
         write_executable(&plugin, &text);
         let printed = long_output(
             Command::new(binary("toru"))
@@ -54,7 +59,7 @@ fn whole_programs_of_the_guide_are_sound_plugins() {
         let report: Value = serde_json::from_slice(&printed.stdout).unwrap();
         assert_eq!(report["sound"], true, "{text}\n{report:#}");
     }
-    assert_eq!(tested, 3, "Python, an application, Node");
+    assert_eq!(tested, 6, "Python, an application, Node, in the guide and in the READMEs");
 }
 
 /// Before a block of commands for the Rust project that is made by hand.
