@@ -397,8 +397,8 @@ impl Supervisor {
             let fields = object(json!({ "pids": ended, "plugins": plugins }));
             self.outlet.log(Level::Warn, None, "Processes of an earlier run ended", fields);
         }
-        // Their sockets must be nobody's.
-        process::wait_for_ends(&killed, REMAINS_LOOK);
+        // Their sockets must be nobody's. On a machine with other things to do, who was killed takes a while to be gone.
+        process::wait_for_ends(&killed, REMAINS_PATIENCE);
         let sockets = clear_sockets(&self.settings.sockets_dir);
         if sockets > 0 {
             let fields = object(json!({ "count": sockets }));

@@ -17,7 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal as SignalName};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -386,11 +386,13 @@ pub(crate) fn kill_exactly(id: ProcessId) -> rustix::io::Result<Option<OwnedFd>>
     }
 }
 
-/// Waits until all of `pidfds` have ended, `patience` at most for each.
+/// Waits until all of `pidfds` have ended, `patience` at most.
 pub(crate) fn wait_for_ends(pidfds: &[OwnedFd], patience: Duration) {
+    let until = Instant::now() + patience;
     for pidfd in pidfds {
-        let patience = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
-        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience));
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left));
     }
 }
 

@@ -214,13 +214,15 @@ fn the_next_start_ends_what_keeps_forking() {
     // kills whom it meets in the middle of an exec.
     next.event("w", "started");
     let script = script.display().to_string();
-    let living = || {
-        let entries = std::fs::read_dir("/proc").expect("proc").flatten();
-        let lines = entries.map(|entry| std::fs::read_to_string(entry.path().join("cmdline")));
-        lines.flatten().filter(|line| line.contains(&script)).count()
-    };
     // Those that were killed are there until somebody has reaped them, without their words.
-    assert_eq!(living(), 0);
+    let living: Vec<String> = std::fs::read_dir("/proc")
+        .expect("proc")
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| std::fs::read_to_string(path.join("cmdline")).is_ok_and(|line| line.contains(&script)))
+        .map(|path| std::fs::read_to_string(path.join("status")).unwrap_or_default())
+        .collect();
+    assert!(living.is_empty(), "{living:#?}");
 }
 
 #[test]
