@@ -214,7 +214,8 @@ fn timeouts_are_told_of_even_when_the_plugin_goes() {
         let events = daemon.events("p");
         let counts = events.iter().filter(|(kind, _)| kind == "request_timeout");
         let sum: u64 = counts.filter_map(|(_, details)| details["count"].as_u64()).sum();
-        (sum == 6).then_some(())
+        // On a busy machine a question whether it is ready has timed out, too.
+        (sum >= 6).then_some(())
     });
 }
 
@@ -321,7 +322,7 @@ fn a_plugin_that_the_core_has_no_descriptor_to_reach_is_waited_for() {
         (listens.elapsed() > Duration::from_millis(5500)).then_some(())
     });
     prlimit(Some(daemon.pid()), Resource::Nofile, before).unwrap();
-    daemon.wait_ready("p");
+    daemon.wait_event("p", "ready", 1);
     let kinds: Vec<String> = daemon.events("p").into_iter().map(|(kind, _)| kind).collect();
     assert_eq!(kinds, ["discovered", "started", "ready"]);
 }
