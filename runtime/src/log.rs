@@ -178,37 +178,23 @@ impl Logger {
 
     /// A line of a plugin's log. `fields` is JSON text of an object, or of nothing.
     pub fn plugin(&self, id: &Arc<str>, level: Level, message: &str, fields: Option<&Map<String, Value>>) {
-        if !self.enabled(level) {
-            return;
-        }
-        let mut line = Vec::with_capacity(128 + message.len());
-        open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
-        text_field(&mut line, "plugin_id", id);
-        text_field(&mut line, "message", message);
-        if let Some(fields) = fields {
-            more_fields(&mut line, fields, &["timestamp", "level", "plugin_id", "message"]);
-        }
-        close_line(&mut line);
-        self.hand_over(Entry::Plugin { id: id.clone(), line });
+        self.plugin_line(id, level, message, 0, |line| {
+            if let Some(fields) = fields {
+                more_fields(line, fields, &["timestamp", "level", "plugin_id", "message"]);
+            }
+        });
     }
 
     /// A line of a plugin's log with fields in the plugin's own text, none of which has a name of ours.
     pub fn plugin_json(&self, id: &Arc<str>, level: Level, message: &str, fields: &[(String, &RawValue)]) {
-        if !self.enabled(level) {
-            return;
-        }
-        let mut line = Vec::with_capacity(128 + message.len());
-        open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
-        text_field(&mut line, "plugin_id", id);
-        text_field(&mut line, "message", message);
-        for (name, value) in fields {
-            line.push(b',');
-            write_string(&mut line, name);
-            line.push(b':');
-            line.extend_from_slice(value.get().as_bytes());
-        }
-        close_line(&mut line);
-        self.hand_over(Entry::Plugin { id: id.clone(), line });
+        self.plugin_line(id, level, message, 0, |line| {
+            for (name, value) in fields {
+                line.push(b',');
+                write_string(line, name);
+                line.push(b':');
+                line.extend_from_slice(value.get().as_bytes());
+            }
+        });
     }
 
     /// An access line: the message and keys that log watchers look for.
@@ -222,18 +208,33 @@ impl Logger {
         duration: Duration,
     ) {
         let level = if status >= 500 { Level::Warn } else { Level::Info };
+        self.plugin_line(id, level, "HTTP request handled", 64 + path.len(), |line| {
+            text_field(line, "method", method);
+            text_field(line, "path", path);
+            let micros = duration.as_micros();
+            let _ =
+                write!(line, ",\"status\":{status},\"duration_ms\":{}.{:03}", micros / 1000, micros % 1000);
+            text_field(line, "request_id", request_id);
+        });
+    }
+
+    /// A line of a plugin's log; `add` appends what comes behind the message, `room` bytes of it without growing.
+    fn plugin_line(
+        &self,
+        id: &Arc<str>,
+        level: Level,
+        message: &str,
+        room: usize,
+        add: impl FnOnce(&mut Vec<u8>),
+    ) {
         if !self.enabled(level) {
             return;
         }
-        let mut line = Vec::with_capacity(192 + path.len());
+        let mut line = Vec::with_capacity(128 + message.len() + room);
         open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
         text_field(&mut line, "plugin_id", id);
-        text_field(&mut line, "message", "HTTP request handled");
-        text_field(&mut line, "method", method);
-        text_field(&mut line, "path", path);
-        let micros = duration.as_micros();
-        let _ = write!(line, ",\"status\":{status},\"duration_ms\":{}.{:03}", micros / 1000, micros % 1000);
-        text_field(&mut line, "request_id", request_id);
+        text_field(&mut line, "message", message);
+        add(&mut line);
         close_line(&mut line);
         self.hand_over(Entry::Plugin { id: id.clone(), line });
     }

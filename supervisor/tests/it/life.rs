@@ -1,6 +1,7 @@
 //! What the supervisor says to a running plugin, and of one that ends.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -16,23 +17,33 @@ fn action(message: &Value) -> &str {
     message["payload"]["action"].as_str().expect("a lifecycle message")
 }
 
-#[test]
-fn a_renewed_lifeline_begins_with_a_ping_and_no_second_init() {
+/// A 1.1 plugin that has said that it is ready, and the connection to it.
+fn ready_with_checks(every: Duration) -> (Stage, UnixStream) {
     let (dir, mut settings) = folder(&[]);
     put(dir.path(), "p", "1.1", WAIT);
-    // No health check comes in between.
-    settings.adjustable.health_interval = PATIENCE;
+    settings.adjustable.health_interval = every;
     let stage = Stage::start(dir, settings);
-    let mut first = stage.accept("p");
-    assert_eq!(action(&receive(&mut first)), "init");
-    send(&mut first, &json!({ "type": "lifecycle", "payload": { "action": "ready" } }));
+    let mut stream = stage.accept("p");
+    assert_eq!(action(&receive(&mut stream)), "init");
+    send(&mut stream, &json!({ "type": "lifecycle", "payload": { "action": "ready" } }));
     stage.event("p", "ready");
+    (stage, stream)
+}
+
+fn pong(stream: &mut UnixStream, ping: &Value) {
+    assert_eq!(action(ping), "ping");
+    let pong = json!({ "action": "pong", "seq": ping["payload"]["seq"] });
+    send(stream, &json!({ "type": "lifecycle", "payload": pong }));
+}
+
+#[test]
+fn a_renewed_lifeline_begins_with_a_ping_and_no_second_init() {
+    // No health check comes in between.
+    let (stage, first) = ready_with_checks(PATIENCE);
     drop(first);
     let mut second = stage.accept_again("p");
     let ping = receive(&mut second);
-    assert_eq!(action(&ping), "ping");
-    let pong = json!({ "action": "pong", "seq": ping["payload"]["seq"] });
-    send(&mut second, &json!({ "type": "lifecycle", "payload": pong }));
+    pong(&mut second, &ping);
     send(
         &mut second,
         &json!({ "type": "kv", "request_id": "k", "payload": { "action": "get", "key": "x" } }),
@@ -60,25 +71,6 @@ fn a_crash_is_told_with_all_that_is_known() {
     let last = stage.event("p", "crashed");
     assert_eq!((&last["failures"], &last["next_start_ms"]), (&json!(2), &Value::Null), "nothing follows it");
     stage.event("p", "disabled_after_crashes");
-}
-
-/// A 1.1 plugin that has said that it is ready, and the connection to it.
-fn ready_with_checks(every: Duration) -> (Stage, std::os::unix::net::UnixStream) {
-    let (dir, mut settings) = folder(&[]);
-    put(dir.path(), "p", "1.1", WAIT);
-    settings.adjustable.health_interval = every;
-    let stage = Stage::start(dir, settings);
-    let mut stream = stage.accept("p");
-    assert_eq!(action(&receive(&mut stream)), "init");
-    send(&mut stream, &json!({ "type": "lifecycle", "payload": { "action": "ready" } }));
-    stage.event("p", "ready");
-    (stage, stream)
-}
-
-fn pong(stream: &mut std::os::unix::net::UnixStream, ping: &Value) {
-    assert_eq!(action(ping), "ping");
-    let pong = json!({ "action": "pong", "seq": ping["payload"]["seq"] });
-    send(stream, &json!({ "type": "lifecycle", "payload": pong }));
 }
 
 fn kill(stage: &Stage) {
