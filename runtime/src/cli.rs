@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use toru_plugin_api::status::PluginStatus;
 use toru_plugin_api::time::{as_str, rfc3339_millis, unix_ms_of};
+use toru_supervisor::Skipped;
 
 use crate::answer::{CROWDED, STILL_READING, STOPPING};
 
@@ -136,8 +137,10 @@ impl Daemon {
         // A daemon of another version may not tell; what there is has been shown.
         let said: Value = self.get("/v1/skipped").ok().and_then(|text| parse(&text).ok()).unwrap_or_default();
         let skipped = said["skipped"].as_array().into_iter().flatten();
-        let text = |value: &Value| printable(value.as_str().unwrap_or_default());
-        skipped.map(|one| format!("{}: {}", text(&one["file"]), text(&one["reason"]))).collect()
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let skipped =
+            skipped.map(|one| Skipped { file: text(&one["file"]).into(), reason: text(&one["reason"]) });
+        skipped.map(|one| printable(&one.to_string())).collect()
     }
 
     /// Whether some plugins of the start have not said yet what they are.

@@ -11,7 +11,7 @@ use toru_runtime::authoring;
 use toru_runtime::cli::{CliError, Daemon, Tone, WantedEvents, colours, kv_question, moment, values};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
-use toru_supervisor::EVENT_KINDS;
+use toru_supervisor::{EVENT_KINDS, Skipped};
 
 /// Exit codes; clap gives 2 for bad usage, too.
 mod exit {
@@ -405,7 +405,8 @@ fn check(args: ServeArgs) -> u8 {
             ),
             Err(reason) => {
                 code = exit::BAD_CONFIG;
-                writeln!(io::stderr(), "{error} {}: {reason}", file.display())
+                let skipped = Skipped { file: file.clone(), reason: reason.clone() };
+                writeln!(io::stderr(), "{error} {skipped}")
             }
         };
     }

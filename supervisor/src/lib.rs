@@ -38,6 +38,7 @@ pub mod state;
 mod transitions;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -354,6 +355,17 @@ pub struct Skipped {
     pub file: PathBuf,
     /// In words.
     pub reason: String,
+}
+
+impl fmt::Display for Skipped {
+    /// File and reason, which may begin with it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.to_string_lossy();
+        match self.reason.strip_prefix(&*file) {
+            Some(reason) => write!(f, "{file}{reason}"),
+            None => write!(f, "{file}: {}", self.reason),
+        }
+    }
 }
 
 #[doc(hidden)]

@@ -17,7 +17,8 @@ use crate::discovery::{self, Fingerprint, Look, Probe};
 use crate::plugin::{Fault, PingTally, Plugin};
 use crate::state::{Event, State, Want};
 use crate::{
-    Adjustable, Command, FirstScan, Kept, Level, Looks, Rescanned, Source, Supervisor, object, unix_ms,
+    Adjustable, Command, FirstScan, Kept, Level, Looks, Rescanned, Skipped, Source, Supervisor, object,
+    unix_ms,
 };
 
 /// Before trying again to run a file that is being written.
@@ -454,7 +455,8 @@ impl Supervisor {
         self.outlet.log(Level::Error, None, "Plugin skipped", fields);
         self.skipped.insert(file.to_owned(), reason.to_owned());
         if let Some(rescan) = &mut self.rescan {
-            rescan.report.skipped.push(format!("{}: {reason}", file.display()));
+            let skipped = Skipped { file: file.to_owned(), reason: reason.to_owned() };
+            rescan.report.skipped.push(skipped.to_string());
         }
     }
 
