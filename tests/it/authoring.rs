@@ -334,6 +334,28 @@ fn names_that_are_none_and_folders_that_are_there() {
     assert!(String::from_utf8_lossy(&printed.stderr).contains("is there already"), "{printed:?}");
 }
 
+#[test]
+fn what_cannot_be_run_or_watched_is_said_before_anything_is_built() {
+    let folder = folder();
+    let plugin = folder.path().join("plugin");
+    write_executable(&plugin, "#!/bin/sh\necho words\n");
+    let built = folder.path().join("built");
+    let build = format!("touch '{}'", built.display());
+    let run = |more: &[&str], path: &Path| {
+        let printed = output(toru(&["run", "--listen", "127.0.0.1:0"]).args(more).arg(path));
+        assert_eq!(printed.status.code(), Some(1), "{printed:?}");
+        String::from_utf8(printed.stderr).unwrap()
+    };
+    let said = run(&["--watch", "/nonexistent", "--build", &build], &plugin);
+    assert!(said.contains("cannot watch /nonexistent: No such file") && !built.exists(), "{said}");
+    let said = run(&["--build", "exit 3"], &plugin);
+    assert!(said.contains("`exit 3` failed, so there is nothing to run"), "{said}");
+    let said = run(&["--build", &build], &plugin);
+    assert!(said.contains("`--metadata` printed what is none") && built.exists(), "{said}");
+    let said = run(&[], &folder.path().join("none"));
+    assert!(said.contains("it cannot be run: No such file"), "{said}");
+}
+
 /// The first line of a stream with `part` in it.
 fn wait_line(lines: &Lines, part: &str) -> String {
     wait_for(part, || lines.containing(part).into_iter().next())
@@ -405,6 +427,8 @@ fn a_plugin_in_the_foreground_is_rebuilt_when_its_source_changes() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{:?}", stderr.all());
+    // What was ended has not failed.
+    assert!(stderr.all().last().is_some_and(|line| line.contains("has changed")), "{:?}", stderr.all());
     let mut ended = [rustix::event::PollFd::new(&build, rustix::event::PollFlags::IN)];
     assert_eq!(rustix::event::poll(&mut ended, Some(&rustix::event::Timespec::default())).unwrap(), 1);
 }

@@ -50,9 +50,15 @@ pub struct Wanted {
 
 /// Runs until Ctrl-C.
 ///
-/// Errors: the first build fails, the program is no plugin, or the core cannot start.
+/// Errors: a folder to watch is not there, the first build fails, the program is no plugin, or the core cannot start.
 pub fn run(wanted: Wanted) -> Result<(), DemoError> {
     let stage = |what: &str, error: io::Error| DemoError::Stage(format!("cannot {what}: {error}"));
+    let found = |folder: &PathBuf| {
+        fs::canonicalize(folder).map_err(|error| stage(&format!("watch {}", folder.display()), error))
+    };
+    let watch = wanted.watch.iter().map(found).collect::<Result<Vec<_>, _>>()?;
+    // Before the first build, which may take minutes: what is written meanwhile is a change.
+    let sources = Sources { seen: fingerprints(&watch), folders: watch };
     // Ctrl-C ends it with us, as long as there is no core.
     if let Some(build) = &wanted.build
         && !shell(build).status().is_ok_and(|status| status.success())
@@ -68,13 +74,13 @@ pub fn run(wanted: Wanted) -> Result<(), DemoError> {
 
     let config = private_config(staged.path(), wanted.config, wanted.listen)?;
     let logs = staged.path().join("log/plugins");
-    let (watch, build) = (wanted.watch, wanted.build);
+    let build = wanted.build;
     let building = Building::default();
     let held = building.clone();
     crate::run(config, None, move |address, supervisor| {
         announce(address, &found);
         let _ = thread::Builder::new().name("toru-run-log".into()).spawn(move || show_logs(&logs));
-        if !watch.is_empty() {
+        if !sources.folders.is_empty() {
             let mut id = found.id;
             let restart = move || {
                 let now = change(&supervisor, &mut entry)?;
@@ -82,10 +88,10 @@ pub fn run(wanted: Wanted) -> Result<(), DemoError> {
                 id = now;
                 Ok(moved.unwrap_or_default())
             };
-            let builds = move || build.as_deref().is_none_or(|build| builds(build, &held));
+            let builds = move || build.as_deref().map_or(Some(true), |build| builds(build, &held));
             let _ = thread::Builder::new()
                 .name("toru-run-watch".into())
-                .spawn(move || look_after(&watch, builds, restart));
+                .spawn(move || look_after(sources, builds, restart));
         }
     })?;
     drop(lock(&building).take());
@@ -155,26 +161,25 @@ fn lock(building: &Building) -> MutexGuard<'_, Option<Helper>> {
     building.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether `command` runs to a good end.
-fn builds(command: &str, building: &Building) -> bool {
+/// Whether `command` runs to a good end; `None` if it was taken away before.
+fn builds(command: &str, building: &Building) -> Option<bool> {
     let mut held = lock(building);
     match Helper::spawn(&mut shell(command)) {
         Ok(build) => *held = Some(build),
         Err(error) => {
             say(&format!("cannot run `{command}`: {error}"));
-            return false;
+            return Some(false);
         }
     }
     drop(held);
     loop {
         thread::sleep(BUILD_LOOK_INTERVAL);
         let mut held = lock(building);
-        let Some(build) = &mut *held else { return false };
-        match build.try_wait() {
+        match held.as_mut()?.try_wait() {
             Ok(None) => {}
             ended => {
                 *held = None;
-                return ended.is_ok_and(|status| status.is_some_and(|status| status.success()));
+                return Some(ended.is_ok_and(|status| status.is_some_and(|status| status.success())));
             }
         }
     }
@@ -223,27 +228,40 @@ fn coloured(line: &str, colours: bool) -> String {
     if colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text }
 }
 
+/// What is watched, and as it was when it was last built from.
+struct Sources {
+    folders: Vec<PathBuf>,
+    seen: Vec<u64>,
+}
+
+fn fingerprints(folders: &[PathBuf]) -> Vec<u64> {
+    folders.iter().map(|folder| fingerprint(folder)).collect()
+}
+
 /// Builds and restarts at each change, for ever; `restart` gives what there is to add. A build that fails leaves the plugin
 /// as it is.
 fn look_after(
-    folders: &[PathBuf],
-    builds: impl Fn() -> bool,
+    mut sources: Sources,
+    builds: impl Fn() -> Option<bool>,
     mut restart: impl FnMut() -> Result<String, String>,
 ) {
-    let look = || -> Vec<_> { folders.iter().map(|folder| fingerprint(folder)).collect() };
-    let mut seen = look();
     loop {
         thread::sleep(LOOK_INTERVAL);
-        let now = look();
-        if now == seen {
+        let now = fingerprints(&sources.folders);
+        if now == sources.seen {
             continue;
         }
         say("a source has changed");
         // What is written while it builds is a further change.
-        seen = now;
-        if !builds() {
-            say("the build failed; the plugin runs on as it was");
-            continue;
+        sources.seen = now;
+        match builds() {
+            Some(true) => {}
+            Some(false) => {
+                say("the build failed; the plugin runs on as it was");
+                continue;
+            }
+            // The command ends.
+            None => return,
         }
         match restart() {
             Ok(more) => say(&format!("restarted{more}")),
