@@ -11,16 +11,18 @@ export interface Definition {
   icon?: string;
   /** `/` and one segment; `/ID` where it is missing. */
   route?: string;
+  /** How the core frames what it sends; `length` where it is missing. */
   framing?: "length" | "lines";
-  /** Requests at once, 1024 where it is missing. */
+  /** Requests at once over all connections, at least 1; 1024 where it is missing. */
   maxInFlight?: number;
-  /** How long the core waits for an answer. */
+  /** How long the core waits for an answer, at least 1; as long as its configuration says where it is missing. */
   timeoutMs?: number | null;
 
   /**
    * Answers one request. `request.url` is what follows `/api/plugins/ID`, on the host that the client named.
    * `request.signal` is aborted when the client has gone or the time is up.
-   * What it throws is a 500 for the client and a line in the plugin's log.
+   * What it throws is a 500 for the client and a line in the plugin's log; so is an answer that does not fit into a
+   * message (1 MiB, or what the core says).
    */
   fetch(request: Request, ctx: Context): Response | Promise<Response>;
   /** Runs once before the first request; what it throws tells the core `failed`. */
@@ -59,13 +61,18 @@ export interface Context {
   waitUntil(work: Promise<unknown>): void;
 }
 
-/** This plugin's stored values, in the core's database. Every method rejects with a `KvError`. */
+/**
+ * This plugin's stored values, in the core's database. Every method rejects with a `KvError`.
+ * A key has 1 to 512 bytes, with its value it fits into a message, and all of a plugin's fit into its quota.
+ */
 export interface Kv {
+  /** Null where there is none. */
   get(key: string): Promise<string | null>;
   /** Resolves when the value is on the disk. */
   set(key: string, value: string): Promise<void>;
+  /** That it was not there is no error. */
   delete(key: string): Promise<void>;
-  /** The keys that start with `prefix`, in order. */
+  /** The keys that start with `prefix`, in order; at most `limit`, and never more than 1000. */
   list(prefix?: string, limit?: number): Promise<string[]>;
 }
 

@@ -32,6 +32,7 @@ fn whole_programs_of_the_documents_are_sound_plugins() {
     let modules = folder.path().join("node_modules");
     fs::create_dir(&modules).unwrap();
     std::os::unix::fs::symlink(repository().join("plugin-api/node"), modules.join("toru-plugin")).unwrap();
+    let mut plugins = vec![];
     let mut tested = 0;
     let documents = ["GUIDE.md", "python/README.md", "node/README.md"];
     for (before, _, text) in documents.into_iter().flat_map(blocks_of) {
@@ -50,16 +51,21 @@ fn whole_programs_of_the_documents_are_sound_plugins() {
         // As it has to be called: programs may go by that.
         let plugin = folder.path().join(format!("plugin-{tested}.binary"));
         write_executable(&plugin, &text);
-        let printed = long_output(
-            Command::new(binary("toru"))
-                .args(["plugin", "test", "--json"])
-                .arg(&plugin)
-                .env("PYTHONPATH", repository().join("plugin-api/python/src")),
-        );
-        let report: Value = serde_json::from_slice(&printed.stdout).unwrap();
-        assert_eq!(report["sound"], true, "{text}\n{report:#}");
+        plugins.push((plugin, text));
     }
-    assert_eq!(tested, 6, "Python, an application, Node, in the guide and in the READMEs");
+    // Each waits for most of its time.
+    std::thread::scope(|scope| {
+        for (plugin, text) in &plugins {
+            scope.spawn(move || {
+                let mut kit = Command::new(binary("toru"));
+                kit.env("PYTHONPATH", repository().join("plugin-api/python/src"));
+                let printed = long_output(kit.args(["plugin", "test", "--json"]).arg(plugin));
+                let report: Value = serde_json::from_slice(&printed.stdout).unwrap();
+                assert_eq!(report["sound"], true, "{text}\n{report:#}");
+            });
+        }
+    });
+    assert_eq!(tested, 7, "Python, an application, Node, in the guide and in the READMEs, and one ported");
 }
 
 /// Before a block of commands for the Rust project that is made by hand.

@@ -86,7 +86,9 @@ impl Link {
 
 /// Values that outlive the plugin, stored by the core for this plugin alone.
 ///
-/// Each call waits up to 5 s.
+/// Each call waits up to 5 s. A key has 1 to 512 bytes, with its value it fits into a message (1 MiB, or what the core
+/// says), and all of a plugin's fit into its quota.
+/// Errors: [`KvError`].
 #[derive(Clone, Debug)]
 pub struct Kv(Link);
 
@@ -146,12 +148,12 @@ impl Kv {
         self.ask(KvRequest::Delete { key }).await.map(drop)
     }
 
-    /// Keys that start with `prefix`, in order, at most `limit` of them.
+    /// Keys that start with `prefix`, in order, at most `limit` of them. The core gives at most 1000, which is what `None` asks for.
     pub async fn list(&self, prefix: &str, limit: Option<u64>) -> Result<Vec<String>, KvError> {
         Ok(self.ask(KvRequest::List { prefix, limit }).await?.keys)
     }
 
-    /// [`get`](Self::get), read as JSON.
+    /// [`get`](Self::get), read as JSON. Errors: also [`KvError::BadJson`], where it is none or not of that shape.
     pub async fn get_json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, KvError> {
         match self.get(key).await? {
             None => Ok(None),
@@ -161,7 +163,7 @@ impl Kv {
         }
     }
 
-    /// [`set`](Self::set), written as JSON.
+    /// [`set`](Self::set), written as JSON. Errors: also [`KvError::BadJson`], where JSON cannot express it.
     pub async fn set_json(&self, key: &str, value: &impl Serialize) -> Result<(), KvError> {
         let text = serde_json::to_string(value).map_err(|error| KvError::BadJson(error.to_string()))?;
         self.set(key, &text).await

@@ -164,12 +164,15 @@ impl fmt::Debug for Headers {
 }
 
 /// An HTTP response.
+///
+/// It has to fit into a message: 1 MiB, or what the core says. Where it does not, or status or headers cannot be sent, the
+/// client gets a 500 and the plugin's log the reason.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct HttpResponse {
     /// 200 to 599.
     pub status: u16,
-    /// Names and values in order. The core frames the response: `content-length` and the like are dropped there.
+    /// Names and values in order; a value has no control character but tab. The core frames the response: `content-length` and the like are dropped there.
     pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     /// The content.
     pub body: Vec<u8>,
@@ -344,7 +347,8 @@ pub struct PluginError {
 }
 
 impl PluginError {
-    /// An error for the client, with the HTTP status from 400 to 599 that it deserves.
+    /// An error for the client, with the HTTP status from 400 to 599 that it deserves. Any other status makes it one for
+    /// the log, see [`internal`](Self::internal).
     pub fn status(status: u16, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }

@@ -32,7 +32,8 @@ class Link(Protocol):
 class KvError(Exception):
     """The core could not do it, or did not answer.
 
-    `code` is the core's own word, or `unavailable` (no core, or one that speaks 1.0) or `timeout` (5 s).
+    `code` is the core's own word, or `unavailable` (no core, or one that speaks 1.0), `timeout` (5 s) or `too_large`
+    (it does not fit into a message).
     Raised in a `@plugin.kv` handler it is the answer.
     """
 
@@ -45,6 +46,7 @@ class KvError(Exception):
 class Kv:
     """This plugin's stored values, in the core's database. Errors of every method: KvError.
 
+    A key has 1 to 512 bytes, with its value it fits into a message, and all of a plugin's fit into its quota.
     For sync handlers there are the same methods on `blocking`.
     """
 
@@ -65,7 +67,7 @@ class Kv:
         await self._ask("delete", {"key": key})
 
     async def list(self, prefix: str = "", limit: int | None = None) -> Keys:
-        """The keys that start with `prefix`, in order."""
+        """The keys that start with `prefix`, in order; at most `limit`, and never more than 1000."""
         fields: dict[str, object] = {"prefix": prefix}
         if limit is not None:
             fields["limit"] = limit

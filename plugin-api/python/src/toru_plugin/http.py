@@ -101,6 +101,7 @@ class Request:
 
     @property
     def headers(self) -> Headers:
+        """As the client sent them, without those that concern its connection alone."""
         if self._headers is None:
             self._headers = Headers(self.raw_headers or {})
         return self._headers
@@ -150,7 +151,9 @@ class Response:
 
     `body`: dict or list goes as JSON, str as text, bytes as they are; each sets `content-type` where `headers` don't.
     `headers`: a mapping (a list of strings repeats a field) or pairs; `add_header` appends one.
-    Bounds: status 200 to 599; the core frames the answer, so `content-length` and the like are dropped there.
+    Bounds: status 200 to 599; no control character but tab in a header; all fits into a message (1 MiB, or what the
+    core says). Where that is not so, the client gets a 500 and the plugin's log the reason.
+    The core frames the answer, so `content-length` and the like are dropped there.
     """
 
     __slots__ = ("body", "headers", "status")
