@@ -90,7 +90,7 @@ const PIN_CORES_MIN: usize = 4;
 pub enum RunError {
     #[error(transparent)]
     Store(#[from] kv::OpenError),
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address}: {error}; `--listen` or `server.listen` gives another address")]
     Listen { address: SocketAddr, error: io::Error },
     #[error("{0}")]
     Start(String),

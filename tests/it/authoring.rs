@@ -121,6 +121,13 @@ fn what_a_faulty_plugin_says_of_itself() {
     ] {
         assert_fault(&json!({ "do": misdeed }), "/", "metadata", words);
     }
+    // What is left behind by `--metadata`, with its output open, is waited for by nobody.
+    let folder = folder();
+    let plugin = folder.path().join("f.binary");
+    write_executable(&plugin, "#!/bin/sh\nsleep 20 &\necho '{}'\n");
+    let (printed, said) = report(&plugin, &["--case", "metadata"]);
+    assert_eq!(printed.status.code(), Some(1), "{said:#}");
+    assert!(said["cases"][0]["seen"].as_str().unwrap().contains("printed what is none"), "{said:#}");
     assert_fault(&json!({ "metadata": { "id": "a b" } }), "/", "metadata", "field `id`");
     assert_fault(&json!({ "metadata": { "route": null } }), "/", "metadata", "field `route`");
 }

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::{Rc, Weak};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +26,8 @@ use toru_plugin_api::metadata::{Metadata, Protocol};
 use toru_plugin_api::time::{as_str, rfc3339_millis};
 use toru_supervisor::Helper;
 
+/// From a program's end to that of its output.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 /// From the start to a socket that takes connections, as `supervisor.ready_timeout_ms`.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
 /// For one answer. Plugins answer in milliseconds; a loaded machine gets room.
@@ -675,14 +678,16 @@ pub fn metadata(program: &Program) -> Result<Metadata, Fault> {
     })?;
     let pipes = (helper.child.stdout.take().map(boxed), helper.child.stderr.take().map(boxed));
     let read = |pipe: Option<Box<dyn Read + Send>>| {
+        let (tell, told) = channel();
         thread::spawn(move || {
-            let mut bytes = vec![];
-            let limit = METADATA_BYTES_MAX as u64 + 1;
-            if let Some(pipe) = pipe {
-                let _ = pipe.take(limit).read_to_end(&mut bytes);
-            }
-            bytes
-        })
+            let mut chunk = [0; 4096];
+            let Some(pipe) = pipe else { return };
+            let mut pipe = pipe.take(METADATA_BYTES_MAX as u64 + 1);
+            while let Ok(count @ 1..) = pipe.read(&mut chunk)
+                && tell.send(chunk[..count].to_vec()).is_ok()
+            {}
+        });
+        told
     };
     let (stdout, stderr) = (read(pipes.0), read(pipes.1));
     let began = Instant::now();
@@ -698,8 +703,13 @@ pub fn metadata(program: &Program) -> Result<Metadata, Fault> {
         }
         thread::sleep(POLL);
     };
-    let said = stdout.join().unwrap_or_default();
-    let complained = stderr.join().unwrap_or_default();
+    // A process that it has left behind may keep them open; what it wrote itself is there.
+    let until = Instant::now() + OUTPUT_PATIENCE;
+    let all = |told: Receiver<Vec<u8>>| {
+        let left = || until.saturating_duration_since(Instant::now());
+        std::iter::from_fn(|| told.recv_timeout(left()).ok()).flatten().collect::<Vec<u8>>()
+    };
+    let (said, complained) = (all(stdout), all(stderr));
     let complained = match String::from_utf8_lossy(&complained).trim() {
         "" => String::new(),
         words => format!("; it wrote: {words}"),
