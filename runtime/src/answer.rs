@@ -78,8 +78,14 @@ pub enum Failure {
     QueuedTooLong,
     /// The plugin runs, and nothing listens at its socket.
     Unreachable,
-    /// The plugin went away with the request.
+    /// The connection to the plugin was ended with the request on it, for what the plugin did or did not do.
     PluginGone(&'static str),
+    /// The plugin, or its process, ended the connection with the request on it; `told` if the supervisor hears of that
+    /// anyway.
+    Severed {
+        detail: &'static str,
+        told: bool,
+    },
     /// The plugin's answer was no answer.
     BadAnswer,
     /// The plugin's answer has more of a head than a setting allows, or one that contradicts itself.
@@ -133,6 +139,7 @@ impl Failure {
             | Failure::Stopping => 503,
             Failure::Unreachable
             | Failure::PluginGone(_)
+            | Failure::Severed { .. }
             | Failure::BadAnswer
             | Failure::BadAnswerHead(_) => 502,
             Failure::TimedOut => 504,
@@ -155,6 +162,7 @@ impl Failure {
             | Failure::UnsupportedMediaType(detail)
             | Failure::FileBusy(detail)
             | Failure::PluginGone(detail)
+            | Failure::Severed { detail, .. }
             | Failure::BadAnswerHead(detail) => (*detail).to_owned(),
             Failure::Store { message, .. } => message.clone(),
             Failure::MethodNotAllowed(allow) => format!("this resource takes {allow}"),

@@ -15,6 +15,7 @@ use toru_plugin_api::from_plugin::PluginMessage;
 
 use crate::answer::{Failure, Pieces};
 use crate::link::{connect, pieces};
+use crate::place::Place;
 use crate::worker::Worker;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -33,7 +34,7 @@ pub enum Breach {
     Said(String),
 }
 
-/// One request, one answer.
+/// One request, one answer. The place in `sent` learns that the request has gone, to the process of the generation there.
 ///
 /// Errors: the plugin cannot be reached, closes early, breaks the protocol, or is not done by `deadline`.
 pub async fn exchange(
@@ -43,9 +44,12 @@ pub async fn exchange(
     frame: Vec<u8>,
     request_id: &str,
     deadline: Instant,
+    sent: (&mut Place, u64),
 ) -> Result<Pieces, LegacyFailure> {
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    match monoio::time::timeout(left, attempt(worker, socket, framing, frame, request_id, deadline)).await {
+    match monoio::time::timeout(left, attempt(worker, socket, framing, frame, request_id, deadline, sent))
+        .await
+    {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure::TimedOut.into()),
     }
@@ -58,13 +62,15 @@ async fn attempt(
     frame: Vec<u8>,
     request_id: &str,
     deadline: Instant,
+    (place, generation): (&mut Place, u64),
 ) -> Result<Pieces, LegacyFailure> {
     let mut stream =
         connect(worker, socket, || Instant::now() >= deadline).await.map_err(|_| Failure::Unreachable)?;
+    place.goes_alone(generation);
     // When this future is given up, the pending read or write must end before the socket can be closed.
     let _guard = ShutdownOnDrop(stream.as_raw_fd());
     let (outcome, _) = stream.write_all(frame).await;
-    outcome.map_err(|_| Failure::PluginGone("the plugin did not take the request"))?;
+    outcome.map_err(|_| severed("the plugin did not take the request", false))?;
     let mut decoder = Decoder::new(framing, worker.config().message_bytes_max);
     loop {
         let buffer = decoder.take_buffer(READ_BYTES);
@@ -73,11 +79,11 @@ async fn attempt(
         decoder.restore_buffer(buffer.into_inner());
         match outcome {
             Ok(0) if decoder.is_mid_frame() => {
-                let failure = Failure::PluginGone("the plugin closed the connection in its answer");
+                let failure = severed("the plugin closed the connection in its answer", true);
                 return Err(LegacyFailure { failure, breach: Some(Breach::Torn) });
             }
             Ok(0) | Err(_) => {
-                return Err(Failure::PluginGone("the plugin closed the connection before it answered").into());
+                return Err(severed("the plugin closed the connection before it answered", false).into());
             }
             Ok(_) => {}
         }
@@ -122,6 +128,10 @@ impl From<Failure> for LegacyFailure {
     fn from(failure: Failure) -> Self {
         Self { failure, breach: None }
     }
+}
+
+fn severed(detail: &'static str, told: bool) -> Failure {
+    Failure::Severed { detail, told }
 }
 
 /// Declared after its stream, so that it is dropped before it.

@@ -34,7 +34,7 @@ use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::{Delivery, ExchangeId};
 use crate::log::LineBudget;
 use crate::misfits::Advice;
-use crate::place::Counted;
+use crate::place::{self, Counted};
 use crate::said;
 use crate::worker::{Message, Target, Worker, untaken};
 
@@ -52,10 +52,10 @@ const READ_BYTES_LARGE: usize = 256 * 1024;
 const STRAYS_PER_SECOND_MAX: u32 = 10_000;
 /// How long a refused connection waits for the supervisor's word: a plugin that has just died refuses a moment before the
 /// workers hear of it, and "not now" is a better answer to a request that was never sent than "gone".
-const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
+pub const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
 /// How long after a connection that ended in the middle of a frame the process may end, too: then it died, and broke no
 /// protocol. Nobody waits for this.
-const TORN_PATIENCE: Duration = Duration::from_secs(1);
+pub const TORN_PATIENCE: Duration = Duration::from_secs(1);
 /// So many requests in a row without an answer, with something unread, and a connection is taken for one that its plugin
 /// has lost.
 const DEAF_TIMEOUTS: u32 = 3;
@@ -76,6 +76,8 @@ pub struct Link {
     given_up: Cell<bool>,
     /// Was once; requests on a link that never was have not been sent.
     pub connected: Cell<bool>,
+    /// So many requests wait for it to be.
+    pub unsent: Cell<u64>,
     /// While connected. For shutdown(2) alone: it ends pending reads and writes under either driver.
     fd: Cell<Option<RawFd>>,
     write_since: Cell<Option<Instant>>,
@@ -163,6 +165,8 @@ enum End {
     /// It never began.
     Unreachable,
     Closed,
+    /// This side ended it, and has said why.
+    GivenUp,
     /// It ended in the middle of a frame.
     Torn,
     /// The plugin broke the protocol.
@@ -188,7 +192,7 @@ impl Target {
     }
 
     /// Waits until the process of `generation` is known to have ended; whether that came within `patience`.
-    async fn await_end(&self, generation: u64, patience: Duration) -> bool {
+    pub async fn await_end(&self, generation: u64, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         while self.view.borrow().generation == Some(generation) {
             if Instant::now() >= until {
@@ -230,6 +234,7 @@ impl Link {
             closed: Cell::new(false),
             given_up: Cell::new(false),
             connected: Cell::new(false),
+            unsent: Cell::new(0),
             fd: Cell::new(None),
             write_since: Cell::new(None),
             frame_since: Cell::new(None),
@@ -406,6 +411,8 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
         }
         Ok(stream) => {
             link.connected.set(true);
+            let unanswered = &target.shared.stats[usize::from(worker.number)].unanswered;
+            place::change(unanswered, link.unsent.take() as i64);
             let _counted = Counted::new(&worker, &target, |stats| &stats.links);
             link.fd.set(Some(stream.as_raw_fd()));
             let (reader, writer) = stream.into_split();
@@ -416,7 +423,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             writing.await;
             link.fd.set(None);
             link.log_budget.account(&worker.shared.logger, &target.shared.log, true);
-            if link.given_up.get() { End::Closed } else { end }
+            if link.given_up.get() { End::GivenUp } else { end }
         }
     };
     if target.link.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, &link)) {
@@ -424,15 +431,18 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
     }
     match end {
         End::Unreachable => link.fail(&worker, &target.refusal().unwrap_or(Failure::Unreachable)),
+        End::GivenUp => link.fail(&worker, &Failure::PluginGone("the connection to the plugin was given up")),
         End::Closed => {
-            link.fail(&worker, &Failure::PluginGone("the plugin closed the connection before it answered"))
+            let detail = "the plugin closed the connection before it answered";
+            link.fail(&worker, &Failure::Severed { detail, told: false });
         }
         End::Broken(reason) => {
             link.fail(&worker, &Failure::PluginGone("the plugin broke the protocol"));
             worker.report_broken(link.index, link.generation, reason, true);
         }
         End::Torn => {
-            link.fail(&worker, &Failure::PluginGone("the plugin closed the connection in its answer"));
+            let detail = "the plugin closed the connection in its answer";
+            link.fail(&worker, &Failure::Severed { detail, told: true });
             worker.report_torn(&target, link.generation);
         }
     }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde_json::{Map, Value, json};
 use toru_plugin_api::metadata::Protocol;
@@ -47,6 +47,7 @@ impl toru_supervisor::Outlet for Outlet {
                 log: PluginLog::new(&view.metadata.id),
                 gate: Gate::new(capacity as usize),
                 stats: self.workers.iter().map(|_| Stats::default()).collect(),
+                suspect: AtomicU64::new(0),
             });
             let printing = (shared.clone(), LineBudget::default());
             self.output.borrow_mut().insert(view.metadata.id.clone(), printing);
@@ -111,15 +112,11 @@ impl toru_supervisor::Outlet for Outlet {
         (self.on_scanned)();
     }
 
-    fn in_flight(&self, index: usize) -> usize {
-        self.plugins.borrow().get(&index).map_or(0, |shared| shared.gate.in_use())
-    }
-
-    fn lost(&self, index: usize) -> u64 {
+    fn unanswered(&self, index: usize) -> u64 {
         let plugins = self.plugins.borrow();
         plugins
             .get(&index)
-            .map_or(0, |shared| shared.stats.iter().map(|stats| stats.lost.load(Relaxed)).sum())
+            .map_or(0, |shared| shared.stats.iter().map(|stats| stats.unanswered.load(Relaxed)).sum())
     }
 }
 

@@ -193,11 +193,29 @@ pub struct Usage {
     pub rss_bytes: u64,
 }
 
+/// Whether a process has ended or is on its way out: the kernel closes what it had open only then.
+pub fn is_ending(pid: u32) -> bool {
+    // proc(5): state is field 3, and flags, of which PF_EXITING is one, are field 9.
+    const EXITING: u64 = 4;
+    let Some(fields) = stat(pid) else { return true };
+    let mut fields = fields.split_ascii_whitespace();
+    let dead = matches!(fields.next(), None | Some("Z" | "X"));
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok());
+    dead || flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// The fields of `/proc/PID/stat` from the third on; `None` when the process is gone.
+fn stat(pid: u32) -> Option<String> {
+    // The name, which may hold anything, ends at the last parenthesis.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')').map(|(_, fields)| fields.to_owned())
+}
+
 /// What the kernel says a process has used; `None` when it is gone.
 pub fn usage(pid: u32) -> Option<Usage> {
-    // proc(5): the name, which may hold anything, ends at the last parenthesis; utime is field 14, rss field 24.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    // proc(5): utime is field 14, rss field 24.
+    let stat = stat(pid)?;
+    let fields: Vec<&str> = stat.split_ascii_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     let ticks = number(14)? + number(15)?;
     let per_second = rustix::param::clock_ticks_per_second().max(1);

@@ -116,8 +116,8 @@ impl Asked {
                 Progress::Pieces { flight: (!pieces.complete).then_some(Flight::Plugin(self)), pieces }
             }
             Err(failure) => {
-                if let Failure::PluginGone(_) = failure {
-                    self.place.lost();
+                if let Failure::Severed { told, .. } = failure {
+                    self.place.lost(&self.exchange.worker, told);
                 }
                 Progress::Failed(failure)
             }
@@ -159,11 +159,11 @@ impl Working {
                     started,
                     ..
                 }),
-                Some(place),
+                Some(mut place),
             ) => {
                 let deadline = started + worker.time_limit(&target.view.borrow());
                 let sent = finish(worker, frame, &body).and_then(|frame| {
-                    submit(worker, &exchange, &target, &frame, deadline)?;
+                    submit(worker, &exchange, &mut place, &target, &frame, deadline)?;
                     worker.reuse_frame(frame);
                     Ok(())
                 });
@@ -269,12 +269,15 @@ fn may_ask(target: &Target) -> Result<(), Failure> {
 fn submit(
     worker: &Rc<Worker>,
     exchange: &ExchangeGuard,
+    place: &mut Place,
     target: &Rc<Target>,
     frame: &[u8],
     deadline: Instant,
 ) -> Result<(), Failure> {
     may_ask(target)?;
-    target.link(worker).submit(worker, exchange.id, frame, deadline)?;
+    let link = target.link(worker);
+    link.submit(worker, exchange.id, frame, deadline)?;
+    place.goes_over(link);
     worker.expect_deadlines();
     Ok(())
 }
@@ -291,20 +294,20 @@ async fn launch(
     let frame = finish(worker, frame, &body)?;
     drop(body);
     let deadline = started + worker.time_limit(&target.view.borrow());
-    let place = enter(worker, target, deadline).await?;
+    let mut place = enter(worker, target, deadline).await?;
     let view = target.view.borrow().clone();
     match view.metadata.protocol {
         Protocol::V1_0 => {
             may_ask(target)?;
             let id = exchange.id.text();
             let _counted = Counted::new(worker, target, |stats| &stats.links);
-            let framing = view.metadata.framing;
-            match Box::pin(legacy::exchange(worker, &view.socket, framing, frame, id.as_str(), deadline))
-                .await
-            {
+            let (framing, generation) = (view.metadata.framing, view.generation.unwrap_or(0));
+            let sent = (&mut place, generation);
+            let exchanged =
+                legacy::exchange(worker, &view.socket, framing, frame, id.as_str(), deadline, sent);
+            match Box::pin(exchanged).await {
                 Ok(pieces) => Ok(Progress::Pieces { flight: None, pieces }),
                 Err(legacy::LegacyFailure { failure, breach }) => {
-                    let generation = view.generation.unwrap_or(0);
                     if failure == Failure::Unreachable {
                         Box::pin(target.await_verdict(generation)).await;
                         return Err(target.refusal().unwrap_or(failure));
@@ -324,15 +327,15 @@ async fn launch(
                     if failure == Failure::TimedOut {
                         worker.shared.supervisor.send(Command::RequestTimeout { index: view.index });
                     }
-                    if let Failure::PluginGone(_) = failure {
-                        place.lost();
+                    if let Failure::Severed { told, .. } = failure {
+                        place.lost(worker, told);
                     }
                     Err(failure)
                 }
             }
         }
         Protocol::V1_1 => {
-            submit(worker, &exchange, target, &frame, deadline)?;
+            submit(worker, &exchange, &mut place, target, &frame, deadline)?;
             drop(frame);
             Ok(Asked { exchange, place }.progress(worker).await)
         }
@@ -350,5 +353,6 @@ async fn enter(worker: &Worker, target: &Rc<Target>, deadline: Instant) -> Resul
     let _queued = Queued::new(worker, target);
     let entered = Box::pin(monoio::time::timeout(left, entering)).await;
     let permit = entered.map_err(|_| Failure::QueuedTooLong)?;
+    Box::pin(target.sit_out_an_end()).await;
     Ok(Place::new(worker, target, permit))
 }

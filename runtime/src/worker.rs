@@ -42,6 +42,7 @@ use crate::kv::Store;
 use crate::link::{Link, Underway};
 use crate::log::{Logger, PluginLog};
 use crate::misfits::Misfits;
+use crate::place::Losses;
 use crate::room::Descriptors;
 use crate::summary;
 
@@ -93,6 +94,8 @@ pub struct PluginShared {
     pub gate: Arc<Gate>,
     /// One for each worker, so that counting touches no other core's cache line.
     pub stats: Box<[Stats]>,
+    /// The process that has just lost a connection with requests on it, so that it may be about to end; 0 for none.
+    pub suspect: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -103,8 +106,8 @@ pub struct Stats {
     pub errors: AtomicU64,
     /// Answers to requests that had been given up, answered before, or never made.
     pub strays: AtomicU64,
-    /// Requests that the plugin had when it, or its connection, went away.
-    pub lost: AtomicU64,
+    /// Requests that were sent and have no answer yet, and those that a process took along when it ended.
+    pub unanswered: AtomicU64,
     /// Requests that are with the plugin.
     pub in_flight: AtomicU64,
     /// Requests that wait for a place with it.
@@ -184,6 +187,8 @@ pub struct Target {
     pub link: RefCell<Option<Rc<Link>>>,
     /// Answers that could not be passed on and are not told yet.
     pub misfits: RefCell<Misfits>,
+    /// Requests that lost their connection, as long as nobody knows why.
+    pub losses: Cell<Losses>,
 }
 
 /// One client connection as the sweep sees it.
@@ -655,6 +660,7 @@ impl Worker {
                         shared,
                         link: RefCell::new(None),
                         misfits: RefCell::default(),
+                        losses: Cell::default(),
                     })
                 })
                 .clone();
@@ -666,7 +672,7 @@ impl Worker {
         };
         if let Some(link) = dead {
             *target.link.borrow_mut() = None;
-            let ended = Failure::PluginGone("the plugin ended before it answered");
+            let ended = Failure::Severed { detail: "the plugin ended before it answered", told: true };
             let never_sent = if link.connected.get() { None } else { target.refusal() };
             link.fail(self, &never_sent.unwrap_or(ended));
         }

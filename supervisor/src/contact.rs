@@ -89,7 +89,6 @@ impl Supervisor {
                             // one; it is no health check and is not counted as one.
                             plugin.ping.seq += 1;
                             plugin.ping.sent_at = Some(now);
-                            plugin.ping.lost = self.outlet.lost(index);
                             lifeline.send_ping(plugin.ping.seq, unix_ms());
                         }
                         plugin.lifeline = Some(lifeline);
@@ -171,9 +170,6 @@ impl Supervisor {
             Said::Pong(seq) => {
                 if seq == plugin.ping.seq {
                     plugin.ping.unanswered = 0;
-                    // Whoever answers has survived what was lost before it was asked. No look at a process says as much:
-                    // one that dies has lost its connections a while before its end is told.
-                    plugin.lost_before = plugin.ping.lost;
                     plugin.ping.round_trip =
                         plugin.ping.sent_at.take().map(|sent| now.saturating_duration_since(sent));
                 }

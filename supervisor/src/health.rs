@@ -62,7 +62,6 @@ impl Supervisor {
         plugin.ping.seq += 1;
         plugin.ping.unanswered += 1;
         plugin.ping.sent_at = Some(now);
-        let lost_at_last = std::mem::replace(&mut plugin.ping.lost, self.outlet.lost(index));
         match plugin.metadata.protocol {
             Protocol::V1_1 => {
                 if let Some(lifeline) = &mut plugin.lifeline {
@@ -81,9 +80,6 @@ impl Supervisor {
                         if lifeline.flush().is_ok() {
                             plugin.ping.unanswered = 0;
                             plugin.ping.round_trip = Some(now.elapsed());
-                            // It listens, so it has survived what was lost by the last check; what has just been lost may be
-                            // its end, whose news is on the way.
-                            plugin.lost_before = lost_at_last;
                             // One that reads to the end finds it, and the other direction tells when it has closed.
                             plugin.ping.connection =
                                 kept.filter(|stream| stream.shutdown(Shutdown::Write).is_ok());

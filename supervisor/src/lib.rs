@@ -265,10 +265,9 @@ pub trait Outlet: Send {
     fn keep(&self, plugin_id: &str, kept: &Kept);
     /// Every file that was there at the start has said which plugin it is, or was skipped. Called once.
     fn scanned(&self);
-    /// Requests that are with the plugin of this index now.
-    fn in_flight(&self, index: usize) -> usize;
-    /// Requests that went away with the plugin of this index, or with a connection to it, since the start.
-    fn lost(&self, index: usize) -> u64;
+    /// Requests that were sent to the plugin of this index and have no answer: those that wait for one, and all that a
+    /// process of it took along when it ended.
+    fn unanswered(&self, index: usize) -> u64;
 }
 
 /// What others ask of the supervisor.

@@ -51,9 +51,9 @@ pub(crate) struct Plugin {
     /// How the newest process ended.
     pub exit: Option<Exit>,
     /// Requests that were with the plugin when its run came to an end, if it did.
-    pub in_flight: Option<usize>,
-    /// What [`crate::Outlet::lost`] gave before the plugin was last seen well: those it has survived.
-    pub lost_before: u64,
+    pub in_flight: Option<u64>,
+    /// What [`crate::Outlet::unanswered`] gave before its newest process: what earlier ones took along.
+    pub unanswered_before: u64,
     /// Why the last transition happened, where the state machine's event does not say it.
     pub reason: Option<String>,
     /// Why it was given up, until it starts again or is forgiven: an operator's stop does neither.
@@ -96,8 +96,6 @@ pub(crate) struct Ending {
 pub(crate) struct PingTally {
     pub seq: u64,
     pub sent_at: Option<Instant>,
-    /// What [`crate::Outlet::lost`] gave when it was sent.
-    pub lost: u64,
     pub unanswered: u32,
     /// Checks in a row in which nothing listened at the socket.
     pub unreachable: u32,

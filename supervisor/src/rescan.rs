@@ -578,7 +578,7 @@ impl Supervisor {
             next_start_unix_ms: None,
             exit: None,
             in_flight: None,
-            lost_before: 0,
+            unanswered_before: 0,
             reason: given_up.clone(),
             fault,
             stop_cause: None,

@@ -60,15 +60,12 @@ impl Supervisor {
 
     /// Writes down how many requests the plugin takes along.
     ///
-    /// Workers see a broken connection when the supervisor sees the end, or before, and fail what was on it: those
-    /// requests are counted as lost since the plugin was last known to be well.
+    /// Workers see a broken connection when the supervisor sees the end, or before, or after: what was on it stays counted
+    /// as unanswered, so that it does not matter when either looks.
     pub(crate) fn count_in_flight(&mut self, index: usize) {
         let plugin = &mut self.plugins[index];
         if plugin.in_flight.is_none() {
-            // In this order one that is just being failed is seen twice rather than not at all.
-            let now = self.outlet.in_flight(index);
-            let lost = self.outlet.lost(index).saturating_sub(plugin.lost_before);
-            plugin.in_flight = Some(now + lost as usize);
+            plugin.in_flight = Some(self.outlet.unanswered(index).saturating_sub(plugin.unanswered_before));
         }
     }
 
@@ -128,12 +125,12 @@ impl Supervisor {
         plugin.stop_cause = None;
         plugin.exit = None;
         plugin.in_flight = None;
-        plugin.lost_before = self.outlet.lost(index);
+        plugin.unanswered_before = self.outlet.unanswered(index);
         plugin.spawned_at = None;
         if let Some(metadata) = plugin.next_metadata.take() {
             plugin.metadata = Arc::new(metadata);
         }
-        plugin.ping = PingTally { seq: plugin.ping.seq, lost: plugin.lost_before, ..PingTally::default() };
+        plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
         plugin.stderr_tail = Arc::default();
         if let Err(reason) = vacate_socket(&plugin.socket) {
             return self.fail_spawn(index, reason, false);

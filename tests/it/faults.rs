@@ -16,6 +16,7 @@ use rustix::{
 use serde_json::json;
 use toru_tests::{DEADLINE, Daemon, Stage, request_bytes, wait_for};
 
+use crate::crashes::told_unanswered;
 use crate::http::assert_problem;
 
 /// A daemon with a plugin `p` that does what a request's path says, and a short timeout.
@@ -676,12 +677,32 @@ fn a_socket_that_closes_under_a_living_plugin() {
 // Row: closes its socket but lives
 #[test]
 fn a_closed_connection_is_502_and_then_opened_again() {
-    let daemon = daemon();
-    for _ in 0..5 {
-        assert_problem(&daemon.get("/api/plugins/p/close-connection"), 502);
-        works_again(&daemon);
+    let daemon =
+        Stage::new().faulty("p", &json!({})).faulty("old", &json!({"metadata": {"protocol": "1.0"}})).start();
+    for id in ["p", "old"] {
+        daemon.wait_ready(id);
+        // It closes the connection behind a good answer, too, if it is a 1.0 plugin.
+        assert_eq!(daemon.get(&format!("/api/plugins/{id}/x")).status, 200);
     }
-    assert_eq!(daemon.starts("p").len(), 1);
+    works_again(&daemon);
+    for round in 1..=3 {
+        for id in ["p", "old"] {
+            for _ in 0..3 {
+                assert_problem(&daemon.get(&format!("/api/plugins/{id}/close-connection")), 502);
+            }
+        }
+        works_again(&daemon);
+        for id in ["p", "old"] {
+            wait_for("word of each", || (told_unanswered(&daemon, id) == 3 * round).then_some(()));
+        }
+    }
+    for id in ["p", "old"] {
+        let told = faults_told(&daemon, id);
+        assert!(told.len() < 9 && told.iter().all(|kind| kind == "protocol_error"), "{id}: {told:?}");
+        let status = daemon.status(id).unwrap();
+        assert_eq!((&status["restarts"], &status["failures"]), (&json!(0), &json!(0)), "{id}");
+        assert_eq!(daemon.starts(id).len(), 1);
+    }
 }
 
 // Row: never reads, or a byte a second
@@ -1201,7 +1222,7 @@ fn faults_told(daemon: &Daemon, id: &str) -> Vec<String> {
 #[test]
 fn each_fault_is_told_once_and_leaves_neighbour_and_core_as_they_were() {
     // What a plugin does once, what its request is answered, and what is told of it.
-    const DEEDS: [(&str, u16, &str); 18] = [
+    const DEEDS: [(&str, u16, &str); 19] = [
         ("exit-mid-frame", 502, "crashed"),
         ("exit/3", 502, "crashed"),
         ("abort", 502, "crashed"),
@@ -1214,6 +1235,7 @@ fn each_fault_is_told_once_and_leaves_neighbour_and_core_as_they_were() {
         ("deep-json", 502, "protocol_error"),
         ("oversize-length", 502, "protocol_error"),
         ("half-frame", 502, "protocol_error"),
+        ("close-connection", 502, "protocol_error"),
         ("prefix-only", 502, "protocol_error"),
         ("status/99", 502, "protocol_error"),
         ("status/150", 502, "protocol_error"),

@@ -37,13 +37,16 @@ pub enum Said {
     Kept { plugin: String, kept: Kept },
 }
 
+/// Requests that each process is sent, and never answers.
+pub const SENT: u64 = 7;
+
 type Listeners = Arc<Mutex<HashMap<String, UnixListener>>>;
 
 pub struct Stage {
     pub dir: tempfile::TempDir,
     pub handle: Handle,
-    /// What the supervisor is told of requests that went away with any plugin.
-    pub lost: Arc<AtomicU64>,
+    /// Requests without an answer, of any plugin: [`SENT`] more with each start.
+    pub unanswered: Arc<AtomicU64>,
     listeners: Listeners,
     said: Receiver<Said>,
     heard: RefCell<Vec<Said>>,
@@ -51,7 +54,7 @@ pub struct Stage {
 }
 
 struct Ear {
-    lost: Arc<AtomicU64>,
+    unanswered: Arc<AtomicU64>,
     said: Sender<Said>,
     sockets: PathBuf,
     listeners: Listeners,
@@ -67,6 +70,7 @@ impl Outlet for Ear {
             "started" => {
                 let listener = UnixListener::bind(self.sockets.join(format!("{plugin}.sock")));
                 listeners.insert(plugin.to_owned(), listener.expect("the socket's place is free"));
+                self.unanswered.fetch_add(SENT, Ordering::Relaxed);
             }
             "stopped" | "crashed" => drop(listeners.remove(plugin)),
             _ => {}
@@ -97,12 +101,8 @@ impl Outlet for Ear {
 
     fn scanned(&self) {}
 
-    fn in_flight(&self, _: usize) -> usize {
-        7
-    }
-
-    fn lost(&self, _: usize) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+    fn unanswered(&self, _: usize) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
     }
 }
 
@@ -189,13 +189,13 @@ impl Stage {
     pub fn start(dir: tempfile::TempDir, settings: Settings) -> Self {
         let (tell, said) = channel();
         let listeners = Listeners::default();
-        let lost = Arc::<AtomicU64>::default();
+        let unanswered = Arc::<AtomicU64>::default();
         let sockets = settings.sockets_dir.clone();
-        let ear = Ear { lost: lost.clone(), said: tell, sockets, listeners: listeners.clone() };
+        let ear = Ear { unanswered: unanswered.clone(), said: tell, sockets, listeners: listeners.clone() };
         let supervisor = Supervisor::new(settings, Box::new(ear)).expect("descriptors");
         let handle = supervisor.handle();
         let thread = std::thread::spawn(move || supervisor.run());
-        Self { dir, handle, lost, listeners, said, heard: RefCell::default(), thread: Some(thread) }
+        Self { dir, handle, unanswered, listeners, said, heard: RefCell::default(), thread: Some(thread) }
     }
 
     /// The first thing said that `wanted` takes, and that no earlier call took; waits for it.
