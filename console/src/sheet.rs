@@ -201,6 +201,9 @@ fn facts(model: &Model, plugin: &Plugin, width: usize) -> [Vec<Vec<Part>>; 5] {
         plain(format!("cpu {}", or_dash(status.cpu_percent.map(|cpu| format!("{cpu:.1}%"))))),
         plain(format!("memory {}", or_dash(status.rss_bytes.map(text::bytes)))),
     ];
+    if status.abandoned > 0 {
+        load.push((Tone::Warn, format!("{} abandoned", text::count(status.abandoned))));
+    }
     if status.stray_answers > 0 {
         load.push((Tone::Warn, format!("{} stray", text::count(status.stray_answers))));
     }

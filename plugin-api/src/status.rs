@@ -46,10 +46,12 @@ pub struct PluginStatus {
     pub uptime_ms: Option<u64>,
     /// Round trip of the last answered ping.
     pub ping_us: Option<u64>,
-    /// Answered requests since the daemon started, as are the next two.
+    /// Requests that were answered or whose client went, since the daemon started, as are the next three.
     pub requests: u64,
     /// Answers with status 500 and above.
     pub errors: u64,
+    /// Requests whose client went before the answer was there.
+    pub abandoned: u64,
     /// Answers to requests that nobody waited for.
     pub stray_answers: u64,
     /// Lines that it printed or said beyond what is logged of one plugin in a second.

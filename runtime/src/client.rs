@@ -41,7 +41,10 @@ const READ_BYTES_LARGE: usize = 64 * 1024;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What to note when the answer is complete.
+/// The status under which a request is logged whose client went before there was one, as nginx has it.
+const CLIENT_GONE: u16 = 499;
+
+/// What to note when the answer is complete, or the client has gone.
 struct Account {
     target: Option<Rc<Target>>,
     request_id: String,
@@ -79,7 +82,7 @@ pub async fn serve<S: ClientStream>(
     // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
     // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
-    loop {
+    'client: loop {
         // Take in what has come, as far as it goes.
         let answer_due = loop {
             match connection.poll_event() {
@@ -155,13 +158,13 @@ pub async fn serve<S: ClientStream>(
                     if !slot.expired.get() && (resting.is_some() || reading.is_some()) {
                         linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
                     }
-                    return;
+                    break 'client;
                 }
             }
         };
         let answering = !connection.output().is_empty();
         if flush(&worker, &mut connection, &mut writer, &slot).await.is_err() {
-            return;
+            break;
         }
         if answering && gone_at.is_some() {
             // It took what was written: the next of its pipelined requests has its own moment.
@@ -222,7 +225,7 @@ pub async fn serve<S: ClientStream>(
                 let left = gone_at.saturating_duration_since(Instant::now());
                 match Box::pin(waiting(monoio::time::timeout(left, happening))).await {
                     (waited, Ok(happened)) => (waited, happened),
-                    (_, Err(_)) => return,
+                    (_, Err(_)) => break,
                 }
             }
         };
@@ -232,7 +235,7 @@ pub async fn serve<S: ClientStream>(
         }
         match happened {
             // The client is gone; dropping the work frees its place and tells the plugin.
-            Happened::Gone => return,
+            Happened::Gone => break,
             // The end itself is still to be read, behind what is pipelined.
             Happened::SentAll => {
                 gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
@@ -247,7 +250,7 @@ pub async fn serve<S: ClientStream>(
                         if unanswered {
                             let _ = writer.write_all(canned(&worker, &Failure::ClientTooSlow)).await;
                         }
-                        return;
+                        break;
                     }
                     Ok(0) => {
                         connection.handle_eof();
@@ -257,7 +260,7 @@ pub async fn serve<S: ClientStream>(
                         connection.handle_input(&buffer[..count]);
                         resting = Some((half, buffer));
                     }
-                    Err(_) => return,
+                    Err(_) => break,
                 }
             }
             Happened::Progress(progress) => {
@@ -271,6 +274,9 @@ pub async fn serve<S: ClientStream>(
                 }
             }
         }
+    }
+    if let Some(unanswered) = account {
+        unanswered.abandon(&worker);
     }
 }
 
@@ -656,13 +662,28 @@ impl Account {
         count_answer(worker, &target, self.status);
         note(worker, &target, &self.request_id, &self.method, &self.path, self.status, took);
     }
+
+    /// Counts a request of a plugin whose client went before all of the answer was there: no error of the plugin's, and how
+    /// long it would have taken nobody knows.
+    fn abandon(self, worker: &Worker) {
+        let Some(target) = self.target else { return };
+        count(&target.shared.stats[worker.number as usize].abandoned);
+        let status = if self.status == 0 { CLIENT_GONE } else { self.status };
+        count_answer(worker, &target, status);
+        let took = self.started.elapsed();
+        note(worker, &target, &self.request_id, &self.method, &self.path, status, took);
+    }
+}
+
+/// Counts one more of what this thread alone counts.
+fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Relaxed) + 1, Relaxed);
 }
 
 /// Counts a request that was meant for a plugin. One that is refused because the plugin does not run is counted too, but
 /// has no latency: the plugin never had it.
 fn count_answer(worker: &Worker, target: &Target, status: u16) {
     let stats = &target.shared.stats[worker.number as usize];
-    let count = |counter: &AtomicU64| counter.store(counter.load(Relaxed) + 1, Relaxed);
     count(&worker.stats().requests);
     count(&stats.requests);
     if status >= 500 {

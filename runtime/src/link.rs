@@ -56,9 +56,11 @@ pub const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
 /// How long after a connection that ended in the middle of a frame the process may end, too: then it died, and broke no
 /// protocol. Nobody waits for this.
 pub const TORN_PATIENCE: Duration = Duration::from_secs(1);
-/// So many requests in a row without an answer, with something unread, and a connection is taken for one that its plugin
-/// has lost.
-const DEAF_TIMEOUTS: u32 = 3;
+/// So many requests in a row without an answer, with something unread, and new ones go over another connection.
+const DEAF_REQUESTS: u32 = 3;
+/// For so many times a request's time the old one is kept for a plugin that has long work, until it is taken for one that
+/// its plugin has lost.
+const RETIRED_TIMES: u32 = 4;
 /// Between attempts to connect while the plugin's backlog is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
@@ -84,17 +86,18 @@ pub struct Link {
     /// When the frame began of which only a part is there.
     frame_since: Cell<Option<Instant>>,
     strays: Cell<(Option<Instant>, u32)>,
-    /// Requests whose time was up while the plugin read nothing.
+    /// Requests that were given up while the plugin read nothing.
     deaf: Cell<Deaf>,
     log_budget: LineBudget,
     /// Bytes of kv answers between the store and the outbox.
     answers_underway: Arc<AtomicUsize>,
 }
 
-/// Requests whose time was up, one after the other, while their plugin sent nothing and read nothing.
+/// Requests whose time was up, or whose client went, one after the other, while their plugin sent nothing and read
+/// nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Deaf {
-    timeouts: u32,
+    requests: u32,
     /// Of the first of them.
     since: Option<Instant>,
     /// What was unread at the last look: as long as nothing is read it only grows.
@@ -102,14 +105,22 @@ struct Deaf {
 }
 
 impl Deaf {
-    /// The time of a request is up, and so much is unread.
-    fn after_timeout(self, now: Instant, unread: u64) -> Self {
+    /// A request is given up, and so much is unread.
+    fn after_request(self, now: Instant, unread: u64) -> Self {
         match self.since {
             _ if unread == 0 => Self::default(),
             Some(since) if unread >= self.unread => {
-                Self { timeouts: self.timeouts + 1, since: Some(since), unread }
+                Self { requests: self.requests + 1, since: Some(since), unread }
             }
-            _ => Self { timeouts: 1, since: Some(now), unread },
+            _ => Self { requests: 1, since: Some(now), unread },
+        }
+    }
+
+    /// A look at a connection that gets no more requests, and so much is unread: since when nothing was read.
+    fn at_look(self, now: Instant, unread: u64) -> (Self, Instant) {
+        match self.since {
+            Some(since) if unread >= self.unread => (self, since),
+            _ => (Self { requests: self.requests.max(1), since: Some(now), unread }, now),
         }
     }
 
@@ -201,6 +212,13 @@ impl Target {
             monoio::time::sleep(CONNECT_RETRY).await;
         }
         true
+    }
+
+    /// The connection that a question to the store came on; if it is gone, the one that there is instead.
+    pub fn link_of(&self, underway: &Underway) -> Option<Rc<Link>> {
+        let asked = |link: &&Rc<Link>| Arc::ptr_eq(&link.answers_underway, &underway.of_link);
+        let retired = self.retired.borrow().as_ref().filter(asked).cloned();
+        retired.or_else(|| self.link.borrow().clone())
     }
 
     /// This worker's connection to the plugin, new if there is none.
@@ -319,18 +337,18 @@ impl Link {
 
     /// Deadlines: on a write that the plugin does not take, and on a frame that it does not finish.
     pub fn check(self: &Rc<Self>, worker: &Worker, now: Instant) {
-        let config = worker.config();
-        let passed = |since: Option<Instant>, limit: Duration| {
-            since.is_some_and(|since| now.saturating_duration_since(since) > limit)
+        let passed = |since: Option<Instant>, limit: fn(&Self, &Worker) -> Duration| {
+            since.is_some_and(|since| now.saturating_duration_since(since) > limit(self, worker))
         };
-        if passed(self.write_since.get(), config.http.request_timeout) {
+        // By then nobody waits any more for what is being written, nor for what the plugin had before.
+        if passed(self.write_since.get(), Self::time_limit) {
             self.write_since.set(None);
-            let reason =
-                format!("did not read its requests for {} ms", config.http.request_timeout.as_millis());
+            let limit = self.time_limit(worker).as_millis();
+            let reason = format!("did not read its requests for {limit} ms");
             // It may be busy and well otherwise: pings say that, and this is no crash.
             worker.report_broken(self.index, self.generation, reason, false);
             self.fail(worker, &Failure::PluginGone("the plugin does not read its requests"));
-        } else if passed(self.frame_since.get(), self.frame_timeout) {
+        } else if passed(self.frame_since.get(), |link, _| link.frame_timeout) {
             self.frame_since.set(None);
             let reason = format!("did not finish a frame within {} ms", self.frame_timeout.as_millis());
             worker.report_broken(self.index, self.generation, reason, true);
@@ -338,22 +356,51 @@ impl Link {
         }
     }
 
-    /// The time of a request was up. A plugin that is busy with long work has mostly read what it was sent; one that has
-    /// neither read nor answered for [`DEAF_TIMEOUTS`] requests has lost this connection, and gets another. The kernel
-    /// takes small requests for a long time, so no write would tell.
-    pub fn count_timeout(self: &Rc<Self>, worker: &Worker, now: Instant) {
+    /// How long a request may be with the plugin.
+    fn time_limit(&self, worker: &Worker) -> Duration {
+        let target = worker.by_index(self.index);
+        target.map_or(worker.config().http.request_timeout, |target| worker.time_limit(&target.view.borrow()))
+    }
+
+    /// The time of a request was up, or its client has gone. A plugin that is busy with long work has mostly read what it
+    /// was sent; one that for the time of a request has neither read nor answered any of [`DEAF_REQUESTS`] may have lost
+    /// this connection, and new requests go over another. The kernel takes small requests for a long time, so no write would
+    /// tell.
+    ///
+    /// What is on this one may still be answered, and [`Self::check_retired`] sees to its end. A plugin has one such
+    /// connection at most: one that works for long on each has no use for many.
+    pub fn count_given_up(self: &Rc<Self>, worker: &Worker, now: Instant) {
         let Some(unread) = self.unread().filter(|_| !self.given_up.get()) else { return };
-        let deaf = self.deaf.get().after_timeout(now, unread);
+        let deaf = self.deaf.get().after_request(now, unread);
         self.deaf.set(deaf);
-        let Deaf { timeouts, since: Some(since), .. } = deaf else { return };
-        if timeouts < DEAF_TIMEOUTS
-            || now.saturating_duration_since(since) < worker.config().http.request_timeout
-        {
+        let Deaf { requests: DEAF_REQUESTS.., since: Some(since), .. } = deaf else { return };
+        if now.saturating_duration_since(since) < self.time_limit(worker) {
             return;
         }
-        let reason = format!("did not read its requests: {timeouts} in a row got no answer in time");
-        worker.report_broken(self.index, self.generation, reason, false);
-        // It would have been the same for the rest.
+        let Some(target) = worker.by_index(self.index) else { return };
+        let is_current = |link: &mut Rc<Self>| Rc::ptr_eq(link, self);
+        let mut retired = target.retired.borrow_mut();
+        if retired.is_none() {
+            *retired = target.link.borrow_mut().take_if(is_current);
+        }
+    }
+
+    /// Ends a connection that gets no more requests, once nothing was read of it for [`RETIRED_TIMES`] as long as a request
+    /// may take. The supervisor is told, unless the plugin had read all of it.
+    pub fn check_retired(self: &Rc<Self>, worker: &Worker, now: Instant) {
+        let Some(unread) = self.unread().filter(|_| !self.closed.get()) else { return };
+        let (deaf, since) = self.deaf.get().at_look(now, unread);
+        self.deaf.set(deaf);
+        let silent = now.saturating_duration_since(since);
+        if silent < self.time_limit(worker).saturating_mul(RETIRED_TIMES) {
+            return;
+        }
+        if unread > 0 {
+            let (requests, silent) = (deaf.requests, silent.as_millis());
+            let reason =
+                format!("did not read its requests for {silent} ms: {requests} in a row got no answer");
+            worker.report_broken(self.index, self.generation, reason, false);
+        }
         self.fail(worker, &Failure::TimedOut);
     }
 
@@ -366,7 +413,7 @@ impl Link {
     /// Looks whether a plugin that is suspected of reading nothing does read; any other costs nothing.
     fn watch_reading(&self, look: impl FnOnce(Deaf, u64) -> Deaf) {
         let deaf = self.deaf.get();
-        if deaf.timeouts > 0
+        if deaf.requests > 0
             && let Some(unread) = self.unread()
         {
             self.deaf.set(look(deaf, unread));
@@ -426,8 +473,8 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             if link.given_up.get() { End::GivenUp } else { end }
         }
     };
-    if target.link.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, &link)) {
-        *target.link.borrow_mut() = None;
+    for place in [&target.link, &target.retired] {
+        place.borrow_mut().take_if(|current| Rc::ptr_eq(current, &link));
     }
     match end {
         End::Unreachable => link.fail(&worker, &target.refusal().unwrap_or(Failure::Unreachable)),
@@ -745,10 +792,26 @@ mod tests {
     fn a_plugin_that_reads_is_not_deaf() {
         let now = Instant::now();
         let (one, two) = (now + Duration::from_secs(1), now + Duration::from_secs(2));
-        let deaf = Deaf::default().after_timeout(now, 700).after_timeout(one, 700).after_timeout(two, 1400);
-        assert_eq!(deaf, Deaf { timeouts: 3, since: Some(now), unread: 1400 });
-        assert_eq!(deaf.after_timeout(two, 1399), Deaf { timeouts: 1, since: Some(two), unread: 1399 });
-        assert_eq!(deaf.after_timeout(two, 0), Deaf::default());
+        let deaf = Deaf::default().after_request(now, 700).after_request(one, 700).after_request(two, 1400);
+        assert_eq!(deaf, Deaf { requests: 3, since: Some(now), unread: 1400 });
+        assert_eq!(deaf.after_request(two, 1399), Deaf { requests: 1, since: Some(two), unread: 1399 });
+        assert_eq!(deaf.after_request(two, 0), Deaf::default());
+    }
+
+    #[test]
+    fn a_connection_without_requests_is_silent_since_something_was_read_last() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (deaf, since) = Deaf { requests: 3, since: Some(now), unread: 700 }.at_look(at(1), 700);
+        assert_eq!((deaf.requests, since), (3, now));
+        // A cancel went out meanwhile.
+        let (deaf, since) = deaf.after_write(900).at_look(at(2), 900);
+        assert_eq!((deaf.requests, since), (3, now));
+        let (deaf, since) = deaf.at_look(at(3), 300);
+        assert_eq!((deaf.unread, since), (300, at(3)));
+        assert_eq!(deaf.at_look(at(4), 300).1, at(3));
+        // An answer came.
+        assert_eq!(Deaf::default().at_look(at(5), 300).1, at(5));
     }
 
     #[test]
@@ -766,12 +829,12 @@ mod tests {
                     core.write_all(&[b'x'; FRAME]).expect("it fits");
                     deaf = deaf.after_write(untaken(core.as_fd()));
                 }
-                deaf = deaf.after_timeout(now, untaken(core.as_fd()));
+                deaf = deaf.after_request(now, untaken(core.as_fd()));
                 if reads {
                     plugin.read_exact(&mut [0; FRAME]).expect("it is there");
                 }
             }
-            deaf.timeouts
+            deaf.requests
         };
         assert_eq!(suspected(false), 5);
         assert_eq!(suspected(true), 1, "each read takes the suspicion away");

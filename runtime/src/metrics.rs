@@ -49,7 +49,7 @@ pub fn text(snapshot: &Snapshot, latencies: &HashMap<String, Latencies>) -> Stri
     }
     let workers: [Family<WorkerStatus>; 5] = [
         ("toru_worker_connections", Kind::Gauge, "Open client connections.", |w| Some(w.connections as f64)),
-        ("toru_worker_requests_total", Kind::Counter, "Answered requests of plugins.", |w| {
+        ("toru_worker_requests_total", Kind::Counter, "Requests of plugins that are over.", |w| {
             Some(w.requests as f64)
         }),
         ("toru_worker_in_flight", Kind::Gauge, "Requests that are with plugins.", |w| {
@@ -73,7 +73,7 @@ pub fn text(snapshot: &Snapshot, latencies: &HashMap<String, Latencies>) -> Stri
             let _ = writeln!(out, "toru_plugin_state{{plugin=\"{}\",state=\"{state}\"}} {here}", plugin.id);
         }
     }
-    let plugins: [Family<PluginStatus>; 10] = [
+    let plugins: [Family<PluginStatus>; 11] = [
         ("toru_plugin_enabled", Kind::Gauge, "1 if the operator wants it to run.", |p| {
             Some(f64::from(u8::from(p.enabled)))
         }),
@@ -83,12 +83,18 @@ pub fn text(snapshot: &Snapshot, latencies: &HashMap<String, Latencies>) -> Stri
         (
             "toru_plugin_requests_total",
             Kind::Counter,
-            "Answered requests, also with 503 because it does not run.",
+            "Requests that were answered, also with 503 because it does not run, or whose client went.",
             |p| Some(p.requests as f64),
         ),
         ("toru_plugin_errors_total", Kind::Counter, "Answers with status 500 and above.", |p| {
             Some(p.errors as f64)
         }),
+        (
+            "toru_plugin_abandoned_requests_total",
+            Kind::Counter,
+            "Requests whose client went before the answer.",
+            |p| Some(p.abandoned as f64),
+        ),
         ("toru_plugin_stray_answers_total", Kind::Counter, "Answers that nobody waited for.", |p| {
             Some(p.stray_answers as f64)
         }),

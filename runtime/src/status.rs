@@ -137,6 +137,7 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         for stats in &target.shared.stats {
             status.requests += stats.requests.load(Relaxed);
             status.errors += stats.errors.load(Relaxed);
+            status.abandoned += stats.abandoned.load(Relaxed);
             status.stray_answers += stats.strays.load(Relaxed);
         }
         status.p50_us = latency.quantile_us(0.5);

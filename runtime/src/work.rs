@@ -78,6 +78,7 @@ impl Drop for ExchangeGuard {
         let due = self.worker.exchanges.borrow_mut().close(self.id);
         if let Some(link) = due {
             link.cancel(&self.worker, self.id);
+            link.count_given_up(&self.worker, Instant::now());
         }
     }
 }

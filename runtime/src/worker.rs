@@ -104,6 +104,8 @@ pub struct Stats {
     pub requests: AtomicU64,
     /// Answers with status 500 and above.
     pub errors: AtomicU64,
+    /// Requests whose client went before the answer.
+    pub abandoned: AtomicU64,
     /// Answers to requests that had been given up, answered before, or never made.
     pub strays: AtomicU64,
     /// Requests that were sent and have no answer yet, and those that a process took along when it ended.
@@ -185,6 +187,8 @@ pub struct Target {
     pub shared: Arc<PluginShared>,
     /// The connection of this worker to a 1.1 plugin; made when the first request needs it.
     pub link: RefCell<Option<Rc<Link>>>,
+    /// The one before, which was not read for so long that new requests go over another.
+    pub retired: RefCell<Option<Rc<Link>>>,
     /// Answers that could not be passed on and are not told yet.
     pub misfits: RefCell<Misfits>,
     /// Requests that lost their connection, as long as nobody knows why.
@@ -421,7 +425,7 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
             Message::Plugin { view, shared } => worker.learn(view, shared),
             Message::KvReply { index, generation, request_id, reply, underway } => {
                 let target = worker.targets.borrow().by_index.get(&index).cloned();
-                let link = target.and_then(|target| target.link.borrow().clone());
+                let link = target.and_then(|target| target.link_of(&underway));
                 if let Some(link) = link.filter(|link| link.generation == generation) {
                     link.send_kv_reply(&worker, &request_id, &reply);
                 }
@@ -479,12 +483,21 @@ async fn sweep(worker: Rc<Worker>) {
         for (id, link) in expired {
             link.cancel(&worker, id);
             worker.shared.supervisor.send(Command::RequestTimeout { index: link.index });
-            link.count_timeout(&worker, now);
+            link.count_given_up(&worker, now);
         }
-        let links: Vec<_> =
-            worker.targets.borrow().by_index.values().filter_map(|t| t.link.borrow().clone()).collect();
+        let (links, retired) = {
+            let targets = worker.targets.borrow();
+            let all = || targets.by_index.values();
+            let links: Vec<_> = all().filter_map(|target| target.link.borrow().clone()).collect();
+            let retired: Vec<_> = all().filter_map(|target| target.retired.borrow().clone()).collect();
+            (links, retired)
+        };
         for link in links {
             link.check(&worker, now);
+        }
+        for link in retired {
+            link.check(&worker, now);
+            link.check_retired(&worker, now);
         }
     }
 }
@@ -659,6 +672,7 @@ impl Worker {
                         view: RefCell::new(view.clone()),
                         shared,
                         link: RefCell::new(None),
+                        retired: RefCell::new(None),
                         misfits: RefCell::default(),
                         losses: Cell::default(),
                     })
@@ -667,11 +681,11 @@ impl Worker {
             let generation = view.generation;
             *target.view.borrow_mut() = view;
             targets.rebuild();
-            let link = target.link.borrow().clone();
-            (target, link.filter(|link| Some(link.generation) != generation))
+            let of_another = |link: &mut Rc<Link>| Some(link.generation) != generation;
+            let dead = [&target.link, &target.retired].map(|link| link.borrow_mut().take_if(of_another));
+            (target, dead)
         };
-        if let Some(link) = dead {
-            *target.link.borrow_mut() = None;
+        for link in dead.into_iter().flatten() {
             let ended = Failure::Severed { detail: "the plugin ended before it answered", told: true };
             let never_sent = if link.connected.get() { None } else { target.refusal() };
             link.fail(self, &never_sent.unwrap_or(ended));
@@ -756,8 +770,10 @@ impl Worker {
     }
 
     fn has_deadlines(&self) -> bool {
-        let link_is_late =
-            |target: &Rc<Target>| target.link.borrow().as_ref().is_some_and(|link| link.has_deadline());
+        let link_is_late = |target: &Rc<Target>| {
+            target.link.borrow().as_ref().is_some_and(|link| link.has_deadline())
+                || target.retired.borrow().is_some()
+        };
         !self.clients.borrow().is_empty()
             || !self.refused.borrow().is_empty()
             || !self.exchanges.borrow().is_empty()

@@ -771,9 +771,85 @@ fn a_connection_that_is_not_read_is_given_up_though_the_kernel_takes_it_all() {
         assert!(matches!(answer.status, 200 | 504), "{answer:?}");
         (answer.status == 200).then_some(())
     });
+    // The old one is kept a while for a plugin that is slow.
     let told = daemon.wait_event("p", "protocol_error", 1)["reason"].to_string();
     assert!(told.contains("did not read its requests") && told.contains("in a row"), "{told}");
     assert_eq!(daemon.starts("p").len(), 1);
+}
+
+/// Sends a request and resets the connection after a moment, unless it is answered by then: with this status.
+fn ask_impatiently(daemon: &Daemon, target: &str) -> Option<u16> {
+    let mut client = daemon.client();
+    client.send(&request_bytes("GET", target, &[], b"")).unwrap();
+    client.stream().set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let answer = client.response("GET").ok();
+    set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+    answer.map(|answer| answer.status)
+}
+
+// Row: never reads, or a byte a second
+#[test]
+fn a_connection_that_is_not_read_is_given_up_also_where_no_client_waits_for_the_timeout() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 1_000)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    assert_eq!(ask_impatiently(&daemon, "/api/plugins/p/stop-reading"), None);
+    wait_for("another connection", || {
+        let status = ask_impatiently(&daemon, "/api/plugins/p/x");
+        assert!(matches!(status, None | Some(200)), "{status:?}");
+        status
+    });
+    let told = daemon.wait_event("p", "protocol_error", 1)["reason"].to_string();
+    assert!(told.contains("did not read its requests"), "{told}");
+    assert_eq!(faults_told(&daemon, "p"), ["protocol_error"], "nobody waited for a timeout");
+}
+
+// Row: hangs on one request
+#[test]
+fn a_plugin_that_works_longer_than_a_request_may_take_and_reads_is_not_taken_for_deaf() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 500)
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    // More than it reads ahead, so that each is read when the one before is done; and all of it fits into the sockets.
+    let body = [b'x'; 10_000];
+    let until = Instant::now() + Duration::from_secs(4);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while Instant::now() < until {
+                    assert_problem(&daemon.request("POST", "/api/plugins/p/busy/1200", &[], &body), 504);
+                }
+            });
+        }
+    });
+    let told = faults_told(&daemon, "p");
+    assert!(!told.is_empty() && told.iter().all(|kind| kind == "request_timeout"), "{told:?}");
+}
+
+// Row: hangs on one request
+#[test]
+fn a_request_behind_long_work_has_the_time_that_the_plugin_asks_for() {
+    let daemon = Stage::new()
+        .set("server.workers", 1)
+        .set("http.request_timeout_ms", 300)
+        .faulty("p", &json!({"metadata": {"timeout_ms": 60_000}}))
+        .start();
+    daemon.wait_ready("p");
+    // More than the kernel takes while nothing is read.
+    let body = vec![b'x'; 900_000];
+    thread::scope(|scope| {
+        let first = scope.spawn(|| daemon.get("/api/plugins/p/busy/1500").status);
+        daemon.wait_status("p", "one in flight", |status| status["in_flight"] == 1);
+        assert_eq!(daemon.request("POST", "/api/plugins/p/bytes/10", &[], &body).status, 200);
+        assert_eq!(first.join().unwrap(), 200);
+    });
+    assert_eq!(faults_told(&daemon, "p"), [""; 0]);
 }
 
 // Row: slow reader

@@ -3,10 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
+    time::Duration,
 };
 
+use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
-use toru_tests::{Daemon, Stage, has_program, output_with, wait_for};
+use toru_tests::{Daemon, Stage, has_program, output_with, request_bytes, wait_for};
 
 /// One exposition, checked: samples by family, each with its whole name, labels and value.
 struct Exposition {
@@ -136,6 +138,47 @@ fn what_is_refused_because_the_plugin_does_not_run_is_counted_and_has_no_latency
         assert_eq!(counted(&after), counted(&before) + 10.0, "{name}");
     }
     assert_eq!(after.value("toru_plugin_request_duration_seconds_count", &[("plugin", "p")]), 0.0);
+}
+
+#[test]
+fn a_request_whose_client_goes_is_counted_as_a_request_and_as_no_error() {
+    let daemon = Stage::new()
+        .set("log.access", "\"all\"")
+        .faulty("p", &json!({}))
+        .faulty("old", &json!({"metadata": {"protocol": "1.0"}}))
+        .start();
+    for id in ["p", "old"] {
+        daemon.wait_ready(id);
+        let (before, _) = scrape(&daemon);
+        for _ in 0..3 {
+            let mut client = daemon.client();
+            client.send(&request_bytes("GET", &format!("/api/plugins/{id}/never?n=1"), &[], b"")).unwrap();
+            daemon.wait_status(id, "one in flight", |status| status["in_flight"] == 1);
+            set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+            drop(client);
+            daemon.wait_status(id, "none in flight", |status| status["in_flight"] == 0);
+        }
+        daemon.wait_status(id, "three abandoned", |status| status["abandoned"] == 3);
+        let (after, _) = scrape(&daemon);
+        for (name, value) in [
+            ("toru_plugin_requests_total", 3.0),
+            ("toru_plugin_abandoned_requests_total", 3.0),
+            ("toru_plugin_errors_total", 0.0),
+            // Nobody knows how long it would have taken.
+            ("toru_plugin_request_duration_seconds_count", 0.0),
+        ] {
+            let counted = |of: &Exposition| of.value(name, &[("plugin", id)]);
+            assert_eq!(counted(&after) - counted(&before), value, "{id}: {name}");
+        }
+        let lines = wait_for("a line for each", || {
+            let lines: Vec<_> =
+                daemon.plugin_log(id).into_iter().filter(|line| line["status"] == 499).collect();
+            (lines.len() == 3).then_some(lines)
+        });
+        for line in lines {
+            assert_eq!(line["path"], "/never?n=1", "{line}");
+        }
+    }
 }
 
 #[test]

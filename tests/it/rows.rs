@@ -47,9 +47,18 @@ const ROWS: &[Row] = &[
         &[
             (
                 "504 at the timeout, cancel sent, late answer dropped and counted",
-                &["no_answer_in_time_is_504_with_a_cancel_and_the_late_answer_goes_nowhere"],
+                &[
+                    "no_answer_in_time_is_504_with_a_cancel_and_the_late_answer_goes_nowhere",
+                    "a_plugin_that_works_longer_than_a_request_may_take_and_reads_is_not_taken_for_deaf",
+                ],
             ),
-            ("the timeout is the plugin's own", &["the_timeout_of_the_metadata_wins"]),
+            (
+                "the timeout is the plugin's own",
+                &[
+                    "the_timeout_of_the_metadata_wins",
+                    "a_request_behind_long_work_has_the_time_that_the_plugin_asks_for",
+                ],
+            ),
         ],
     ),
     (
@@ -99,6 +108,7 @@ const ROWS: &[Row] = &[
                 "a_plugin_that_never_reads_fills_no_memory",
                 "a_plugin_that_reads_a_byte_a_second_is_cut_off_and_fills_no_memory",
                 "a_connection_that_is_not_read_is_given_up_though_the_kernel_takes_it_all",
+                "a_connection_that_is_not_read_is_given_up_also_where_no_client_waits_for_the_timeout",
             ],
         )],
     ),

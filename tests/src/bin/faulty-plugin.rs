@@ -491,6 +491,11 @@ impl Plugin {
             "exit" => exit(number(1) as i32),
             "abort" => std::process::abort(),
             "stop-reading" => return Reading::Stops,
+            // Reads nothing meanwhile.
+            "busy" => {
+                thread::sleep(Duration::from_millis(number(1_000)));
+                connection.send(&ok(json!({"status": 200, "headers": {}, "body": "done"})));
+            }
             // The answer is late, missing, for somebody else, or one too many.
             "never" | "never-answer" => {}
             "slow" | "late" | "late-answer" => {
