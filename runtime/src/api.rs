@@ -317,7 +317,7 @@ impl Call {
                 let plugin = plugins
                     .iter()
                     .find(|plugin| plugin.metadata.id == id)
-                    .ok_or_else(|| worker.unknown(UNKNOWN))?;
+                    .ok_or_else(|| worker.unknown_to_operator(UNKNOWN))?;
                 LocalAnswer::json(200, &json!(status::describe(worker, plugin)))
             }
             Call::Order(id, order) => {
@@ -335,7 +335,7 @@ impl Call {
                 worker.shared.supervisor.send(Command::Order { id, order, done });
                 match told.await {
                     Ok(Ok(())) => LocalAnswer::json(200, &json!({ "success": true })),
-                    Ok(Err(OrderError::Unknown(_))) => return Err(worker.unknown(UNKNOWN)),
+                    Ok(Err(OrderError::Unknown(_))) => return Err(worker.unknown_to_operator(UNKNOWN)),
                     Ok(Err(OrderError::Stopping)) => return Err(Failure::Stopping),
                     Ok(Err(error)) => return Err(Failure::Conflict(error.to_string())),
                     Err(oneshot::Canceled) => return Err(Failure::Stopping),
@@ -374,7 +374,7 @@ impl Call {
                 let plugin = plugins
                     .iter()
                     .find(|plugin| plugin.metadata.id == id)
-                    .ok_or_else(|| worker.unknown(UNKNOWN))?;
+                    .ok_or_else(|| worker.unknown_to_operator(UNKNOWN))?;
                 worker.history.refresh(worker, true);
                 LocalAnswer::json(200, &json!(worker.history.of(worker, plugin.index, &id)))
             }
@@ -595,7 +595,7 @@ const UNKNOWN: &str = "no plugin has this id";
 async fn check_known(worker: &Worker, id: &str) -> Result<(), Failure> {
     let known =
         worker.by_id(id).is_some() || supervised(worker).await?.iter().any(|plugin| plugin.metadata.id == id);
-    if known { Ok(()) } else { Err(worker.unknown(UNKNOWN)) }
+    if known { Ok(()) } else { Err(worker.unknown_to_operator(UNKNOWN)) }
 }
 
 /// Errors: events of a plugin are asked for that is not there, and of which the trail has never heard.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use toru_runtime::authoring;
 use toru_runtime::cli::{CliError, Daemon, Tone, WantedEvents, colours, kv_question, moment, values};
@@ -134,6 +135,7 @@ enum PluginCommand {
     Show {
         #[command(flatten)]
         daemon: DaemonArgs,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         #[arg(long)]
         json: bool,
@@ -201,6 +203,7 @@ enum PluginCommand {
     Logs {
         #[command(flatten)]
         daemon: DaemonArgs,
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// Go on as new lines come.
         #[arg(short, long)]
@@ -221,6 +224,7 @@ enum PluginCommand {
 struct OrderArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     id: String,
 }
 
@@ -229,12 +233,14 @@ enum KvCommand {
     /// Print a value.
     Get {
         /// The plugin.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         key: String,
     },
     /// Store a value.
     Set {
         /// The plugin.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         key: String,
         #[arg(allow_negative_numbers = true)]
@@ -243,12 +249,14 @@ enum KvCommand {
     /// Remove a value.
     Delete {
         /// The plugin.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         key: String,
     },
     /// Print keys, a line each, up to 1000.
     List {
         /// The plugin.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// Only keys that begin with it.
         prefix: Option<String>,
@@ -258,6 +266,7 @@ enum KvCommand {
         #[command(flatten)]
         offline: OfflineArgs,
         /// The plugin.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// Replaced once the export is whole [default: the standard output].
         file: Option<PathBuf>,
@@ -270,6 +279,7 @@ enum KvCommand {
         #[arg(long)]
         replace: bool,
         /// The plugin.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// [default: the standard input]
         file: Option<PathBuf>,

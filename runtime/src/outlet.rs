@@ -112,6 +112,12 @@ impl toru_supervisor::Outlet for Outlet {
         (self.on_scanned)();
     }
 
+    fn rescanning(&self, begun: bool) {
+        for worker in &self.workers {
+            let _ = worker.unbounded_send(Message::Rescanning(begun));
+        }
+    }
+
     fn unanswered(&self, index: usize) -> u64 {
         let plugins = self.plugins.borrow();
         plugins

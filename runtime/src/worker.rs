@@ -151,6 +151,8 @@ pub enum Message {
     Configure(Arc<Config>),
     /// Every plugin that there was at the start has said what it is: whoever is unknown now does not exist.
     Scanned,
+    /// The plugins folder is being looked at again, or is no more.
+    Rescanning(bool),
     /// Take no more connections, finish what is under way, then end.
     Drain,
 }
@@ -257,6 +259,8 @@ pub struct Worker {
     configured: Cell<Option<Waker>>,
     /// Whether all plugins of the start are known.
     pub scanned: Cell<bool>,
+    /// Whether a later look at the plugins folder is under way.
+    rescanning: Cell<bool>,
     pub mailbox: Mailbox,
     pub exchanges: RefCell<Exchanges>,
     pub reader: RefCell<PluginMessageReader>,
@@ -314,6 +318,7 @@ pub async fn run(
         http_limits: RefCell::new(http_limits(config)),
         configured: Cell::new(None),
         scanned: Cell::new(false),
+        rescanning: Cell::new(false),
         mailbox,
         exchanges: RefCell::new(Exchanges::new(number)),
         reader: RefCell::new(PluginMessageReader::new()),
@@ -434,6 +439,7 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
             Message::Traffic => worker.history.wake(),
             Message::Configure(config) => worker.configure(&config),
             Message::Scanned => worker.scanned.set(true),
+            Message::Rescanning(begun) => worker.rescanning.set(begun),
             Message::Drain => worker.drain(),
         }
     }
@@ -736,6 +742,11 @@ impl Worker {
     /// The failure for a plugin that this worker does not know.
     pub fn unknown(&self, why: &'static str) -> Failure {
         if self.scanned.get() { Failure::NotFound(why) } else { Failure::StillReading }
+    }
+
+    /// The same for an operator, who may have put the plugin there a moment ago.
+    pub fn unknown_to_operator(&self, why: &'static str) -> Failure {
+        if self.rescanning.get() { Failure::StillReading } else { self.unknown(why) }
     }
 
     /// How long a plugin's answer may take.

@@ -265,6 +265,8 @@ pub trait Outlet: Send {
     fn keep(&self, plugin_id: &str, kept: &Kept);
     /// Every file that was there at the start has said which plugin it is, or was skipped. Called once.
     fn scanned(&self);
+    /// Whether the plugins folder is being looked at again: whoever is unknown may be known in a moment.
+    fn rescanning(&self, begun: bool);
     /// Requests that were sent to the plugin of this index and have no answer: those that wait for one, and all that a
     /// process of it took along when it ended.
     fn unanswered(&self, index: usize) -> u64;

@@ -157,8 +157,7 @@ impl Supervisor {
             // The look on its way may already have passed what this one is about.
             return self.rescan_next.push(done);
         }
-        self.rescan = Some(Rescan { done: vec![done], ..Rescan::default() });
-        self.look();
+        self.begin_rescan(vec![done]);
     }
 
     pub(crate) fn on_looked(&mut self, found: io::Result<Look>) {
@@ -278,6 +277,7 @@ impl Supervisor {
                 "skipped": report.skipped,
             });
             self.outlet.log(Level::Info, None, "Plugins rescanned", object(fields));
+            self.outlet.rescanning(false);
             self.tell_of_lost_tables();
             for done in done {
                 done(report.clone());
@@ -287,9 +287,14 @@ impl Supervisor {
         if self.stopping {
             waiting.into_iter().for_each(|done| done(Rescanned::default()));
         } else if !waiting.is_empty() {
-            self.rescan = Some(Rescan { done: waiting, ..Rescan::default() });
-            self.look();
+            self.begin_rescan(waiting);
         }
+    }
+
+    fn begin_rescan(&mut self, done: Vec<Box<dyn FnOnce(Rescanned) + Send>>) {
+        self.rescan = Some(Rescan { done, ..Rescan::default() });
+        self.outlet.rescanning(true);
+        self.look();
     }
 
     /// Stops a plugin and takes it out of the table.

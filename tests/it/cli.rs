@@ -56,6 +56,9 @@ fn usage_errors_exit_2_and_say_why_on_stderr() {
         &["plugin"],
         &["plugin", "show"],
         &["plugin", "fly", "p"],
+        &["plugin", "show", ""],
+        &["plugin", "restart", ""],
+        &["kv", "list", ""],
         &["kv", "get", "p"],
         &["kv", "set", "p", "k"],
     ] {

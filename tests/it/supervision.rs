@@ -1007,4 +1007,13 @@ fn while_plugins_are_read_an_unknown_one_is_503() {
     assert_problem(&daemon.manage("GET", "/api/plugins/later", b""), 404);
     wait_for("readiness", || (daemon.get("/readyz").status == 200).then_some(()));
     assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    // An operator who has put it there hears the same of a later look; clients, and who asks for readiness, do not.
+    stage_faulty(&daemon.plugins(), "later", &json!({"do": "metadata-hangs"}));
+    daemon.signal(Signal::HUP);
+    let order = || daemon.manage("POST", "/api/plugins/later/restart", b"");
+    wait_for("the look to begin", || (order().status == 503).then_some(()));
+    assert!(order().json()["detail"].as_str().unwrap().contains("still being read"), "{:?}", order());
+    assert_problem(&daemon.get("/api/plugins/later/x"), 404);
+    assert_eq!(daemon.get("/readyz").status, 200);
+    wait_for("the look to end", || (order().status == 404).then_some(()));
 }

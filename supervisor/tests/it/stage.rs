@@ -101,6 +101,8 @@ impl Outlet for Ear {
 
     fn scanned(&self) {}
 
+    fn rescanning(&self, _: bool) {}
+
     fn unanswered(&self, _: usize) -> u64 {
         self.unanswered.load(Ordering::Relaxed)
     }
