@@ -155,8 +155,10 @@ impl Plugin {
     /// Why it last ended and how: that the core killed it says nothing without the reason.
     pub fn last_end(&self) -> Option<String> {
         let exit = self.status.last_exit.as_ref().or(self.trail_exit.as_ref().filter(|_| self.is_given_up()));
-        let words: Vec<&str> =
-            [self.fault.as_ref(), exit].into_iter().flatten().map(String::as_str).collect();
+        // The core says it in one where it killed the plugin.
+        let fault =
+            self.fault.as_ref().filter(|fault| exit.is_none_or(|exit| !exit.contains(fault.as_str())));
+        let words: Vec<&str> = [fault, exit].into_iter().flatten().map(String::as_str).collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
 

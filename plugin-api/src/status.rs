@@ -30,7 +30,7 @@ pub struct PluginStatus {
     pub pid: Option<u32>,
     /// Where it listens.
     pub socket_path: String,
-    /// `stopped`, `starting`, `running`, `crashed`, `deferred` (the core has no room to start it), `stopping` or `failed`.
+    /// `stopped`, `starting`, `running`, `crashed`, `deferred` (the core has no room to start it, or no folder for its socket), `stopping` or `failed`.
     pub state: String,
     /// Processes after the first.
     pub restarts: u64,

@@ -42,7 +42,7 @@ mod worker;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ use futures_channel::mpsc::unbounded;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::{Map, json};
 use toru_supervisor::{Adjustable, Command, Level, Settings, Supervisor};
@@ -124,7 +124,8 @@ pub fn run(
     }
     signals.thread_block().map_err(|error| RunError::Start(format!("cannot block signals: {error}")))?;
 
-    let _sockets_lock = claim_sockets_dir(&config.sockets_dir)?;
+    let (sockets_dir, _sockets_lock) =
+        toru_supervisor::claim_sockets_dir(&config.sockets_dir).map_err(RunError::Start)?;
     let control = open_control_socket(&config.control_socket)?;
     let control_socket = RemoveOnDrop(config.control_socket.clone());
     // Held before anything in it is touched, and until the database is closed.
@@ -135,6 +136,12 @@ pub fn run(
         let logger = logger.clone();
         Box::new(move |level, message: &str| logger.core(level, "store", message, None, &Map::new()))
     };
+    if let Some(mode) = sockets_dir.mode_before {
+        let fields =
+            json!({ "folder": config.sockets_dir.display().to_string(), "mode": format!("{mode:04o}") });
+        let fields = fields.as_object().unwrap_or(&Map::new()).clone();
+        logger.core(Level::Warn, "toru", "Socket folder was open to others, now closed", None, &fields);
+    }
     let (store, store_owner, known) = kv::start(&config.data_dir, config.store, notice)?;
     let token = read_or_make_token(&config.token_file)?;
     let (driver, warning) = driver::choose(config.driver).map_err(RunError::Start)?;
@@ -467,55 +474,12 @@ fn absolute(path: &Path) -> std::path::PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Makes the plugins' socket folder, or checks that it is ours alone, and keeps other daemons out of it.
-fn claim_sockets_dir(path: &Path) -> Result<File, RunError> {
-    let shown = path.display();
-    let fail =
-        |error: io::Error| RunError::Start(format!("cannot prepare the socket folder {shown}: {error}"));
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(fail)?;
-    }
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(path).map_err(fail)?;
-    let refuse = |why: String| Err(RunError::Start(format!("the socket folder {shown} {why}")));
-    if found.file_type().is_symlink() {
-        return refuse("is a symbolic link; remove it or name another folder".into());
-    }
-    if !found.is_dir() {
-        return refuse("is no folder; remove it or name another".into());
-    }
-    if found.uid() != rustix::process::geteuid().as_raw() {
-        return refuse(format!("belongs to user {}; remove it or name another", found.uid()));
-    }
-    if found.mode() & 0o777 != 0o700 {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fail)?;
-    }
-    claim(path)
-}
-
 /// Makes the folder for the database and the token, and keeps other daemons out of it.
 fn claim_data_dir(path: &Path) -> Result<File, RunError> {
     fs::create_dir_all(path).map_err(|error| {
         RunError::Start(format!("cannot make the data folder {}: {error}", path.display()))
     })?;
-    claim(path)
-}
-
-/// Holds a folder for this daemon until the file is dropped: two would take each other's sockets and values.
-fn claim(path: &Path) -> Result<File, RunError> {
-    let shown = path.display();
-    let folder = File::open(path)
-        .map_err(|error| RunError::Start(format!("cannot open the folder {shown}: {error}")))?;
-    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(folder),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Start(format!(
-            "another toru uses the folder {shown}; stop it or name another folder"
-        ))),
-        Err(error) => Err(RunError::Start(format!("cannot lock the folder {shown}: {error}"))),
-    }
+    toru_supervisor::lock_folder(path).map_err(RunError::Start)
 }
 
 /// The management token: made at the first start, kept from then on.

@@ -87,9 +87,8 @@ impl Supervisor {
                         if !starting {
                             // It had its init. A ping shows it the new connection, so that it asks and logs over this
                             // one; it is no health check and is not counted as one.
-                            plugin.ping.seq += 1;
-                            plugin.ping.sent_at = Some(now);
-                            lifeline.send_ping(plugin.ping.seq, unix_ms());
+                            let seq = plugin.ping.send(now, false);
+                            lifeline.send_ping(seq, unix_ms());
                         }
                         plugin.lifeline = Some(lifeline);
                         self.flush_lifeline(index);
@@ -163,16 +162,13 @@ impl Supervisor {
             }
             Said::Failed(error) => {
                 if matches!(plugin.state, State::Starting { .. }) {
-                    plugin.reason = Some(format!("init failed: {error}"));
+                    let why = if error.trim().is_empty() { "it did not say why" } else { &error };
+                    plugin.reason = Some(format!("init failed: {why}"));
                     self.drive(index, Event::Misbehaved);
                 }
             }
             Said::Pong(seq) => {
-                if seq == plugin.ping.seq {
-                    plugin.ping.unanswered = 0;
-                    plugin.ping.round_trip =
-                        plugin.ping.sent_at.take().map(|sent| now.saturating_duration_since(sent));
-                }
+                plugin.ping.answered(seq, now);
             }
             Said::Log { level, message, fields } => {
                 self.outlet.plugin_log(&plugin.metadata.id, level, &message, fields.as_deref());

@@ -159,6 +159,11 @@ impl Fingerprint {
         let stamp = Stamp { device: found.dev(), inode: found.ino(), size: found.size(), times };
         Ok(Self { stamp, content: None })
     }
+
+    /// A hash of the whole content, if it has been read.
+    pub fn content(&self) -> Option<u64> {
+        self.content
+    }
 }
 
 fn fingerprint(path: &Path, before: Option<&Fingerprint>) -> io::Result<Fingerprint> {
@@ -167,7 +172,8 @@ fn fingerprint(path: &Path, before: Option<&Fingerprint>) -> io::Result<Fingerpr
     if let Some(before) = before.filter(|before| before.stamp == stamp && before.content.is_some()) {
         return Ok(*before);
     }
-    // With the keys that std fixes for this hasher, two looks of one run give the same.
+    // With the keys that std fixes for this hasher, two looks give the same, also of two runs of one toru. A later std may
+    // hash otherwise: then all that was given up is tried once more.
     let mut hasher = std::hash::DefaultHasher::new();
     let mut read_all = || -> io::Result<u64> {
         let mut file = File::open(path)?;
@@ -330,12 +336,14 @@ impl Probe {
 /// `sockets_dir` would.
 ///
 /// In name order, each file with its metadata, or with why it would be skipped: in words.
-/// Errors: the folder cannot be read.
+/// Errors: the folder is not there or cannot be read.
 pub fn check(
     folder: &Path,
     sockets_dir: &Path,
     timeout: Duration,
 ) -> io::Result<Vec<(PathBuf, Result<Metadata, String>)>> {
+    // Whoever asks about a folder expects one; a start would find no plugin and go on.
+    std::fs::metadata(folder)?;
     let env: Vec<_> = std::env::vars_os().collect();
     let deadline = Instant::now() + timeout;
     let mut running = vec![];

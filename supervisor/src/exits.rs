@@ -15,7 +15,7 @@ use crate::plugin::Ending;
 use crate::process::{self, Process};
 use crate::remains::{Mark, ProcessId, Table, has_other_children};
 use crate::socket::{clear_sockets, vacate_socket};
-use crate::state::Event;
+use crate::state::{Event, Rung, State, Then};
 use crate::{Level, Source, Supervisor, object, own_pid};
 
 /// How long what a plugin left behind may take to be gone after SIGKILL, until its end is told nevertheless: a process
@@ -79,10 +79,29 @@ impl Supervisor {
         self.record_timeouts(index, Instant::now());
         self.outlet.account_output(&self.plugins[index].metadata.id, true);
         let plugin = &mut self.plugins[index];
-        plugin.last_exit = Some(exit.permanent().map_or_else(|| exit.to_string(), str::to_owned));
+        let settings = self.settings.adjustable.process.get(&plugin.metadata.id);
+        let permanent = exit.permanent().map(|why| match settings.and_then(|own| own.memory_bytes_max) {
+            // The loader of a program that finds no room for it gives the same code.
+            Some(most) if exit.code == Some(127) => {
+                format!("{why}, or its memory_bytes_max of {most} is too little to load it")
+            }
+            _ => why.to_owned(),
+        });
+        // A signal alone reads as if it came from somewhere else: the kernel, for want of memory, above all.
+        let by_us = exit.signal == Some(nix::libc::SIGKILL);
+        plugin.last_exit = Some(match (&permanent, plugin.state, &plugin.reason) {
+            (Some(why), ..) => why.clone(),
+            (None, State::Stopping { then: Then::Crash, .. }, Some(why)) if by_us => {
+                format!("killed by the core: {why}")
+            }
+            (None, State::Stopping { then: Then::Stop, rung: Rung::Killed, .. }, _) if by_us => {
+                "killed by the core: it did not stop in time".into()
+            }
+            _ => exit.to_string(),
+        });
         plugin.exit = Some(exit);
         if plugin.reason.is_none() {
-            plugin.reason = exit.permanent().map(str::to_owned);
+            plugin.reason = permanent;
         }
         let socket = plugin.socket.clone();
         let _ = vacate_socket(&socket);

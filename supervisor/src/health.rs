@@ -1,6 +1,5 @@
 //! Whether a plugin is well: pings, its socket, broken frames, answers that did not come.
 
-use std::fs;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use serde_json::json;
 use toru_plugin_api::metadata::Protocol;
 
 use crate::lifeline::{self, Lifeline};
-use crate::socket::{check_socket, connect, may_listen};
+use crate::socket::{FolderId, connect, has_socket, may_listen};
 use crate::state::{Event, State};
 use crate::{Level, Supervisor, object, unix_ms};
 
@@ -26,6 +25,28 @@ fn is_open(stream: &UnixStream) -> bool {
 }
 
 impl Supervisor {
+    /// Whether nobody can reach a plugin any more, through no fault of its own: the folder of its socket, which is now
+    /// `sockets_dir`, was another one when it was started, and its socket is not in this one.
+    pub(crate) fn lost_its_socket(&self, index: usize, sockets_dir: Option<FolderId>) -> bool {
+        let plugin = &self.plugins[index];
+        matches!(plugin.state, State::Starting { .. } | State::Running { .. })
+            && plugin.ending.is_none()
+            && plugin.sockets_dir != sockets_dir
+            && !has_socket(&plugin.socket)
+    }
+
+    /// Gives a plugin whose socket lost its name a fresh process, and so a new socket. It is no crash.
+    pub(crate) fn replace_unreachable(&mut self, index: usize) {
+        let folder = self.settings.sockets_dir.display();
+        let cause = format!("the socket folder {folder} was removed or replaced, and its socket with it");
+        let plugin = &mut self.plugins[index];
+        let fields = object(json!({ "reason": cause, "counts_as_crash": false }));
+        let message = "Plugin restarted, as nobody can reach it any more";
+        self.outlet.log(Level::Warn, Some(&plugin.metadata.id), message, fields);
+        plugin.stop_cause = Some(cause);
+        self.drive(index, Event::RestartAsked);
+    }
+
     pub(crate) fn check_health(&mut self, index: usize, now: Instant) {
         let plugin = &mut self.plugins[index];
         if plugin.ending.is_some() {
@@ -40,8 +61,7 @@ impl Supervisor {
         }
         // A plugin may answer pings on the connection that it has, and take no new ones from the workers.
         if plugin.metadata.protocol == Protocol::V1_1 {
-            let listening = fs::symlink_metadata(&plugin.socket)
-                .is_ok_and(|found| check_socket(&plugin.socket, &found).is_ok())
+            let listening = has_socket(&plugin.socket)
                 && match lifeline::connect(&plugin.socket) {
                     Ok(_) => true,
                     Err(error) => may_listen(&error),
@@ -59,18 +79,18 @@ impl Supervisor {
             return;
         }
         plugin.ping.connection = None;
-        plugin.ping.seq += 1;
-        plugin.ping.unanswered += 1;
-        plugin.ping.sent_at = Some(now);
         match plugin.metadata.protocol {
             Protocol::V1_1 => {
+                let seq = plugin.ping.send(now, true);
                 if let Some(lifeline) = &mut plugin.lifeline {
-                    lifeline.send_ping(plugin.ping.seq, unix_ms());
+                    lifeline.send_ping(seq, unix_ms());
                     self.flush_lifeline(index);
                 }
             }
             // No answer comes: a connection and a written ping are all that health can mean.
             Protocol::V1_0 => {
+                plugin.ping.seq += 1;
+                plugin.ping.unanswered += 1;
                 let metadata = plugin.metadata.clone();
                 match connect(&plugin.socket) {
                     Ok(Ok(stream)) => {

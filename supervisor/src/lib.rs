@@ -37,7 +37,7 @@ mod socket;
 pub mod state;
 mod transitions;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -60,12 +60,15 @@ use plugin::Plugin;
 pub use process::{Exit, Helper, prepare};
 use remains::{Marks, ProcessId};
 use rescan::{Postponed, Rescan};
+use socket::{FolderId, SocketsDir};
+pub use socket::{Prepared, claim_sockets_dir, lock_folder};
 use state::{Event, Policy, State, Want};
 
 /// Everything the supervisor is told at the start.
 pub struct Settings {
     pub plugins_dir: PathBuf,
-    /// Exists, belongs to this user, mode 0700.
+    /// Exists, belongs to this user, mode 0700; see [`claim_sockets_dir`]. Checked before each start of a plugin, and made
+    /// anew where it is gone by then.
     pub sockets_dir: PathBuf,
     /// `<id>.log` in here is what `init` calls `log_path`.
     pub plugin_logs_dir: PathBuf,
@@ -118,6 +121,8 @@ pub struct Kept {
     pub last_exit: Option<String>,
     /// Why it was given up, if it was.
     pub failed: Option<String>,
+    /// A hash of what its file held then; `None` where that is not known.
+    pub failed_content: Option<u64>,
 }
 
 impl Kept {
@@ -131,6 +136,7 @@ impl Kept {
             next_start_unix_ms: None,
             last_exit: None,
             failed: None,
+            failed_content: None,
         }
     }
 }
@@ -461,6 +467,7 @@ pub struct Supervisor {
     inbox: Receiver<Command>,
     handle: Handle,
     epoll: OwnedFd,
+    sockets_dir: SocketsDir,
     sources: HashMap<u64, Source>,
     next_token: u64,
     plugins: Vec<Plugin>,
@@ -472,6 +479,8 @@ pub struct Supervisor {
     postponed: Vec<Postponed>,
     /// Why each file was skipped that still is.
     skipped: BTreeMap<PathBuf, String>,
+    /// Ids of the plugins that were given up in this run.
+    given_up: HashSet<String>,
     /// What the files were at the last look.
     fingerprints: HashMap<PathBuf, Fingerprint>,
     /// A thread looks at the files and has not answered.
@@ -511,6 +520,7 @@ impl Supervisor {
         let (commands, inbox) = channel();
         let children = Arc::new(process::adopt_orphans()?);
         let health_at = Instant::now() + settings.adjustable.health_interval;
+        let sockets_dir = SocketsDir::held(&settings.sockets_dir);
         let marks = Marks::new(&settings.instance_id, &settings.sockets_dir, process::may_brand());
         let mut supervisor = Self {
             settings,
@@ -518,6 +528,7 @@ impl Supervisor {
             inbox,
             handle: Handle { commands, wake: wake.clone() },
             epoll,
+            sockets_dir,
             sources: HashMap::new(),
             next_token: 0,
             plugins: vec![],
@@ -526,6 +537,7 @@ impl Supervisor {
             busy: vec![],
             postponed: vec![],
             skipped: BTreeMap::new(),
+            given_up: HashSet::new(),
             fingerprints: HashMap::new(),
             looking: false,
             first_scan: FirstScan::Listing,
@@ -697,8 +709,11 @@ impl Supervisor {
         if self.health_at <= now {
             self.health_at = now + self.settings.adjustable.health_interval;
             self.look_after_orphans(now);
+            let sockets_dir = FolderId::of(&self.settings.sockets_dir);
             for index in 0..self.plugins.len() {
-                if matches!(self.plugins[index].state, State::Running { .. }) {
+                if self.lost_its_socket(index, sockets_dir) {
+                    self.replace_unreachable(index);
+                } else if matches!(self.plugins[index].state, State::Running { .. }) {
                     self.check_health(index, now);
                 }
             }

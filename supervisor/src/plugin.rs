@@ -12,6 +12,7 @@ use toru_plugin_api::metadata::Metadata;
 use crate::lifeline::Lifeline;
 use crate::process::{Exit, Process};
 use crate::remains::ProcessId;
+use crate::socket::FolderId;
 use crate::state::{Rung, State, Want};
 use crate::{Kept, Order, OrderError, PluginStatus, Stream, unix_ms};
 
@@ -45,7 +46,9 @@ pub(crate) struct Plugin {
     pub restarted_unix_ms: Option<u64>,
     pub last_exit: Option<String>,
     /// What a start that was put off waits for; counts while it does.
-    pub put_off: Option<String>,
+    pub put_off: Option<PutOff>,
+    /// The folder that its socket was to be made in.
+    pub sockets_dir: Option<FolderId>,
     /// When the back-off of its last crash ends, in milliseconds since 1970.
     pub next_start_unix_ms: Option<u64>,
     /// How the newest process ended.
@@ -58,6 +61,8 @@ pub(crate) struct Plugin {
     pub reason: Option<String>,
     /// Why it was given up, until it starts again or is forgiven: an operator's stop does neither.
     pub fault: Option<Fault>,
+    /// It was given up before it came, and whether it still holds is not known before its file has been read.
+    pub unjudged: bool,
     /// Why somebody wants its process gone, until it is.
     pub stop_cause: Option<String>,
     pub ping: PingTally,
@@ -75,6 +80,16 @@ pub(crate) struct Fault {
     pub why: String,
     /// Crashes in a row until then.
     pub failures: u32,
+    /// A hash of what its file held then, once that is known.
+    pub content: Option<u64>,
+}
+
+/// Why a start was put off, for no fault of the plugin's.
+#[derive(Clone, Debug)]
+pub(crate) struct PutOff {
+    pub why: String,
+    /// What somebody can do about it.
+    pub remedy: &'static str,
 }
 
 /// Between the end of a plugin's process and the end of the last process that it left behind.
@@ -94,14 +109,54 @@ pub(crate) struct Ending {
 
 #[derive(Default)]
 pub(crate) struct PingTally {
+    /// Of the newest ping.
     pub seq: u64,
-    pub sent_at: Option<Instant>,
+    /// Oldest first; those of a 1.1 plugin alone, as nothing else answers.
+    sent: VecDeque<Ping>,
+    /// Health checks whose ping was not answered, nor a later one.
     pub unanswered: u32,
     /// Checks in a row in which nothing listened at the socket.
     pub unreachable: u32,
     pub round_trip: Option<Duration>,
     /// To a 1.0 plugin, until it closes it.
     pub connection: Option<UnixStream>,
+}
+
+/// A ping whose answer may still come.
+struct Ping {
+    seq: u64,
+    at: Instant,
+    /// Whether it is a health check.
+    counts: bool,
+}
+
+impl PingTally {
+    /// Numbers go on, so that no answer can be taken for that of another process.
+    pub fn of_next_process(&self) -> Self {
+        Self { seq: self.seq, ..Self::default() }
+    }
+
+    /// Notes a ping that is about to be sent; gives its number. One that `counts` not is no health check.
+    pub fn send(&mut self, now: Instant, counts: bool) -> u64 {
+        self.seq += 1;
+        if !counts {
+            // However often a connection is renewed, one of these is kept.
+            self.sent.retain(|ping| ping.counts);
+        }
+        self.sent.push_back(Ping { seq: self.seq, at: now, counts });
+        self.unanswered += u32::from(counts);
+        self.seq
+    }
+
+    /// Takes an answer. It may come after later pings were sent: whoever answers one of them lives, however slowly. One
+    /// that no ping waits for says nothing.
+    pub fn answered(&mut self, seq: u64, now: Instant) {
+        let Some(position) = self.sent.iter().position(|ping| ping.seq == seq) else { return };
+        self.round_trip = Some(now.saturating_duration_since(self.sent[position].at));
+        // Pongs come in the order of their pings: what was passed over is answered, too.
+        self.sent.drain(..=position);
+        self.unanswered = self.sent.iter().filter(|ping| ping.counts).count() as u32;
+    }
 }
 
 pub(crate) struct Pipe {
@@ -177,7 +232,9 @@ impl Plugin {
             restarted_unix_ms: self.restarted_unix_ms,
             failures: self.failures(),
             last_exit: match self.state {
-                State::Crashed { deferrals: 1.., .. } => self.put_off.clone(),
+                State::Crashed { deferrals: 1.., .. } => {
+                    self.put_off.as_ref().map(|put_off| format!("start put off: {}", put_off.why))
+                }
                 _ => self.last_exit.clone(),
             },
             next_start: match self.state {
@@ -187,6 +244,42 @@ impl Plugin {
             ping: self.ping.round_trip,
             unanswered_pings: self.ping.unanswered,
             stderr: self.stderr_tail.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_comes_late_is_an_answer_to_its_own_ping() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut tally = PingTally::default();
+        // Each answer comes six seconds after its ping, and a ping each five.
+        for second in [0, 5, 10, 15] {
+            let seq = tally.send(at(second), true);
+            assert!(tally.unanswered <= 2, "{}", tally.unanswered);
+            if seq > 1 {
+                tally.answered(seq - 1, at(second + 1));
+                assert_eq!((tally.unanswered, tally.round_trip), (1, Some(Duration::from_secs(6))));
+            }
+        }
+        // An answer counts once, and one that nobody asked for never.
+        tally.answered(3, at(30));
+        tally.answered(99, at(30));
+        assert_eq!((tally.unanswered, tally.round_trip), (1, Some(Duration::from_secs(6))));
+        // What comes with a new connection is no health check, and its answer stands for what was asked before.
+        for second in 16..100 {
+            tally.send(at(second), false);
+        }
+        assert_eq!((tally.unanswered, tally.sent.len()), (1, 2));
+        tally.answered(tally.seq, at(100));
+        assert_eq!((tally.unanswered, tally.sent.len()), (0, 0));
+        for unanswered in 1..=3 {
+            tally.send(at(200), true);
+            assert_eq!(tally.unanswered, unanswered);
         }
     }
 }

@@ -173,11 +173,8 @@ impl Process {
     pub fn spawn(spec: &Spec<'_>) -> Result<(Process, Pipes), SpawnError> {
         check_descriptors(spec.promised)?;
         check_format(spec.program)?;
-        if let Some(cwd) = spec.cwd
-            && !cwd.is_dir()
-        {
-            let reason = format!("its working directory {} is no folder", cwd.display());
-            return Err(SpawnError { reason, permanent: true, busy: false, starved: false });
+        if let Some(cwd) = spec.cwd {
+            check_cwd(cwd)?;
         }
         let supervisor = getpid();
         let nice = spec.nice;
@@ -437,6 +434,21 @@ fn check_descriptors(promised: usize) -> Result<(), SpawnError> {
     Err(SpawnError { reason, permanent: false, busy: false, starved: true })
 }
 
+/// Refuses a working directory that cannot be entered: std gives the same error for that as for the program itself.
+fn check_cwd(cwd: &Path) -> Result<(), SpawnError> {
+    let entered = match std::fs::metadata(cwd) {
+        Ok(found) if !found.is_dir() => Err(Errno::NOTDIR.into()),
+        Ok(_) => rustix::fs::access(cwd, rustix::fs::Access::EXEC_OK).map_err(io::Error::from),
+        Err(error) => Err(error),
+    };
+    entered.map_err(|error| SpawnError {
+        reason: format!("its working directory {} cannot be entered: {error}", cwd.display()),
+        permanent: true,
+        busy: false,
+        starved: false,
+    })
+}
+
 /// Refuses what the kernel would refuse.
 ///
 /// The C library hides that refusal: it hands the file to `/bin/sh` instead, which runs a text file line by line, and
@@ -630,6 +642,32 @@ mod tests {
         std::fs::write(&path, "#!/no/such/interpreter\n").expect("write");
         let error = spawn(&path);
         assert!(error.permanent && error.reason.contains("interpreter"), "{error:?}");
+    }
+
+    #[test]
+    fn a_working_directory_that_cannot_be_entered_is_told_as_that() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let env = env();
+        let refused = |cwd: &Path| {
+            let spec = Spec { cwd: Some(cwd), ..Spec::new(Path::new("/bin/sh"), &env) };
+            let error = Process::spawn(&spec).err().expect("cannot be entered");
+            assert!(error.permanent && error.reason.contains(&*cwd.to_string_lossy()), "{error:?}");
+            error.reason
+        };
+        assert!(
+            refused(&dir.path().join("gone"))
+                .ends_with("cannot be entered: No such file or directory (os error 2)")
+        );
+        let (file, closed) = (dir.path().join("file"), dir.path().join("closed"));
+        std::fs::write(&file, "").expect("write");
+        assert!(refused(&file).ends_with("cannot be entered: Not a directory (os error 20)"));
+        std::fs::create_dir(&closed).expect("folder");
+        std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000))
+            .expect("chmod");
+        // Nothing is closed to root.
+        if !rustix::process::geteuid().is_root() {
+            assert!(refused(&closed).ends_with("cannot be entered: Permission denied (os error 13)"));
+        }
     }
 
     #[test]

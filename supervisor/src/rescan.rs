@@ -181,7 +181,52 @@ impl Supervisor {
         }
         // Not before: a file that cannot even be asked must not end a rescan that has others to ask.
         self.looking = false;
+        for index in 0..self.plugins.len() {
+            self.judge_given_up(index);
+        }
         self.finish_rescan();
+    }
+
+    /// Takes a plugin that was given up before it came for given up still, or starts it where its file holds something
+    /// else than it did then; as soon as that is known.
+    fn judge_given_up(&mut self, index: usize) {
+        let plugin = &mut self.plugins[index];
+        let content = self.fingerprints.get(&plugin.file).and_then(Fingerprint::content);
+        let Some(fault) = &mut plugin.fault else { return };
+        if plugin.removed || (content.is_none() && self.looking) {
+            return;
+        }
+        let before = fault.content;
+        if before.is_none() {
+            // Given up before the file had been read.
+            fault.content = content;
+        }
+        let why = fault.why.clone();
+        let unjudged = std::mem::replace(&mut plugin.unjudged, false);
+        self.keep(index);
+        let plugin = &self.plugins[index];
+        if !unjudged || !matches!(plugin.state, State::Failed { .. }) {
+            return;
+        }
+        let id = plugin.metadata.id.clone();
+        if content.is_some() && before.is_some() && content != before {
+            let details = json!({
+                "file": plugin.file.display().to_string(), "version": plugin.metadata.version, "given_up": why,
+            });
+            self.outlet.record(&id, "binary_changed", details.clone());
+            let message = "Plugin was given up with another file, and is started with this one";
+            self.outlet.log(Level::Info, Some(&id), message, object(details));
+            return self.drive(index, Event::RestartAsked);
+        }
+        let fields = object(json!({
+            "reason": why, "remedy": format!("mend it, then: toru plugin reset-failed {id}"),
+        }));
+        let message = if self.given_up.contains(&id) {
+            "Plugin not started: it was given up with the same file before"
+        } else {
+            "Plugin not started: it was given up in an earlier run"
+        };
+        self.outlet.log(Level::Warn, Some(&id), message, fields);
     }
 
     /// Carries out what a rescan found.
@@ -544,7 +589,8 @@ impl Supervisor {
         let found = kept.clone();
         let failures = kept.failures;
         let given_up = kept.failed.clone().filter(|_| enabled);
-        let fault = kept.failed.map(|why| Fault { why, failures });
+        let content = kept.failed_content;
+        let fault = kept.failed.map(|why| Fault { why, failures, content });
         let left = Duration::from_millis(
             kept.next_start_unix_ms.map_or(0, |next_start| next_start.saturating_sub(unix_ms())),
         );
@@ -580,12 +626,14 @@ impl Supervisor {
             restarted_unix_ms: kept.restarted_unix_ms,
             last_exit: kept.last_exit,
             put_off: None,
+            sockets_dir: None,
             next_start_unix_ms: None,
             exit: None,
             in_flight: None,
             unanswered_before: 0,
             reason: given_up.clone(),
             fault,
+            unjudged: given_up.is_some(),
             stop_cause: None,
             ping: PingTally::default(),
             stderr_tail: Arc::default(),
@@ -595,15 +643,9 @@ impl Supervisor {
             waiting: vec![],
         });
         self.publish(index);
-        if let Some(reason) = given_up {
-            let plugin = &self.plugins[index];
-            let fields = object(json!({
-                "reason": reason,
-                "remedy": format!("mend it, then: toru plugin reset-failed {}", plugin.metadata.id),
-            }));
-            let message = "Plugin not started: it was given up in an earlier run";
-            self.outlet.log(Level::Warn, Some(&plugin.metadata.id), message, fields);
+        if given_up.is_some() {
             self.drive(index, Event::Wanted);
+            self.judge_given_up(index);
         } else {
             self.drive(index, Event::Resumed { failures, left });
             let plugin = &self.plugins[index];

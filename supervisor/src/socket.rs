@@ -1,12 +1,147 @@
-//! The socket that a plugin listens at: ours, or refused.
+//! The socket that a plugin listens at, and the folder of all of them: ours, or refused.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::lifeline;
+
+/// Which folder it is, whatever its name: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FolderId(u64, u64);
+
+impl FolderId {
+    /// The folder of this name now; `None` if there is none, or a symbolic link.
+    pub fn of(path: &Path) -> Option<Self> {
+        fs::symlink_metadata(path).ok().filter(fs::Metadata::is_dir).map(|found| Self::from(&found))
+    }
+}
+
+impl From<&fs::Metadata> for FolderId {
+    fn from(found: &fs::Metadata) -> Self {
+        Self(found.dev(), found.ino())
+    }
+}
+
+/// What was to be done until the folder of the sockets was fit for use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// It was not there.
+    pub made: bool,
+    /// The mode that it had, where others could reach into it.
+    pub mode_before: Option<u32>,
+}
+
+/// Makes the folder of the plugins' sockets, or checks that it is ours alone.
+///
+/// Errors: it is a symbolic link, no folder or another user's, or cannot be made; in words, with what to do.
+pub(crate) fn prepare_sockets_dir(path: &Path) -> Result<Prepared, String> {
+    let shown = path.display();
+    let fail = |error: io::Error| format!("cannot prepare the socket folder {shown}: {error}");
+    let mut prepared = Prepared::default();
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(fail)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => prepared.made = true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(fail(error)),
+    }
+    let found = fs::symlink_metadata(path).map_err(fail)?;
+    let refuse = |why: String| Err(format!("the socket folder {shown} {why}"));
+    if found.file_type().is_symlink() {
+        return refuse("is a symbolic link; remove it or name another folder".into());
+    }
+    if !found.is_dir() {
+        return refuse("is no folder; remove it or name another".into());
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return refuse(format!("belongs to user {}; remove it or name another", found.uid()));
+    }
+    let mode = found.mode() & 0o777;
+    if mode != 0o700 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fail)?;
+        prepared.mode_before = (mode & 0o077 != 0).then_some(mode);
+    }
+    Ok(prepared)
+}
+
+/// Keeps other daemons out of a folder until the file is dropped: two would take each other's sockets and values.
+///
+/// Errors: another daemon holds it, or it cannot be opened; in words.
+pub fn lock_folder(path: &Path) -> Result<File, String> {
+    let shown = path.display();
+    let folder = File::open(path).map_err(|error| format!("cannot open the folder {shown}: {error}"))?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(format!("another toru uses the folder {shown}; stop it or name another folder"))
+        }
+        Err(error) => Err(format!("cannot lock the folder {shown}: {error}")),
+    }
+}
+
+/// Makes the folder of the plugins' sockets, or checks that it is ours alone, and keeps other daemons out of it until the
+/// file is dropped.
+///
+/// Errors: it is not to be had; in words, with what to do.
+pub fn claim_sockets_dir(path: &Path) -> Result<(Prepared, File), String> {
+    let prepared = prepare_sockets_dir(path)?;
+    Ok((prepared, lock_folder(path)?))
+}
+
+/// The folder of the sockets while the daemon runs: anybody who may write beside it may have removed it meanwhile.
+pub(crate) struct SocketsDir {
+    /// The folder that this daemon holds.
+    id: Option<FolderId>,
+    /// On that folder, where it is another one than the daemon was started with, which its starter holds.
+    _lock: Option<File>,
+}
+
+/// What has become of the folder since it was last looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    Same,
+    /// It was gone.
+    Made,
+    /// Another one had its name.
+    Another,
+}
+
+impl SocketsDir {
+    /// `path` is held by the caller.
+    pub fn held(path: &Path) -> Self {
+        Self { id: FolderId::of(path), _lock: None }
+    }
+
+    pub fn id(&self) -> Option<FolderId> {
+        self.id
+    }
+
+    /// Checks the folder as a start of the daemon does, and makes it where it is gone.
+    ///
+    /// Errors: no plugin must be given a socket there; in words, with what to do.
+    pub fn renew(&mut self, path: &Path) -> Result<(Renewal, Prepared), String> {
+        let prepared = prepare_sockets_dir(path)?;
+        if FolderId::of(path) == self.id {
+            return Ok((Renewal::Same, prepared));
+        }
+        let lock = lock_folder(path)?;
+        let found = lock.metadata().map_err(|error| format!("cannot look at {}: {error}", path.display()))?;
+        self.id = Some(FolderId::from(&found));
+        self._lock = Some(lock);
+        Ok((if prepared.made { Renewal::Made } else { Renewal::Another }, prepared))
+    }
+}
+
+/// Whether a plugin's socket, ours, is where its name says.
+pub(crate) fn has_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| check_socket(path, &found).is_ok())
+}
 
 /// Makes way for a plugin's socket: removes a stale socket of ours, refuses everything else.
 pub(crate) fn vacate_socket(path: &Path) -> Result<(), String> {
@@ -79,6 +214,46 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn the_folder_of_the_sockets_is_made_closed_or_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("sockets");
+        let made = Prepared { made: true, mode_before: None };
+        let (prepared, lock) = claim_sockets_dir(&path).expect("made");
+        assert_eq!(prepared, made);
+        assert!(claim_sockets_dir(&path).expect_err("held").contains("another toru"));
+        let mut held = SocketsDir::held(&path);
+        assert_eq!(held.renew(&path), Ok((Renewal::Same, Prepared::default())));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).expect("chmod");
+        let closed = Prepared { made: false, mode_before: Some(0o750) };
+        assert_eq!(held.renew(&path), Ok((Renewal::Same, closed)));
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o700);
+        // Gone, it is made and held anew, whoever still holds what it was.
+        let before = held.id();
+        fs::remove_dir(&path).expect("empty");
+        assert_eq!(held.renew(&path), Ok((Renewal::Made, made)));
+        assert_eq!(held.id(), FolderId::of(&path));
+        assert_ne!(held.id(), before);
+        assert!(claim_sockets_dir(&path).expect_err("held").contains("another toru"));
+        drop(lock);
+        // Another folder of ours in its place does as well; what is not one does not.
+        fs::rename(&path, dir.path().join("away")).expect("rename");
+        fs::create_dir(&path).expect("folder");
+        assert_eq!(held.renew(&path).expect("ours").0, Renewal::Another);
+        fs::remove_dir(&path).expect("empty");
+        std::os::unix::fs::symlink("away", &path).expect("symlink");
+        assert!(held.renew(&path).expect_err("a link").contains("symbolic link; remove it"));
+        fs::remove_file(&path).expect("a link");
+        fs::write(&path, "").expect("write");
+        assert!(held.renew(&path).expect_err("a file").contains("no folder; remove it"));
+        fs::remove_file(&path).expect("a file");
+        if rustix::process::geteuid().is_root() {
+            fs::create_dir(&path).expect("folder");
+            std::os::unix::fs::chown(&path, Some(65534), None).expect("root may");
+            assert!(held.renew(&path).expect_err("nobody's").contains("belongs to user 65534; remove it"));
+        }
+    }
 
     #[test]
     fn only_sockets_at_which_nobody_listens_are_cleared() {

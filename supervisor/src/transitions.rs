@@ -8,15 +8,20 @@ use rustix::event::epoll;
 use serde_json::json;
 
 use crate::contact::CONNECT_RETRY_MIN;
-use crate::plugin::{Fault, PingTally, Pipe};
+use crate::discovery::Fingerprint;
+use crate::plugin::{Fault, Pipe, PutOff};
 use crate::process::{Exit, Process, Spec};
 use crate::remains::CALLED_FROM;
-use crate::socket::vacate_socket;
+use crate::socket::{Renewal, vacate_socket};
 use crate::state::{Action, Event, Happening, State, step};
 use crate::{Kept, Level, Phase, PluginView, Source, Stream, Supervisor, object, unix_ms};
 
 /// What a client is told to wait when no better time is known.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+/// What helps where a start was put off for want of something...
+const WANT_REMEDY: &str = "raise the daemon's limits (LimitNOFILE=, TasksMax=) or free memory";
+/// ...or of a place for the socket.
+const SOCKETS_REMEDY: &str = "remove what is in the socket folder's place; it is made anew by itself";
 
 impl Supervisor {
     pub(crate) fn drive(&mut self, index: usize, event: Event) {
@@ -34,7 +39,9 @@ impl Supervisor {
         {
             let why = plugin.reason.as_ref().or(plugin.last_exit.as_ref());
             let why = why.cloned().unwrap_or_else(|| "it failed".into());
-            plugin.fault = Some(Fault { why, failures });
+            let content = self.fingerprints.get(&plugin.file).and_then(Fingerprint::content);
+            plugin.fault = Some(Fault { why, failures, content });
+            self.given_up.insert(plugin.metadata.id.clone());
         }
         if state != before {
             plugin.next_start_unix_ms = match state {
@@ -70,7 +77,7 @@ impl Supervisor {
     }
 
     /// Has written down what the next run of the daemon is to know, where that changed.
-    fn keep(&mut self, index: usize) {
+    pub(crate) fn keep(&mut self, index: usize) {
         let plugin = &self.plugins[index];
         // Its name may be another's by now; and that everything stops with the daemon is nothing to be known of a plugin.
         if plugin.removed || self.stopping {
@@ -84,6 +91,7 @@ impl Supervisor {
             next_start_unix_ms: plugin.next_start_unix_ms,
             last_exit: plugin.last_exit.clone(),
             failed: plugin.fault.as_ref().map(|fault| fault.why.clone()),
+            failed_content: plugin.fault.as_ref().and_then(|fault| fault.content),
         };
         let id = &plugin.metadata.id;
         if *self.settings.kept.get(id).unwrap_or(&Kept::fresh()) != kept {
@@ -130,8 +138,13 @@ impl Supervisor {
         if let Some(metadata) = plugin.next_metadata.take() {
             plugin.metadata = Arc::new(metadata);
         }
-        plugin.ping = PingTally { seq: plugin.ping.seq, ..PingTally::default() };
+        plugin.ping = plugin.ping.of_next_process();
         plugin.stderr_tail = Arc::default();
+        if let Err(why) = self.renew_sockets_dir() {
+            return self.defer_spawn(index, why, SOCKETS_REMEDY);
+        }
+        let plugin = &mut self.plugins[index];
+        plugin.sockets_dir = self.sockets_dir.id();
         if let Err(reason) = vacate_socket(&plugin.socket) {
             return self.fail_spawn(index, reason, false);
         }
@@ -156,7 +169,7 @@ impl Supervisor {
         };
         let (process, pipes) = match Process::spawn(&spec) {
             Ok(spawned) => spawned,
-            Err(error) if error.starved => return self.defer_spawn(index, error.reason),
+            Err(error) if error.starved => return self.defer_spawn(index, error.reason, WANT_REMEDY),
             Err(error) => return self.fail_spawn(index, error.reason, error.permanent),
         };
         let generation = plugin.generation;
@@ -178,7 +191,8 @@ impl Supervisor {
             Err(error) => {
                 // An unwatched process cannot stay; the state machine hears of a spawn that was put off.
                 process.abandon();
-                return self.defer_spawn(index, format!("cannot watch the new process: {error}"));
+                let why = format!("cannot watch the new process: {error}");
+                return self.defer_spawn(index, why, WANT_REMEDY);
             }
         }
         plugin.spawned_at = Some(now);
@@ -201,11 +215,37 @@ impl Supervisor {
         self.drive(index, Event::SpawnFailed { permanent });
     }
 
-    fn defer_spawn(&mut self, index: usize, reason: String) {
+    fn defer_spawn(&mut self, index: usize, why: String, remedy: &'static str) {
         let plugin = &mut self.plugins[index];
-        plugin.put_off = Some(format!("start put off: {reason}"));
-        plugin.reason = Some(reason);
+        plugin.put_off = Some(PutOff { why: why.clone(), remedy });
+        plugin.reason = Some(why);
         self.drive(index, Event::SpawnDeferred);
+    }
+
+    /// Looks whether plugins may still be given sockets where they are to be, and makes the folder where it is gone: a
+    /// cleaner of temporary files may have taken it, and whoever may write beside it may have put something in its place.
+    ///
+    /// Errors: they may not; in words, with what to do.
+    fn renew_sockets_dir(&mut self) -> Result<(), String> {
+        let path = &self.settings.sockets_dir;
+        let (renewal, prepared) = self.sockets_dir.renew(path)?;
+        let fields = || object(json!({ "folder": path.display().to_string() }));
+        match renewal {
+            Renewal::Same => {}
+            Renewal::Made => {
+                self.outlet.log(Level::Warn, None, "Socket folder was gone, made anew", fields())
+            }
+            Renewal::Another => {
+                let message = "Socket folder is another one than before, used from now on";
+                self.outlet.log(Level::Warn, None, message, fields());
+            }
+        }
+        if let Some(mode) = prepared.mode_before {
+            let mut fields = fields();
+            fields.insert("mode".into(), format!("{mode:04o}").into());
+            self.outlet.log(Level::Warn, None, "Socket folder was open to others, now closed", fields);
+        }
+        Ok(())
     }
 
     pub(crate) fn publish(&mut self, index: usize) {
@@ -295,7 +335,7 @@ impl Supervisor {
                 "Plugin start deferred",
                 json!({
                     "reason": plugin.reason, "next_start_ms": next_start_ms, "counts_as_crash": false,
-                    "remedy": "raise the daemon's limits (LimitNOFILE=, TasksMax=) or free memory",
+                    "remedy": plugin.put_off.as_ref().map(|put_off| put_off.remedy),
                 }),
             ),
             Happening::Restarting => (

@@ -214,6 +214,27 @@ fn a_row_of_crashes_goes_on_over_a_restart_of_the_core() {
 }
 
 #[test]
+fn a_plugin_that_was_given_up_starts_when_its_file_was_mended_while_no_core_ran() {
+    let metadata = r#"{"id":"p","name":"P","version":"1","icon":"x","route":"/p","protocol":"1.0"}"#;
+    let text = |body: &str| {
+        format!("#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n{body}\n")
+    };
+    let mut daemon = Stage::new().script("p", &text("exit 127")).start();
+    daemon.wait_event("p", "disabled_after_crashes", 1);
+    // Once more, so that the first look at the files has surely been taken: with it the hash is known.
+    daemon.hang_up();
+    daemon.terminate();
+    let file = daemon.plugins().join("p.binary");
+    let new = file.with_extension("new");
+    write_executable(&new, &text("sleep 1000"));
+    fs::rename(&new, &file).unwrap();
+    let daemon = daemon.start_again();
+    let changed = daemon.wait_event("p", "binary_changed", 1);
+    assert!(changed["given_up"].as_str().unwrap().contains("127"), "{changed}");
+    daemon.wait_event("p", "started", 2);
+}
+
+#[test]
 fn a_plugin_that_ran_starts_at_once_with_the_next_core_and_its_count_goes_on() {
     let daemon = Stage::new()
         .set("supervisor.backoff_ms", "[10]")

@@ -13,7 +13,7 @@ use rustix::{
     net::sockopt::set_socket_linger,
     process::{Pid, Signal, kill_process, test_kill_process},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use toru_tests::{DEADLINE, Daemon, Stage, request_bytes, wait_for};
 
 use crate::crashes::told_unanswered;
@@ -614,6 +614,9 @@ fn a_stopped_process_times_out_and_is_restarted() {
     wait_for("a second start", || (daemon.starts("p").len() == 2).then_some(()));
     works_again(&daemon);
     assert_ne!(daemon.plugin_pid("p"), pid);
+    // Not as if somebody else had killed it.
+    let last = daemon.status("p").unwrap()["last_exit"].clone();
+    assert_eq!(last, "killed by the core: 3 pings in a row were not answered");
 }
 
 // Row: SIGSTOP
@@ -623,6 +626,24 @@ fn pings_that_nobody_answers_end_in_a_restart() {
         Stage::new().set("supervisor.health_interval_ms", 50).faulty("p", &json!({"do": "no-pong"})).start();
     daemon.wait_event("p", "unresponsive", 1);
     wait_for("a second start", || (daemon.starts("p").len() >= 2).then_some(()));
+}
+
+#[test]
+fn an_answer_to_a_ping_counts_however_late_it_comes() {
+    let daemon = Stage::new()
+        .set("supervisor.health_interval_ms", 50)
+        // A busy machine may be late by itself.
+        .set("supervisor.unanswered_pings", 20)
+        .faulty("p", &json!({"do": "late-pong"}))
+        .start();
+    daemon.wait_ready("p");
+    let is_ping = |message: &Value| message["payload"]["action"] == "ping";
+    let pings = || daemon.messages("p", "lifecycle").iter().filter(|message| is_ping(message)).count();
+    wait_for("more pings than may go unanswered", || (pings() >= 30).then_some(()));
+    let status = daemon.status("p").unwrap();
+    assert_eq!((&status["state"], &status["restarts"]), (&json!("running"), &json!(0)), "{status}");
+    assert_eq!(status["health"], "healthy");
+    assert!(!daemon.events("p").iter().any(|(kind, _)| kind == "unresponsive"));
 }
 
 #[test]

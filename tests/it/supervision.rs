@@ -300,6 +300,60 @@ fn a_socket_directory_open_to_others_is_closed_or_refused() {
     assert_eq!(mode(&sockets), 0o700);
 }
 
+#[test]
+fn a_socket_directory_that_is_removed_while_plugins_run_is_made_anew() {
+    let daemon = Stage::new()
+        .set("supervisor.health_interval_ms", 200)
+        .faulty("p", &json!({}))
+        .legacy_python("python")
+        .start();
+    let sockets = daemon.root().join("s");
+    for id in ["p", "python"] {
+        daemon.wait_ready(id);
+    }
+    fs::remove_dir_all(&sockets).unwrap();
+    for id in ["p", "python"] {
+        daemon.wait_status(id, "a fresh process", |status| {
+            status["restarts"] == 1 && status["state"] == "running"
+        });
+        wait_for("an answer", || (daemon.get(&format!("/api/plugins/{id}/x")).status == 200).then_some(()));
+        assert_eq!(daemon.status(id).unwrap()["failures"], 0);
+        let events = daemon.events(id);
+        assert!(!events.iter().any(|(kind, _)| kind == "crashed"), "{events:?}");
+        assert_eq!(mode(&sockets.join(format!("{id}.sock"))), 0o600);
+    }
+    assert_eq!(mode(&sockets), 0o700);
+    assert!(!complaints(&daemon, "made anew").is_empty());
+    // Held as the first one was.
+    let second = Stage::new().socket_dir(&sockets).serve_output();
+    let stderr = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && stderr.contains("another toru"), "{stderr}");
+}
+
+#[test]
+fn a_socket_directory_that_is_replaced_while_plugins_run_gets_no_socket() {
+    let daemon = Stage::new().set("supervisor.backoff_ms", "[50]").faulty("p", &json!({})).start();
+    let (sockets, evil) = (daemon.root().join("s"), daemon.root().join("evil"));
+    daemon.wait_ready("p");
+    fs::remove_dir_all(&sockets).unwrap();
+    fs::create_dir(&evil).unwrap();
+    symlink(&evil, &sockets).unwrap();
+    let printed = daemon.toru("plugin", &["restart", "p"]);
+    let stderr = String::from_utf8_lossy(&printed.stderr);
+    assert!(!printed.status.success() && stderr.contains("is a symbolic link; remove it"), "{stderr}");
+    let status = daemon.wait_status("p", "put off", |status| status["state"] == "deferred");
+    assert_eq!(status["failures"], 0);
+    assert_eq!(fs::read_dir(&evil).unwrap().count(), 0);
+    // Ours and open to others: closed, and said once.
+    fs::remove_file(&sockets).unwrap();
+    fs::create_dir(&sockets).unwrap();
+    fs::set_permissions(&sockets, fs::Permissions::from_mode(0o777)).unwrap();
+    daemon.wait_ready("p");
+    assert_eq!(mode(&sockets), 0o700);
+    let told = wait_for("a warning", || complaints(&daemon, "open to others").pop());
+    assert!(told.contains("Socket folder"), "{told}");
+}
+
 // Row: its socket path is a symbolic link or another user's
 #[test]
 fn a_socket_path_that_is_a_link_is_refused_and_its_target_untouched() {

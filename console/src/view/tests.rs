@@ -746,6 +746,9 @@ fn why_the_core_killed_it_comes_before_how_it_ended() {
     assert!(rig.picture().lines().nth(2).is_some_and(|alarm| alarm.contains(words)), "{}", rig.picture());
     rig.key(Key::Enter);
     assert!(rig.picture().contains(&format!("last exit: {words}")), "{}", rig.picture());
+    let in_one = "killed by the core: 3 pings in a row were not answered";
+    rig.snapshot(vec![PluginStatus { last_exit: Some(in_one.into()), ..crashed("acme", 1) }]);
+    assert!(rig.picture().contains(&format!("last exit: {in_one}")), "{}", rig.picture());
     rig.event(2, "acme", "stopped", r#"{"exit":"exit code 0"}"#);
     rig.snapshot(vec![PluginStatus { last_exit: Some("exit code 0".into()), ..crashed("acme", 1) }]);
     assert!(rig.picture().contains("last exit: exit code 0"), "{}", rig.picture());

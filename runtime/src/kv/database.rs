@@ -27,7 +27,7 @@ const PRUNE_ROWS_MAX: i64 = 5000;
 
 /// What each schema version changed. A new file goes through all of them, an old one through those it lacks.
 /// What has been released is never edited: another step is added.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "CREATE TABLE plugin_kv (
         plugin_id TEXT NOT NULL,
         key TEXT NOT NULL,
@@ -55,6 +55,8 @@ const STEPS: [&str; 4] = [
     ALTER TABLE plugins ADD COLUMN next_start INTEGER;
     ALTER TABLE plugins ADD COLUMN last_restart INTEGER;
     ALTER TABLE plugins ADD COLUMN last_exit TEXT;",
+    // A hash of what the plugin's file held when it was given up.
+    "ALTER TABLE plugins ADD COLUMN failed_content INTEGER;",
 ];
 pub const SCHEMA_VERSION: i64 = STEPS.len() as i64;
 
@@ -218,7 +220,8 @@ pub fn read_known(database: &Connection) -> rusqlite::Result<Known> {
         }
     };
     let mut statement = database.prepare(
-        "SELECT id, enabled, restarts, failed, failures, next_start, last_restart, last_exit FROM plugins",
+        "SELECT id, enabled, restarts, failed, failures, next_start, last_restart, last_exit, failed_content
+         FROM plugins",
     )?;
     let moment = |found: Option<i64>| found.map(i64::unsigned_abs);
     let plugins = statement.query_map([], |row| {
@@ -230,6 +233,7 @@ pub fn read_known(database: &Connection) -> rusqlite::Result<Known> {
             next_start_unix_ms: moment(row.get(5)?),
             restarted_unix_ms: moment(row.get(6)?),
             last_exit: row.get(7)?,
+            failed_content: row.get::<_, Option<i64>>(8)?.map(i64::cast_unsigned),
         };
         Ok((row.get(0)?, kept))
     })?;
@@ -414,8 +418,8 @@ pub fn keep(database: &Connection, plugin_id: &str, kept: &Kept) -> rusqlite::Re
     database
         .prepare_cached(
             "INSERT OR REPLACE INTO plugins
-             (id, enabled, restarts, failed, failures, next_start, last_restart, last_exit)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             (id, enabled, restarts, failed, failures, next_start, last_restart, last_exit, failed_content)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
             plugin_id,
@@ -426,6 +430,7 @@ pub fn keep(database: &Connection, plugin_id: &str, kept: &Kept) -> rusqlite::Re
             kept.next_start_unix_ms.map(|at| at as i64),
             kept.restarted_unix_ms.map(|at| at as i64),
             kept.last_exit,
+            kept.failed_content.map(u64::cast_signed),
         ])
         .map(drop)
 }

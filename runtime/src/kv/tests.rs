@@ -85,6 +85,7 @@ fn values_stay_within_their_plugin_and_survive_a_restart() {
         failures: 7,
         next_start_unix_ms: Some(1_700_000_000_002),
         last_exit: Some("exit code 1".into()),
+        failed_content: Some(u64::MAX - 1),
         failed: Some("it fell".into()),
     };
     store.keep("b", kept.clone());

@@ -74,6 +74,97 @@ fn a_crash_is_told_with_all_that_is_known() {
     stage.event("p", "disabled_after_crashes");
 }
 
+#[test]
+fn who_answers_pings_late_does_not_hang() {
+    let (dir, mut settings) = folder(&[]);
+    put(dir.path(), "p", "1.1", WAIT);
+    settings.adjustable.health_interval = Duration::from_millis(50);
+    // So many that a busy machine does not miss them all.
+    settings.adjustable.unanswered_pings = 20;
+    let stage = Stage::start(dir, settings);
+    let mut stream = stage.accept("p");
+    assert_eq!(action(&receive(&mut stream)), "init");
+    send(&mut stream, &json!({ "type": "lifecycle", "payload": { "action": "ready" } }));
+    let mut before = receive(&mut stream);
+    for _ in 0..30 {
+        let ping = receive(&mut stream);
+        // Of the one before, never of the newest.
+        pong(&mut stream, &before);
+        before = ping;
+    }
+    let status = stage.status("p");
+    assert_eq!((status.state, status.restarts), ("running", 0));
+    assert!(status.ping >= Some(Duration::from_millis(40)), "the time of its own ping: {:?}", status.ping);
+}
+
+#[test]
+fn a_socket_folder_that_was_taken_away_is_made_anew_and_nobody_blamed() {
+    let (dir, mut settings) = folder(&[("p", WAIT), ("q", WAIT)]);
+    settings.adjustable.health_interval = Duration::from_millis(50);
+    let sockets = settings.sockets_dir.clone();
+    let stage = Stage::start(dir, settings);
+    for plugin in ["p", "q"] {
+        stage.event(plugin, "ready");
+    }
+    std::fs::remove_dir_all(&sockets).expect("ours");
+    stage.find("that the folder is made anew", |said| match said {
+        Said::Log { message, .. } if message.contains("made anew") => Some(()),
+        _ => None,
+    });
+    for plugin in ["p", "q"] {
+        let stopped = stage.event(plugin, "stopped");
+        let reason = stopped["reason"].as_str().expect("a reason");
+        assert!(reason.contains("socket folder") && reason.contains("removed"), "{stopped}");
+        stage.event(plugin, "ready");
+        let status = stage.status(plugin);
+        assert_eq!((status.state, status.failures), ("running", 0));
+        assert!(sockets.join(format!("{plugin}.sock")).exists());
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(&sockets.metadata().expect("there").permissions());
+    assert_eq!(mode & 0o777, 0o700);
+    let unheard = stage.unheard();
+    let crash = |said: &&Said| matches!(said, Said::Event { kind: "crashed" | "unresponsive", .. });
+    assert!(unheard.iter().find(crash).is_none(), "{unheard:#?}");
+}
+
+#[test]
+fn a_start_without_a_fit_socket_folder_is_put_off_and_held_against_nobody() {
+    let (dir, mut settings) = folder(&[("p", WAIT)]);
+    // The order finds it first.
+    settings.adjustable.health_interval = PATIENCE;
+    let (sockets, evil) = (settings.sockets_dir.clone(), dir.path().join("evil"));
+    let stage = Stage::start(dir, settings);
+    stage.event("p", "ready");
+    std::fs::remove_dir_all(&sockets).expect("ours");
+    std::fs::create_dir(&evil).expect("folder");
+    std::os::unix::fs::symlink(&evil, &sockets).expect("symlink");
+    let refused = stage.order("p", toru_supervisor::Order::Restart).expect_err("refused").to_string();
+    assert!(refused.contains("put off") && refused.contains("is a symbolic link; remove it"), "{refused}");
+    let status = stage.status("p");
+    assert_eq!((status.state, status.failures, status.restarts), ("deferred", 0, 0));
+    assert!(status.last_exit.as_ref().is_some_and(|why| why.contains("symbolic link")), "{status:?}");
+    let deferred = stage.event("p", "start_deferred");
+    assert_eq!(deferred["counts_as_crash"], false);
+    assert!(deferred["reason"].as_str().is_some_and(|why| why.contains(&*sockets.to_string_lossy())));
+    assert!(deferred["remedy"].as_str().is_some_and(|what| what.contains("socket folder")), "{deferred}");
+    assert_eq!(std::fs::read_dir(&evil).expect("readable").count(), 0);
+    std::fs::remove_file(&sockets).expect("a link");
+    stage.event("p", "ready");
+    assert_eq!((stage.status("p").state, stage.status("p").failures), ("running", 0));
+}
+
+#[test]
+fn exit_127_under_a_limit_on_memory_may_be_the_limits_fault() {
+    let (dir, mut settings) = folder(&[("p", "exit 127")]);
+    let own = toru_supervisor::ProcessSettings { memory_bytes_max: Some(1 << 30), ..Default::default() };
+    settings.adjustable.process.insert("p".into(), own);
+    let stage = Stage::start(dir, settings);
+    let told = stage.event("p", "disabled_after_crashes");
+    let reason = told["reason"].as_str().expect("a reason");
+    assert!(reason.contains("127") && reason.contains("memory_bytes_max of 1073741824"), "{told}");
+    assert_eq!(stage.status("p").last_exit.as_deref(), Some(reason));
+}
+
 fn kill(stage: &Stage) {
     let pid = stage.status("p").pid.expect("it runs") as i32;
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");

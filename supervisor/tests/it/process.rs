@@ -35,7 +35,7 @@ fn settings_that_cannot_be_had_disable_the_plugin_with_the_reason() {
     let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let mut cases = vec![(
         ProcessSettings { cwd: Some("/no/such/folder".into()), ..ProcessSettings::default() },
-        "/no/such/folder is no folder",
+        "/no/such/folder cannot be entered: No such file",
     )];
     // Root may do all of this.
     if !rustix::process::geteuid().is_root() {

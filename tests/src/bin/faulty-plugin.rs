@@ -72,6 +72,8 @@ struct Plugin {
     trace: Mutex<File>,
     /// HTTP requests so far, over all connections.
     requests: AtomicU64,
+    /// The ping before this one, for who answers each only when the next has come.
+    ping_before: AtomicU64,
     /// Connections so far; numbers them in the trace.
     connections: AtomicU64,
     /// The connection that carried `init`.
@@ -133,6 +135,7 @@ impl Plugin {
             id,
             trace: Mutex::new(trace),
             requests: AtomicU64::new(0),
+            ping_before: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             lifecycle: OnceLock::new(),
             kv_waiting: Mutex::default(),
@@ -380,6 +383,13 @@ impl Plugin {
                     _ => connection.lifecycle(json!({"action": "ready"})),
                 }
             }
+            (Some("lifecycle"), Some("ping")) if self.mode == "late-pong" => {
+                let seq = payload["seq"].as_u64().unwrap_or_default();
+                let before = self.ping_before.swap(seq, Ordering::SeqCst);
+                if before > 0 {
+                    connection.lifecycle(json!({"action": "pong", "seq": before}));
+                }
+            }
             (Some("lifecycle"), Some("ping")) if !self.is_legacy() && self.mode != "no-pong" => {
                 connection.lifecycle(json!({"action": "pong", "seq": payload["seq"]}));
             }
@@ -421,8 +431,8 @@ impl Plugin {
                 let answer = request.echo();
                 self.timer.send_in(Duration::from_micros(delay), connection, answer);
             }
-            "" | "ignore-term" | "fork-child" | "no-pong" | "crash-on" | "flood-stderr" | "never-ready"
-            | "one-by-one" => {
+            "" | "ignore-term" | "fork-child" | "no-pong" | "late-pong" | "crash-on" | "flood-stderr"
+            | "never-ready" | "one-by-one" => {
                 let path = request.path.split('?').next().unwrap_or_default().to_owned();
                 let mut segments = path.trim_start_matches('/').split('/');
                 let deed = segments.next().unwrap_or_default();
