@@ -163,15 +163,7 @@ impl Daemon {
         let width = fields.keys().map(String::len).max().unwrap_or(0);
         let mut out = String::new();
         for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-            let value = match (key.as_str(), value.as_u64(), value.as_str()) {
-                ("last_restart" | "next_start", Some(unix_ms), _) => {
-                    as_str(&rfc3339_millis(unix_ms)).to_owned()
-                }
-                ("uptime_ms", Some(ms), _) => format!("{ms} ({})", duration(ms)),
-                (_, _, Some(text)) => printable(text),
-                _ => value.to_string(),
-            };
-            out.push_str(&format!("{key:>width$}  {value}\n"));
+            out.push_str(&format!("{key:>width$}  {}\n", field(key, value)));
         }
         print(&out)
     }
@@ -306,11 +298,17 @@ impl Daemon {
 
     /// `content` is its media type and its bytes.
     fn ask(&self, method: &str, path: &str, content: Option<(&str, &[u8])>) -> Result<Answer, CliError> {
-        self.ask_patiently(method, path, content, self.patience, || match method {
-            "GET" => Err(self.lost(io::ErrorKind::TimedOut.into())),
-            // A disk may be slow; a daemon that answers nothing at all is not waited for.
-            _ => self.ask("GET", "/healthz", None).map(drop),
-        })
+        let silence = || self.lost(io::ErrorKind::TimedOut.into());
+        if method == "GET" {
+            return self.ask_patiently(method, path, content, self.patience, || Err(silence()));
+        }
+        // A disk may be slow; a daemon that answers nothing at all is waited for no longer than with any other question.
+        let left = Self { patience: self.patience.saturating_sub(self.order_look), ..self.clone() };
+        let look = || match left.ask("GET", "/healthz", None) {
+            Err(CliError::Silent { .. }) => Err(silence()),
+            outcome => outcome.map(drop),
+        };
+        self.ask_patiently(method, path, content, self.order_look, look)
     }
 
     /// As [`Self::ask`], but each time that nothing came for `wait`, `look` says whether there is a point in waiting on.
@@ -386,6 +384,27 @@ impl Daemon {
         }
         CliError::Unreachable { path: self.control_socket.clone(), error }
     }
+}
+
+/// A field of a plugin's status for people: what is counted in a small unit also in one that can be read.
+fn field(key: &str, value: &Value) -> String {
+    let Some(count) = value.as_u64() else {
+        return match (value.as_str(), value.as_f64()) {
+            (Some(text), _) => printable(text),
+            (None, Some(number)) => format!("{number:.1}"),
+            (None, None) => printable(&value.to_string()),
+        };
+    };
+    let read = match key.rsplit('_').next() {
+        _ if matches!(key, "last_restart" | "next_start") => {
+            return as_str(&rfc3339_millis(count)).to_owned();
+        }
+        Some("ms") if count >= 1000 => duration(count),
+        Some("us") if count >= 1000 => latency(count),
+        Some("bytes") if count >= 1024 => bytes(count),
+        _ => return count.to_string(),
+    };
+    format!("{count} ({read})")
 }
 
 /// The question for `toru kv` as the daemon takes it.
@@ -467,9 +486,26 @@ fn segment(text: &str) -> String {
     out
 }
 
-/// Text of a plugin without what a terminal would obey.
+/// Text of a plugin without what a terminal would obey, and with what would make a line read as another told by number.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            _ if character.is_control() => out.push('\u{fffd}'),
+            // Bidirectional overrides, zero widths, tags.
+            '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}' => out.push_str(&format!("<U+{:04X}>", u32::from(character))),
+            _ => out.push(character),
+        }
+    }
+    out
 }
 
 /// A log line for people: time, level, message, then the rest as it is.
@@ -816,6 +852,43 @@ mod tests {
             daemon.order_saying("p", "restart", |state| said.push(state)).unwrap();
         });
         assert_eq!(said, ["it is stopping, process 7"; 2]);
+    }
+
+    #[test]
+    fn a_change_that_takes_long_is_waited_for_as_long_as_the_daemon_answers() {
+        let (_dir, listener, daemon) = daemon();
+        // Longer than a test may take: who looks only after all of it fails.
+        let daemon = Daemon { patience: Duration::from_secs(600), ..daemon };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (change, line) = question(&listener);
+                assert!(line.starts_with("POST /api/plugins/p/kv "), "{line}");
+                let (look, line) = question(&listener);
+                assert!(line.starts_with("GET /healthz "), "{line}");
+                // In this order no second look follows.
+                answer(change, &json!({ "success": true }));
+                answer(look, &json!({}));
+            });
+            daemon.kv("p", &kv_question("set", Some("k"), Some("v"))).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_field_is_shown_for_people() {
+        for (key, value, shown) in [
+            ("last_restart", json!(1_700_000_000_001_u64), "2023-11-14T22:13:20.001Z"),
+            ("uptime_ms", json!(3_725_000), "3725000 (1h02m)"),
+            ("p50_us", json!(340), "340"),
+            ("p99_us", json!(15_300), "15300 (15.3ms)"),
+            ("rss_bytes", json!(5 << 20), "5242880 (5.0M)"),
+            ("requests", json!(12_345), "12345"),
+            ("cpu_percent", json!(1.23456), "1.2"),
+            ("enabled", json!(true), "true"),
+            ("name", json!("evil\u{202e}exe.\u{200b}\u{1b}[2J"), "evil<U+202E>exe.<U+200B>\u{fffd}[2J"),
+            ("stderr", json!(["\u{202e}x"]), "[\"<U+202E>x\"]"),
+        ] {
+            assert_eq!(field(key, &value), shown, "{key}");
+        }
     }
 
     #[test]

@@ -385,7 +385,8 @@ fn check(args: ServeArgs) -> u8 {
     let found = match found {
         Ok(found) => found,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "toru: cannot read {}: {error}", config.plugins_dir.display());
+            let folder = config.plugins_dir.display();
+            let _ = writeln!(io::stderr(), "toru: cannot read the plugins folder {folder}: {error}");
             return exit::BAD_CONFIG;
         }
     };
@@ -401,6 +402,9 @@ fn check(args: ServeArgs) -> u8 {
     for id in lost {
         // The plugin may come later, so it is no error.
         let _ = writeln!(io::stderr(), "{warn}  [plugins.{id}] in the configuration: no plugin has this id");
+    }
+    if found.is_empty() {
+        let _ = writeln!(io::stdout(), "no plugins in {}", config.plugins_dir.display());
     }
     for (file, outcome) in &found {
         let _ = match outcome {

@@ -266,6 +266,15 @@ fn check_validates_without_starting_anything() {
     assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "{printed:?}");
     let said = format!("{}{}", text(&printed.stdout), text(&printed.stderr));
     assert!(said.contains("q.binary") && said.contains("route"), "{said}");
+    fs::remove_dir_all(&plugins).unwrap();
+    let printed = check(&stage);
+    assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "{printed:?}");
+    let said = text(&printed.stderr);
+    assert!(said.contains(&*plugins.to_string_lossy()) && said.contains("No such file"), "{said}");
+    fs::create_dir(&plugins).unwrap();
+    let printed = check(&stage);
+    assert_eq!(printed.status.code(), Some(0), "{printed:?}");
+    assert!(text(&printed.stdout).starts_with("no plugins in "), "{printed:?}");
 }
 
 #[test]
