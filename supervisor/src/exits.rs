@@ -360,17 +360,20 @@ impl Supervisor {
     /// Gives who was killed, by plugin, as far as that is known.
     pub(crate) fn sweep_former_run(&mut self) -> HashMap<String, Vec<i32>> {
         // So often one is found in the middle of an exec until it is taken for one that hides its arguments.
-        const CHANGES_MAX: u32 = 4;
+        const CHANGES_MAX: u32 = 20;
+        // What forks while the table is read can be missed in it, and who forked just before it was killed has a child
+        // that only the next look finds. Who lives a moment only can be missed again, where others come and go.
+        const QUIET_LOOKS: u32 = 2;
+        const QUIET_LOOKS_WHERE_SOME_END: u32 = 8;
         let give_up_at = Instant::now() + REMAINS_PATIENCE;
         let mut ended = vec![];
         let mut killed = vec![];
         let mut swept: HashMap<String, Vec<i32>> = HashMap::new();
         let mut strangers = HashSet::new();
         let mut changing: HashMap<ProcessId, u32> = HashMap::new();
-        let mut quiet_looks = 0;
-        // What forks while the table is read can be missed in it, and who forked just before it was killed has a child
-        // that only the next look finds: nothing found counts only the second time.
-        while quiet_looks < 2 && Instant::now() < give_up_at {
+        let mut zombies = HashSet::new();
+        let (mut quiet_looks, mut looks_wanted) = (0, QUIET_LOOKS);
+        while quiet_looks < looks_wanted && Instant::now() < give_up_at {
             let table = match Table::read() {
                 Ok(table) => table,
                 Err(error) => {
@@ -405,6 +408,9 @@ impl Supervisor {
                         strangers.insert(id);
                     }
                 }
+            }
+            if table.may_lack_some(&mut zombies) {
+                looks_wanted = QUIET_LOOKS_WHERE_SOME_END;
             }
             quiet_looks = if ended.len() == known && !undecided { quiet_looks + 1 } else { 0 };
             if undecided {

@@ -19,7 +19,7 @@
 //!
 //! This file reads `/proc` and decides; it signals and reaps nobody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -58,6 +58,8 @@ struct Row {
 pub(crate) struct Table {
     rows: BTreeMap<i32, Row>,
     children: BTreeMap<i32, Vec<i32>>,
+    /// Some ended between being listed and being read.
+    torn: bool,
 }
 
 /// A process without its parent, and all that hang below it.
@@ -101,13 +103,18 @@ impl Table {
         let newest = newest_pid();
         pids.sort_unstable_by_key(|pid| age(*pid, newest));
         let mut rows = Vec::with_capacity(pids.len());
-        for row in pids.into_iter().filter_map(read_row) {
+        let mut torn = false;
+        for pid in pids {
+            let Some(row) = read_row(pid) else {
+                torn = true;
+                continue;
+            };
             if !row.zombie {
                 meet(row.id, row.parent);
             }
             rows.push(row);
         }
-        Ok(Self::from_rows(rows))
+        Ok(Self { torn, ..Self::from_rows(rows) })
     }
 
     fn from_rows(rows: Vec<Row>) -> Self {
@@ -151,6 +158,13 @@ impl Table {
     pub fn zombies(&self, parent: i32) -> impl Iterator<Item = i32> {
         let children = self.children.get(&parent).into_iter().flatten().copied();
         children.filter(|pid| self.rows.get(pid).is_some_and(|row| row.zombie))
+    }
+
+    /// Whether some may have ended while it was read, and left others behind that are not in it: one is gone, or is a zombie
+    /// that is none of `known`, to which such are added.
+    pub fn may_lack_some(&self, known: &mut HashSet<ProcessId>) -> bool {
+        let zombies = self.rows.values().filter(|row| row.zombie);
+        zombies.fold(self.torn, |torn, row| known.insert(row.id) || torn)
     }
 
     /// Living children of `parent` that it did not spawn, and what lost its parent while the table was read.
@@ -249,8 +263,15 @@ impl Marks {
             if environment.is_empty() {
                 carried = match read("cmdline") {
                     Ok(arguments) if arguments.is_empty() => Mark::Changing,
-                    // The exec may have been over in between.
-                    Ok(_) => self.read_environment(&read("environ").unwrap_or_default()),
+                    Ok(arguments) => {
+                        let environment = read("environ").unwrap_or_default();
+                        // The exec may have been over in between, and the next begun; else it has none at all.
+                        if environment.is_empty() && !read("cmdline").is_ok_and(|now| now == arguments) {
+                            Mark::Changing
+                        } else {
+                            self.read_environment(&environment)
+                        }
+                    }
                     Err(_) => Mark::Nothing,
                 };
             }
