@@ -36,7 +36,8 @@ fn write_digits(place: &mut [u8], mut number: u64) {
 /// Milliseconds since 1970 of a moment: a day in UTC, `2026-01-01`, or RFC 3339, `2026-01-01T00:00:00.000Z` or
 /// `2026-01-01T02:00:00+02:00`; of a fraction the first three digits count.
 ///
-/// Bounds: years 1970 to 9999; nothing for any other text, or a day or time that does not exist.
+/// Bounds: years 0000 to 9999, where all before 1970 is 0; nothing for any other text, or a day or time that does not
+/// exist.
 pub fn unix_ms_of(text: &str) -> Option<u64> {
     let number = |text: &str, most: u64| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -62,9 +63,12 @@ pub fn unix_ms_of(text: &str) -> Option<u64> {
         return None;
     }
     let (year, month, day) = (number(&date[..4], 9999)?, number(&date[5..7], 12)?, number(&date[8..], 31)?);
-    if year < 1970 || month == 0 {
+    if month == 0 {
         return None;
     }
+    // The calendar is the same every 400 years.
+    let is_before_1970 = year < 1970;
+    let year = if is_before_1970 { year + 2000 } else { year };
     let days = days_from_civil(year, month, day);
     if civil_from_days(days) != (year, month, day) {
         return None;
@@ -81,7 +85,7 @@ pub fn unix_ms_of(text: &str) -> Option<u64> {
     }
     let ms = number(fraction, 999)? * 10_u64.pow(3 - fraction.len() as u32);
     let unix_ms = days * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1_000 + ms;
-    unix_ms.checked_add_signed(-offset_minutes * 60_000)
+    Some(if is_before_1970 { 0 } else { unix_ms.saturating_add_signed(-offset_minutes * 60_000) })
 }
 
 /// The inverse of [`civil_from_days`]; a day past the end of its month is one of the next.
@@ -133,6 +137,9 @@ mod tests {
         ] {
             assert_eq!(unix_ms_of(same), Some(1_709_208_000_500), "{same}");
         }
+        for early in ["1969-12-31", "0103-10-09", "0000-02-29", "1970-01-01T00:00:00+00:01"] {
+            assert_eq!(unix_ms_of(early), Some(0), "{early}");
+        }
         for bad in [
             "",
             "now",
@@ -140,13 +147,13 @@ mod tests {
             "2024-13-01",
             "2024-00-01",
             "2024-01-00",
-            "1969-12-31",
+            "1969-13-31",
+            "1900-02-29",
             "2024-1-1",
             "2024-01-01T00:00:00",
             "2024-01-01T24:00:00Z",
             "2024-01-01T00:00:00.Z",
             "2024-01-01T00:00:00.123xZ",
-            "1970-01-01T00:00:00+00:01",
             "2024-01-01T00:00Z",
             "+024-01-01",
             "2024-01-01T00:00:00+0100",
