@@ -17,6 +17,8 @@ use crate::{Command, Source, Supervisor, unix_ms};
 /// Between attempts to reach the socket of a starting plugin: from the first to the last of these.
 pub(crate) const CONNECT_RETRY_MIN: Duration = Duration::from_millis(2);
 const CONNECT_RETRY_MAX: Duration = Duration::from_millis(50);
+/// Of the reason that a plugin gives for its failed `init`.
+const FAILURE_BYTES_MAX: usize = 4096;
 
 impl Supervisor {
     /// Tries to reach the socket of a starting plugin, and hands it its `init`; or renews a lost lifeline.
@@ -162,8 +164,7 @@ impl Supervisor {
             }
             Said::Failed(error) => {
                 if matches!(plugin.state, State::Starting { .. }) {
-                    let why = if error.trim().is_empty() { "it did not say why" } else { &error };
-                    plugin.reason = Some(format!("init failed: {why}"));
+                    plugin.reason = Some(why_init_failed(&error));
                     self.drive(index, Event::Misbehaved);
                 }
             }
@@ -204,5 +205,26 @@ impl Supervisor {
         if !sent {
             self.drive(index, Event::TimerExpired);
         }
+    }
+}
+
+/// In one short text: it stands in every status from then on.
+fn why_init_failed(error: &str) -> String {
+    let (why, rest) = error.split_at(error.floor_char_boundary(FAILURE_BYTES_MAX));
+    let why = if why.trim().is_empty() { "it did not say why" } else { why };
+    let more = if rest.is_empty() { "" } else { " …" };
+    format!("init failed: {why}{more}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        assert_eq!(why_init_failed(" "), "init failed: it did not say why");
+        assert_eq!(why_init_failed("no licence"), "init failed: no licence");
+        let long = why_init_failed(&"ü".repeat(FAILURE_BYTES_MAX));
+        assert!(long.ends_with("ü …") && long.len() < FAILURE_BYTES_MAX + 30, "{}", long.len());
     }
 }
