@@ -22,6 +22,9 @@ pub const SOCKETS_DIR: &str = "/tmp/toru-plugins";
 /// Linux's `sun_path`, less its final NUL.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// A day, the longest time of a setting in milliseconds: longer is a mistake of units, and far from any overflow.
+const DAY_MS: u64 = 86_400_000;
+
 /// Which driver the workers' event loops use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -449,8 +452,7 @@ impl Source<'_> {
     }
 
     fn millis(&self, key: &str, value: &Option<Spanned<u64>>, default: u64) -> Result<Duration, ConfigError> {
-        // A day: longer is a mistake of units, and far from any overflow.
-        self.number(key, value, default, 1..=86_400_000).map(Duration::from_millis)
+        self.number(key, value, default, 1..=DAY_MS).map(Duration::from_millis)
     }
 }
 
@@ -582,10 +584,14 @@ impl SupervisorTable {
         let default = Policy::default();
         let backoff = match &self.backoff_ms {
             None => default.backoff,
-            Some(steps) if steps.as_ref().is_empty() || steps.as_ref().contains(&0) => {
-                return Err(
-                    source.error(steps, "`supervisor.backoff_ms` needs at least one step, each at least 1")
+            Some(steps)
+                if steps.as_ref().is_empty()
+                    || !steps.as_ref().iter().all(|step| (1..=DAY_MS).contains(step)) =>
+            {
+                let wanted = format!(
+                    "`supervisor.backoff_ms` needs at least one step, each from 1 to {DAY_MS} (a day)"
                 );
+                return Err(source.error(steps, &wanted));
             }
             Some(steps) => steps.as_ref().iter().copied().map(Duration::from_millis).collect(),
         };
@@ -812,6 +818,7 @@ mod tests {
             ("[server]\nlisten = \"127.0.0.1:1\"\ncolour = 1\n", "line 3, column 1"),
             ("[http]\n\nrequest_timeout_ms = 0\n", "line 3, column 22: `http.request_timeout_ms` is 0"),
             ("[supervisor]\nbackoff_ms = []\n", "line 2, column 14: `supervisor.backoff_ms`"),
+            ("[supervisor]\nbackoff_ms = [1, 86400001]\n", "each from 1 to 86400000 (a day)"),
             ("[protocol]\nmessage_bytes_max = 99999999\n", "must be from 1024 to 16777216"),
             ("[server]\ndriver = \"kqueue\"\n", "line 2, column 10"),
             ("[server]\nweb_fallback = \"../index.html\"\n", "line 2, column 16: `server.web_fallback`"),

@@ -406,6 +406,10 @@ fn check(args: ServeArgs) -> u8 {
     if found.is_empty() {
         let _ = writeln!(io::stdout(), "no plugins in {}", config.plugins_dir.display());
     }
+    if let Err(reason) = toru_supervisor::check_sockets_dir(&sockets_dir) {
+        code = exit::BAD_CONFIG;
+        let _ = writeln!(io::stderr(), "{error} {reason}");
+    }
     for (file, outcome) in &found {
         let _ = match outcome {
             Ok(metadata) => writeln!(

@@ -61,7 +61,7 @@ pub use process::{Exit, Helper, prepare};
 use remains::{Marks, ProcessId};
 use rescan::{Postponed, Rescan};
 use socket::{FolderId, SocketsDir};
-pub use socket::{Prepared, claim_sockets_dir, lock_folder};
+pub use socket::{Prepared, check_sockets_dir, claim_sockets_dir, lock_folder};
 use state::{Event, Policy, State, Want};
 
 /// Everything the supervisor is told at the start.

@@ -52,15 +52,10 @@ pub(crate) fn prepare_sockets_dir(path: &Path) -> Result<Prepared, String> {
         Err(error) => return Err(fail(error)),
     }
     let found = fs::symlink_metadata(path).map_err(fail)?;
-    let refuse = |why: String| Err(format!("the socket folder {shown} {why}"));
-    if found.file_type().is_symlink() {
-        return refuse("is a symbolic link; remove it or name another folder".into());
-    }
-    if !found.is_dir() {
-        return refuse("is no folder; remove it or name another".into());
-    }
+    check_kind(path, &found)?;
     if found.uid() != rustix::process::geteuid().as_raw() {
-        return refuse(format!("belongs to user {}; remove it or name another", found.uid()));
+        let uid = found.uid();
+        return Err(format!("the socket folder {shown} belongs to user {uid}; remove it or name another"));
     }
     let mode = found.mode() & 0o777;
     if mode != 0o700 {
@@ -68,6 +63,25 @@ pub(crate) fn prepare_sockets_dir(path: &Path) -> Result<Prepared, String> {
         prepared.mode_before = (mode & 0o077 != 0).then_some(mode);
     }
     Ok(prepared)
+}
+
+fn check_kind(path: &Path, found: &fs::Metadata) -> Result<(), String> {
+    let refuse = |why: &str| Err(format!("the socket folder {} {why}", path.display()));
+    if found.file_type().is_symlink() {
+        return refuse("is a symbolic link; remove it or name another folder");
+    }
+    if !found.is_dir() {
+        return refuse("is no folder; remove it or name another");
+    }
+    Ok(())
+}
+
+/// Looks whether any daemon would refuse what stands where the folder of the sockets is to be. Whose it has to be depends
+/// on whose the daemon is, which may be another user than who asks.
+///
+/// Errors: it is a symbolic link, or no folder; in words, with what to do.
+pub fn check_sockets_dir(path: &Path) -> Result<(), String> {
+    fs::symlink_metadata(path).map_or(Ok(()), |found| check_kind(path, &found))
 }
 
 /// Keeps other daemons out of a folder until the file is dropped: two would take each other's sockets and values.

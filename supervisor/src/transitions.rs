@@ -21,7 +21,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 /// What helps where a start was put off for want of something...
 const WANT_REMEDY: &str = "raise the daemon's limits (LimitNOFILE=, TasksMax=) or free memory";
 /// ...or of a place for the socket.
-const SOCKETS_REMEDY: &str = "remove what is in the socket folder's place; it is made anew by itself";
+const SOCKETS_REMEDY: &str = "let the daemon's user make the socket folder, with nothing else in its place; it is tried again by itself";
 
 impl Supervisor {
     pub(crate) fn drive(&mut self, index: usize, event: Event) {

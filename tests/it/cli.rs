@@ -275,6 +275,11 @@ fn check_validates_without_starting_anything() {
     let printed = check(&stage);
     assert_eq!(printed.status.code(), Some(0), "{printed:?}");
     assert!(text(&printed.stdout).starts_with("no plugins in "), "{printed:?}");
+    let sockets = stage.root().join("link");
+    std::os::unix::fs::symlink(stage.root(), &sockets).unwrap();
+    let printed = output(check_command(&stage).arg("--socket-dir").arg(sockets));
+    assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "as a start would refuse it: {printed:?}");
+    assert!(text(&printed.stderr).contains("is a symbolic link"), "{printed:?}");
 }
 
 #[test]
