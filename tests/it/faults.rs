@@ -642,7 +642,8 @@ fn an_answer_to_a_ping_counts_however_late_it_comes() {
     wait_for("more pings than may go unanswered", || (pings() >= 30).then_some(()));
     let status = daemon.status("p").unwrap();
     assert_eq!((&status["state"], &status["restarts"]), (&json!("running"), &json!(0)), "{status}");
-    assert_eq!(status["health"], "healthy");
+    // On a busy machine it may be two answers behind for a moment.
+    daemon.wait_status("p", "healthy", |status| status["health"] == "healthy");
     assert!(!daemon.events("p").iter().any(|(kind, _)| kind == "unresponsive"));
 }
 
