@@ -1,5 +1,6 @@
 //! Words and numbers as the screen shows them, and what of foreign text may reach a terminal. Pure.
 
+use toru_plugin_api::status::is_format;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Foreign text made harmless and put on one line.
@@ -17,16 +18,9 @@ pub fn clean(text: &str) -> String {
                 out.push(char::from(character as u8 + b'@'));
             }
             '\u{7f}' => out.push_str("^?"),
-            '\u{80}'..='\u{9f}'
-            | '\u{ad}'
-            | '\u{61c}'
-            | '\u{180e}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}' => out.push_str(&format!("<U+{:04X}>", character as u32)),
+            _ if character.is_control() || is_format(character) => {
+                out.push_str(&format!("<U+{:04X}>", u32::from(character)));
+            }
             _ => out.push(character),
         }
     }

@@ -4,6 +4,24 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Whether a character shows nothing and makes what is around it read as another text: bidirectional overrides, zero
+/// widths, tags. What the daemon tells holds plugins' words, and who prints them shows such by number.
+#[doc(hidden)]
+pub fn is_format(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
+}
+
 /// One plugin at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -13,7 +13,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use toru_plugin_api::status::PluginStatus;
+use toru_plugin_api::status::{PluginStatus, is_format};
 use toru_plugin_api::time::{as_str, rfc3339_millis, unix_ms_of};
 use toru_supervisor::Skipped;
 
@@ -492,16 +492,7 @@ fn printable(text: &str) -> String {
     for character in text.chars() {
         match character {
             _ if character.is_control() => out.push('\u{fffd}'),
-            // Bidirectional overrides, zero widths, tags.
-            '\u{ad}'
-            | '\u{61c}'
-            | '\u{180e}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}' => out.push_str(&format!("<U+{:04X}>", u32::from(character))),
+            _ if is_format(character) => out.push_str(&format!("<U+{:04X}>", u32::from(character))),
             _ => out.push(character),
         }
     }
