@@ -95,7 +95,13 @@ pub fn encode_http_response<'f>(
     body: &[u8],
     frame_bytes_max: usize,
 ) -> Result<(), FrameError> {
-    out.reserve(body.len() + 256);
+    let text = std::str::from_utf8(body);
+    // A new buffer for a large body shall have room for it once, with an escape every eight bytes.
+    let content_bytes = match text {
+        Ok(_) => body.len() + body.len() / 8,
+        Err(_) => body.len().div_ceil(3) * 4,
+    };
+    out.reserve(content_bytes.min(frame_bytes_max) + 256);
     let mark = begin_message(out, framing, "http", response.timestamp, Some(response.request_id));
     out.extend_from_slice(b"{\"status\":");
     write_u64(out, u64::from(response.status));
@@ -105,7 +111,7 @@ pub fn encode_http_response<'f>(
     out.extend_from_slice(b",\"body\":");
     // What is longer than the frame before escaping needs no escaping to be refused.
     if mark.json_bytes(out) + body.len() <= frame_bytes_max {
-        match std::str::from_utf8(body) {
+        match text {
             Ok(text) => write_string(out, text),
             Err(_) => {
                 write_base64(out, body);

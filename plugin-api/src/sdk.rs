@@ -127,6 +127,7 @@ use crate::metadata::Metadata;
 mod context;
 mod http;
 mod lead;
+mod outbox;
 #[cfg_attr(not(feature = "tokio-uring"), path = "sdk/no_ring.rs")]
 mod ring;
 mod serve;

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -28,6 +28,7 @@ use tokio::task::AbortHandle;
 use super::context::{KvAnswer, KvError, PluginContext, Start};
 use super::http::{HttpRequest, HttpResponse, KvRequest, KvResponse, PluginResult};
 use super::lead::Lead;
+use super::outbox::Outbox;
 use super::ring::{Inbox, Readers};
 use super::{PluginError, ToruPlugin};
 use crate::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_LIMIT, FrameError, Framing};
@@ -53,8 +54,8 @@ const UNWRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// With more than this waiting to be written, log lines are lost.
 const UNWRITTEN_BYTES_MAX_FOR_LOGS: usize = 1024 * 1024;
 
-/// An output buffer that grew past this is given back once it is written.
-const OUT_BYTES_KEPT: usize = 1024 * 1024;
+/// About what a frame without content of its own takes.
+const SMALL_FRAME_BYTES: usize = 256;
 
 /// A handler that takes longer than this between two `await`s holds up the requests behind it...
 const SLOW_POLL: Duration = Duration::from_micros(200);
@@ -371,10 +372,8 @@ pub(super) struct Connection {
 struct State {
     open: bool,
     framing: Framing,
-    /// Frames to be written; `..written` is.
-    /// INVARIANT: `written <= out.len()`.
-    out: Vec<u8>,
-    written: usize,
+    /// Frames to be written.
+    out: Outbox,
     /// Handlers with tasks of their own, which `cancel` can find.
     tasks: HashMap<String, AbortHandle>,
     /// Those that answer kv requests, whose ids are apart from the others'.
@@ -392,32 +391,19 @@ struct State {
 }
 
 impl State {
-    /// Lets `encode` append a frame.
-    fn append<R>(&mut self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
+    /// Lets `encode` append a frame of about so many bytes.
+    fn append<R>(&mut self, frame_bytes: usize, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = since_1970.as_millis() as u64;
         if self.timestamp.0 != unix_ms {
             self.timestamp = (unix_ms, rfc3339_millis(unix_ms));
         }
-        encode(&mut self.out, self.framing, as_str(&self.timestamp.1))
+        let (framing, timestamp) = (self.framing, as_str(&self.timestamp.1));
+        self.out.append(frame_bytes, |out| encode(out, framing, timestamp))
     }
 
     fn unwritten(&self) -> usize {
-        self.out.len() - self.written
-    }
-
-    /// Gives back the room of what is written, once that is at least half, so that each byte is moved once on average.
-    ///
-    /// Under steady load there may always be something unwritten, so waiting for all of it would be waiting for ever.
-    fn forget_written(&mut self) {
-        if self.written < self.unwritten() {
-            return;
-        }
-        self.out.drain(..self.written);
-        self.written = 0;
-        if self.out.capacity() > OUT_BYTES_KEPT.max(4 * self.out.len()) {
-            self.out.shrink_to(2 * self.out.len());
-        }
+        self.out.unwritten()
     }
 }
 
@@ -441,8 +427,13 @@ impl Connection {
 
     /// Appends a frame, to be written soon.
     pub fn send<R>(&self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
+        self.send_sized(SMALL_FRAME_BYTES, encode)
+    }
+
+    /// The same for a frame of about so many bytes.
+    fn send_sized<R>(&self, frame_bytes: usize, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
         let mut state = lock(&self.state);
-        let result = state.append(encode);
+        let result = state.append(frame_bytes, encode);
         self.ask_for_turn(state);
         result
     }
@@ -465,13 +456,13 @@ impl Connection {
         if lost > 0 {
             let message = format!("{lost} log lines were lost: the core did not read them in time");
             state
-                .append(|out, framing, timestamp| {
+                .append(SMALL_FRAME_BYTES, |out, framing, timestamp| {
                     encode_log(out, framing, timestamp, "warn", &message, "", usize::MAX)
                 })
                 .expect("a short line");
         }
         // Not even cut it fits only where the limit is absurdly small.
-        if state.append(encode).is_err() {
+        if state.append(SMALL_FRAME_BYTES, encode).is_err() {
             state.logs_lost += 1;
         }
         self.ask_for_turn(state);
@@ -492,16 +483,15 @@ impl Connection {
     /// Writes what the socket takes now.
     fn flush(&self, state: &mut State) -> Result<(), Errno> {
         let is_full = state.unwritten() >= UNWRITTEN_BYTES_MAX;
-        while state.unwritten() > 0 {
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match rustix::net::send(&self.stream, &state.out[state.written..], flags) {
-                Ok(written) => state.written += written,
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-            }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = state.out.write(|pieces| match pieces {
+            [piece] => retry_on_intr(|| rustix::net::send(&self.stream, piece, flags)),
+            _ => retry_on_intr(|| sendmsg(&self.stream, pieces, &mut SendAncillaryBuffer::default(), flags)),
+        });
+        match sent {
+            Ok(()) | Err(Errno::AGAIN) => {}
+            Err(error) => return Err(error),
         }
-        state.forget_written();
         if is_full && state.unwritten() < UNWRITTEN_BYTES_MAX {
             self.room.notify_waiters();
         }
@@ -532,7 +522,8 @@ impl Connection {
         };
         // Twice at most: what says that a response was too large is small.
         loop {
-            let encoded = self.send(|out, framing, timestamp| {
+            let frame_bytes = SMALL_FRAME_BYTES + response.body.len();
+            let encoded = self.send_sized(frame_bytes, |out, framing, timestamp| {
                 let (request_id, status) = (ids.request_id(), response.status);
                 let start = ResponseStart { request_id, timestamp, status };
                 let headers = response.headers.iter().map(|(name, value)| (&**name, &**value));
@@ -762,8 +753,7 @@ impl Driver {
             state: Mutex::new(State {
                 open: true,
                 framing: Framing::Length,
-                out: Vec::new(),
-                written: 0,
+                out: Outbox::default(),
                 tasks: HashMap::new(),
                 kv_tasks: HashMap::new(),
                 in_flight: 0,
@@ -997,8 +987,9 @@ impl Driver {
                 if seq.is_some() || self.shared.control_connection().is_none() {
                     *lock(&self.shared.control) = Arc::downgrade(connection);
                 }
-                lock(&connection.state)
-                    .append(|out, framing, timestamp| encode_pong(out, framing, timestamp, seq));
+                lock(&connection.state).append(SMALL_FRAME_BYTES, |out, framing, timestamp| {
+                    encode_pong(out, framing, timestamp, seq);
+                });
             }
             CoreMessage::KvReply { request_id, reply } => self.shared.answer_kv(&request_id, reply),
             CoreMessage::KvRequest { request_id, request } => {
