@@ -52,8 +52,11 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn string(&mut self) -> Option<&'a str> {
         let end = next_to_escape(self.0.as_bytes())?;
-        let (string, rest) = self.0.split_at_checked(end)?;
-        self.0 = rest.strip_prefix('"')?;
+        if self.0.as_bytes()[end] != b'"' {
+            return None;
+        }
+        let string = self.0.get(..end)?;
+        self.0 = self.0.get(end + 1..)?;
         Some(string)
     }
 
@@ -63,9 +66,24 @@ impl<'a> Cursor<'a> {
         if self.0.as_bytes()[end] == b'"' {
             return self.string().map(Cow::Borrowed);
         }
-        let bytes = self.unescape(end, 128)?;
+        let bytes = self.unescape(end, Vec::with_capacity(128))?;
         // Made of text and of whole characters.
         String::from_utf8(bytes).ok().map(Cow::Owned)
+    }
+
+    /// The same, unescaped into `room` if need be, whatever that held.
+    #[cfg(feature = "sdk")]
+    pub fn text_in<'t>(&mut self, room: &'t mut Vec<u8>) -> Option<&'t str>
+    where
+        'a: 't,
+    {
+        let end = next_to_escape(self.0.as_bytes())?;
+        if self.0.as_bytes()[end] == b'"' {
+            return self.string();
+        }
+        room.clear();
+        *room = self.unescape(end, std::mem::take(room))?;
+        std::str::from_utf8(room).ok()
     }
 
     /// The same for a content, which is most of its frame: what is allocated has room for all of it.
@@ -74,18 +92,17 @@ impl<'a> Cursor<'a> {
         if self.0.as_bytes()[end] == b'"' {
             return self.string().map(|text| Cow::Borrowed(text.as_bytes()));
         }
-        self.unescape(end, self.0.len()).map(Cow::Owned)
+        self.unescape(end, Vec::with_capacity(self.0.len())).map(Cow::Owned)
     }
 
-    /// The rest of a string of which the first `clear` bytes have no escape.
+    /// Appends the rest of a string of which the first `clear` bytes have no escape.
     ///
     /// Where one is, more are: so each block is copied as it is, whatever is in it, and what is behind an escape is copied
     /// again to its place.
-    fn unescape(&mut self, clear: usize, room: usize) -> Option<Vec<u8>> {
+    fn unescape(&mut self, clear: usize, mut text: Vec<u8>) -> Option<Vec<u8>> {
         /// Bytes for which room is made at a time.
         const AT_ONCE: usize = 256;
         let (clear, mut rest) = self.0.as_bytes().split_at_checked(clear)?;
-        let mut text = Vec::with_capacity(room);
         text.extend_from_slice(clear);
         loop {
             let mut to = text.len();

@@ -4,7 +4,7 @@
 //! A 1.0 plugin gets the fields and message types of 1.0 and nothing else.
 //! Source: PROTOCOL.md, "Messages".
 
-mod usual;
+pub(crate) mod usual;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -513,7 +513,8 @@ impl<'a> CoreMessage<'a> {
         usual::read(frame).map_or_else(|| Self::read_general(frame), Ok)
     }
 
-    fn read_general(frame: &'a [u8]) -> Result<Self, MessageError> {
+    /// The same for a frame that is not the usual request.
+    pub(crate) fn read_general(frame: &'a [u8]) -> Result<Self, MessageError> {
         let mut envelope = Envelope::default();
         let mut json = serde_json::Deserializer::from_slice(frame);
         Fill(&mut envelope)

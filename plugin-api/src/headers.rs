@@ -7,6 +7,9 @@ use crate::json::{is_plain, write_latin1_content, write_string_content};
 /// Up to here repeats are looked for pairwise; beyond, by sorting. Browsers send 10 to 20 fields.
 const PAIRWISE_MAX: usize = 32;
 
+/// So many take less room to be taken down.
+const FEW: usize = 4;
+
 /// What becomes of a field that occurs more than once.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeats {
@@ -22,8 +25,21 @@ pub(crate) fn write_headers<'f>(
     repeats: Repeats,
     headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
 ) {
+    // An answer has one or two, and need not prepare for more.
+    if headers.size_hint().1.is_some_and(|most| most <= FEW) {
+        write_up_to::<FEW>(out, repeats, headers);
+    } else {
+        write_up_to::<PAIRWISE_MAX>(out, repeats, headers);
+    }
+}
+
+fn write_up_to<'f, const MOST: usize>(
+    out: &mut Vec<u8>,
+    repeats: Repeats,
+    headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+) {
     // Taken down once: to find out which fields there are can cost more than to look at them.
-    let mut few = [("", &[][..]); PAIRWISE_MAX];
+    let mut few = [("", &[][..]); MOST];
     let mut count = 0;
     let mut rest = headers.clone();
     for (place, field) in few.iter_mut().zip(&mut rest) {
@@ -115,15 +131,30 @@ fn write_field<'f>(out: &mut Vec<u8>, repeats: Repeats, name: &str, values: impl
 /// RFC 9110, 5.6.2: what a header name may be.
 #[cfg(any(feature = "core", feature = "sdk"))]
 pub(crate) fn is_token(name: &str) -> bool {
-    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !name.is_empty() && name.bytes().all(is_token_byte)
+    const IN_TOKENS: [bool; 256] = {
+        let mut bytes = [false; 256];
+        let mut byte = 0;
+        while byte < 128_u8 {
+            bytes[byte as usize] = byte.is_ascii_alphanumeric();
+            byte += 1;
+        }
+        let others = b"!#$%&'*+-.^_`|~";
+        let mut index = 0;
+        while index < others.len() {
+            bytes[others[index] as usize] = true;
+            index += 1;
+        }
+        bytes
+    };
+    !name.is_empty() && name.bytes().all(|byte| IN_TOKENS[usize::from(byte)])
 }
 
 /// RFC 9110, 5.5: what a header value may be. CR, LF and NUL would end the field; no other control character means
 /// anything in one.
 #[cfg(any(feature = "core", feature = "sdk"))]
 pub(crate) fn is_field_value(value: &str) -> bool {
-    !value.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f)
+    // All are looked at, which goes many at a time.
+    !value.bytes().fold(false, |found, byte| found | (byte < b' ' && byte != b'\t') | (byte == 0x7f))
 }
 
 fn name_bit(name: &str) -> u64 {

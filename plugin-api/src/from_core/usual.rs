@@ -12,10 +12,54 @@ use base64::engine::general_purpose::STANDARD;
 use super::{CoreMessage, HttpRequestMessage};
 use crate::cursor::Cursor;
 
+/// How every request begins.
+const START: &str = r#"{"type":"http","timestamp":""#;
+
 /// `None` leaves the frame to the general reader.
 pub(super) fn read(frame: &[u8]) -> Option<CoreMessage<'_>> {
+    let mut headers = Vec::with_capacity(16);
+    let request = read_request(frame, &mut headers)?;
+    let message = HttpRequestMessage {
+        method: Cow::Borrowed(request.method),
+        path: Cow::Borrowed(request.path),
+        headers,
+        body: request.body,
+        remote_addr: request.remote_addr.map(Cow::Borrowed),
+        timeout_ms: request.timeout_ms,
+    };
+    Some(CoreMessage::Http { request_id: Cow::Borrowed(request.request_id), request: message })
+}
+
+/// A request but for its header fields; see [`HttpRequestMessage`].
+pub(crate) struct UsualRequest<'a> {
+    pub request_id: &'a str,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub body: Cow<'a, [u8]>,
+    pub remote_addr: Option<&'a str>,
+    pub timeout_ms: Option<u64>,
+}
+
+/// What takes header fields in their order.
+pub(crate) trait Fields<'a> {
+    /// The value is the rest of the string at the cursor.
+    fn take(&mut self, name: &'a str, at: &mut Cursor<'a>) -> Option<()>;
+}
+
+impl<'a> Fields<'a> for Vec<(Cow<'a, str>, Cow<'a, str>)> {
+    fn take(&mut self, name: &'a str, at: &mut Cursor<'a>) -> Option<()> {
+        self.push((Cow::Borrowed(name), at.text()?));
+        Some(())
+    }
+}
+
+/// `None` leaves the frame to the general reader, whatever `headers` has been given.
+pub(crate) fn read_request<'a>(frame: &'a [u8], headers: &mut impl Fields<'a>) -> Option<UsualRequest<'a>> {
+    if !frame.starts_with(START.as_bytes()) {
+        return None;
+    }
     let mut at = Cursor::new(frame)?;
-    at.skip(r#"{"type":"http","timestamp":""#)?;
+    at.skip(START)?;
     at.string()?;
     at.skip(r#","request_id":""#)?;
     let request_id = at.string()?;
@@ -26,10 +70,10 @@ pub(super) fn read(frame: &[u8]) -> Option<CoreMessage<'_>> {
     at.skip(r#","path":""#)?;
     let path = at.string()?;
     at.skip(r#","headers":{"#)?;
-    let headers = headers(&mut at)?;
+    read_headers(&mut at, headers)?;
     let mut remote_addr = None;
     if at.skip(r#","remote_addr":""#).is_some() {
-        remote_addr = Some(Cow::Borrowed(at.string()?));
+        remote_addr = Some(at.string()?);
     }
     let mut timeout_ms = None;
     if at.skip(r#","timeout_ms":"#).is_some() {
@@ -37,34 +81,23 @@ pub(super) fn read(frame: &[u8]) -> Option<CoreMessage<'_>> {
     }
     at.skip(r#","body":"#)?;
     let body = body(at.0.strip_suffix("}}}")?)?;
-    let request = HttpRequestMessage {
-        method: Cow::Borrowed(method),
-        path: Cow::Borrowed(path),
-        headers,
-        body,
-        remote_addr,
-        timeout_ms,
-    };
-    Some(CoreMessage::Http { request_id: Cow::Borrowed(request_id), request })
+    Some(UsualRequest { request_id, method, path, body, remote_addr, timeout_ms })
 }
 
-type Header<'a> = (Cow<'a, str>, Cow<'a, str>);
-
 /// The rest of the object whose brace was skipped.
-fn headers<'a>(at: &mut Cursor<'a>) -> Option<Vec<Header<'a>>> {
-    let mut headers = Vec::with_capacity(16);
+fn read_headers<'a>(at: &mut Cursor<'a>, headers: &mut impl Fields<'a>) -> Option<()> {
     if at.skip("}").is_some() {
-        return Some(headers);
+        return Some(());
     }
     loop {
         at.skip("\"")?;
         let name = at.string()?;
         if at.skip(":\"").is_some() {
-            headers.push((Cow::Borrowed(name), at.text()?));
+            headers.take(name, at)?;
         } else {
             at.skip(":[\"")?;
             loop {
-                headers.push((Cow::Borrowed(name), at.text()?));
+                headers.take(name, at)?;
                 if at.skip("]").is_some() {
                     break;
                 }
@@ -72,7 +105,7 @@ fn headers<'a>(at: &mut Cursor<'a>) -> Option<Vec<Header<'a>>> {
             }
         }
         if at.skip("}").is_some() {
-            return Some(headers);
+            return Some(());
         }
         at.skip(",")?;
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::cursor::Cursor;
+use crate::from_core::usual;
 use crate::from_core::{HttpRequestMessage, KvReply, KvRequestMessage};
 use crate::json::{write_string, write_u64};
 
@@ -37,10 +39,7 @@ pub struct HttpRequest {
 
 impl HttpRequest {
     pub(crate) fn from_message(request_id: String, message: HttpRequestMessage<'_>) -> Self {
-        let (path, query) = match message.path.split_once('?') {
-            Some((path, query)) => (path.to_owned(), query.to_owned()),
-            None => (message.path.into_owned(), String::new()),
-        };
+        let (path, query) = path_and_query(&message.path);
         let mut headers = Headers::default();
         headers.spans.reserve(message.headers.len());
         headers.text.reserve(message.headers.iter().map(|(name, value)| name.len() + value.len()).sum());
@@ -57,6 +56,28 @@ impl HttpRequest {
             remote_addr: message.remote_addr.map(Cow::into_owned),
             timeout: message.timeout_ms.map(Duration::from_millis),
         }
+    }
+
+    /// A request in the usual shape, with the ids that an answer needs; `None` leaves it to
+    /// [`from_message`](Self::from_message).
+    ///
+    /// `room` is for what is unescaped.
+    pub(crate) fn read<'f>(frame: &'f [u8], room: &mut Vec<u8>) -> Option<(Self, Ids<'f>)> {
+        let mut fields = Fill { headers: Headers::default(), room, known_id: None };
+        let usual = usual::read_request(frame, &mut fields)?;
+        let (path, query) = path_and_query(usual.path);
+        let ids = Ids { request_id: usual.request_id, known_id: fields.known_id.unwrap_or(usual.request_id) };
+        let request = Self {
+            request_id: usual.request_id.to_owned(),
+            method: usual.method.to_owned(),
+            path,
+            query,
+            headers: fields.headers,
+            body: usual.body.into_owned(),
+            remote_addr: usual.remote_addr.map(str::to_owned),
+            timeout: usual.timeout_ms.map(Duration::from_millis),
+        };
+        Some((request, ids))
     }
 
     /// The request's id outside of its connection: the `x-request-id` that the client and the core's log know.
@@ -90,6 +111,49 @@ impl HttpRequest {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decode_query(name), decode_query(value))
         })
+    }
+}
+
+fn path_and_query(target: &str) -> (String, String) {
+    match target.split_once('?') {
+        Some((path, query)) => (path.to_owned(), query.to_owned()),
+        None => (target.to_owned(), String::new()),
+    }
+}
+
+/// What a request is known by.
+#[derive(Clone, Copy)]
+pub(crate) struct Ids<'a> {
+    /// What the answer carries.
+    pub request_id: &'a str,
+    /// What client and log are told; see [`HttpRequest::known_id`].
+    pub known_id: &'a str,
+}
+
+/// Fills in [`Headers`].
+struct Fill<'f, 'r> {
+    headers: Headers,
+    room: &'r mut Vec<u8>,
+    /// The first `x-request-id`.
+    known_id: Option<&'f str>,
+}
+
+impl<'f> usual::Fields<'f> for Fill<'f, '_> {
+    fn take(&mut self, name: &'f str, at: &mut Cursor<'f>) -> Option<()> {
+        if self.headers.spans.is_empty() {
+            // What the usual request needs.
+            self.headers.spans.reserve(16);
+            self.headers.text.reserve(512);
+        }
+        if self.known_id.is_none() && name.eq_ignore_ascii_case("x-request-id") {
+            // An escaped one is left to the general reader.
+            let value = at.string()?;
+            self.known_id = Some(value);
+            self.headers.append(name, value);
+        } else {
+            self.headers.append(name, at.text_in(self.room)?);
+        }
+        Some(())
     }
 }
 
@@ -407,6 +471,55 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for PluginError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::{Decoder, Framing};
+    use crate::from_core::{CoreMessage, HttpRequestFrame, RequestStart};
+    use crate::metadata::Protocol;
+
+    #[test]
+    fn the_usual_request_is_what_any_other_reader_says() {
+        let some: [&[(&str, &[u8])]; 5] = [
+            &[],
+            &[("host", b"a"), ("cookie", b"a=1"), ("accept", b"*/*"), ("Cookie", b"b=\"2\"")],
+            &[
+                ("X-Request-Id", b"first"),
+                ("forwarded", b"for=\"127.0.0.1\";host=\"a:1\""),
+                ("x-long", &[b'"'; 300]),
+            ],
+            &[("x-request-id", b"one"), ("accept", b"caf\xe9 \\"), ("x-request-id", b"two")],
+            // Left to the other reader, because the id has an escape.
+            &[("x-request-id", b"a\"b")],
+        ];
+        let (mut room, mut usual) = (b"what was there".to_vec(), 0);
+        for headers in some {
+            for (path, body) in [("/", &b""[..]), ("/a?b=%20c&d", b"{\"k\":\n1}"), ("/%C3%A9?", b"\xff\x00")]
+            {
+                let start = RequestStart {
+                    request_id: "0-1f-3",
+                    timestamp: "2026-01-01T00:00:00.000Z",
+                    method: "POST",
+                    path,
+                    remote_addr: Some("127.0.0.1:1"),
+                    timeout_ms: Some(30_000),
+                };
+                let frame =
+                    HttpRequestFrame::start(Framing::Length, Protocol::V1_1, &start, headers.iter().copied())
+                        .finish(body, 1_000_000)
+                        .expect("it fits");
+                let mut decoder = Decoder::new(Framing::Length, 1_000_000);
+                decoder.feed(&frame);
+                let json = &*decoder.next_frame().expect("valid").expect("whole");
+                let Ok(CoreMessage::Http { request_id, request }) = CoreMessage::read_general(json) else {
+                    panic!("{}", json.escape_ascii());
+                };
+                let expect = HttpRequest::from_message(request_id.into_owned(), request);
+                let Some((read, ids)) = HttpRequest::read(json, &mut room) else { continue };
+                usual += 1;
+                assert_eq!(format!("{read:?}"), format!("{expect:?}"));
+                assert_eq!((ids.request_id, ids.known_id), ("0-1f-3", expect.known_id()));
+            }
+        }
+        assert_eq!(usual, 4 * 3);
+    }
 
     #[test]
     fn queries() {

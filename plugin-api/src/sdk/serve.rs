@@ -26,7 +26,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::context::{KvAnswer, KvError, PluginContext, Start};
-use super::http::{HttpRequest, HttpResponse, KvRequest, KvResponse, PluginResult};
+use super::http::{HttpRequest, HttpResponse, Ids, KvRequest, KvResponse, PluginResult};
 use super::lead::Lead;
 use super::outbox::Outbox;
 use super::ring::{Inbox, Readers};
@@ -62,6 +62,9 @@ const SLOW_POLL: Duration = Duration::from_micros(200);
 
 /// ...so this many requests after it get tasks of their own, which other threads can take.
 const TASKS_AFTER_SLOW: u32 = 256;
+
+/// What a header value with escapes needs at most, by far.
+const ROOM_BYTES_KEPT: usize = 64 * 1024;
 
 /// For a `shutdown` without a deadline, and for SIGTERM, after which the core waits 2 s.
 const STOP_DEADLINE_DEFAULT: Duration = Duration::from_millis(1500);
@@ -390,10 +393,23 @@ struct State {
     timestamp: (u64, [u8; 24]),
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 impl State {
-    /// Lets `encode` append a frame of about so many bytes.
+    /// Lets `encode` append a frame of about so many bytes, made now.
     fn append<R>(&mut self, frame_bytes: usize, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.append_at(since_1970(), frame_bytes, encode)
+    }
+
+    /// The same for a frame made at a known moment.
+    fn append_at<R>(
+        &mut self,
+        since_1970: Duration,
+        frame_bytes: usize,
+        encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R,
+    ) -> R {
         let unix_ms = since_1970.as_millis() as u64;
         if self.timestamp.0 != unix_ms {
             self.timestamp = (unix_ms, rfc3339_millis(unix_ms));
@@ -427,13 +443,8 @@ impl Connection {
 
     /// Appends a frame, to be written soon.
     pub fn send<R>(&self, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
-        self.send_sized(SMALL_FRAME_BYTES, encode)
-    }
-
-    /// The same for a frame of about so many bytes.
-    fn send_sized<R>(&self, frame_bytes: usize, encode: impl FnOnce(&mut Vec<u8>, Framing, &str) -> R) -> R {
         let mut state = lock(&self.state);
-        let result = state.append(frame_bytes, encode);
+        let result = state.append(SMALL_FRAME_BYTES, encode);
         self.ask_for_turn(state);
         result
     }
@@ -498,53 +509,56 @@ impl Connection {
         Ok(())
     }
 
-    /// Appends the answer to a request, whatever came of it.
+    /// Appends the answer to a request, whatever came of it at this moment; gives the bytes that are unwritten then.
     fn respond(
         &self,
         ctx: &PluginContext,
-        ids: &RequestIds,
+        ids: Ids<'_>,
         outcome: Result<PluginResult<HttpResponse>, Panic>,
+        since_1970: Duration,
         frame_bytes_max: usize,
-    ) {
+    ) -> usize {
         let (mut response, mut complaint) = match outcome {
             Ok(Ok(response)) => match fault_of(&response) {
                 None => (response, None),
                 Some(fault) => (
-                    HttpResponse::problem(500, "the plugin made a bad response", ids.known_id()),
+                    HttpResponse::problem(500, "the plugin made a bad response", ids.known_id),
                     Some(fault.to_owned()),
                 ),
             },
-            Ok(Err(error)) => error.into_response(ids.known_id()),
+            Ok(Err(error)) => error.into_response(ids.known_id),
             Err(panic) => (
-                HttpResponse::problem(500, "the plugin failed to handle the request", ids.known_id()),
+                HttpResponse::problem(500, "the plugin failed to handle the request", ids.known_id),
                 Some(format!("panicked: {}", panic_text(&*panic))),
             ),
         };
         // Twice at most: what says that a response was too large is small.
-        loop {
+        let unwritten = loop {
+            let mut state = lock(&self.state);
             let frame_bytes = SMALL_FRAME_BYTES + response.body.len();
-            let encoded = self.send_sized(frame_bytes, |out, framing, timestamp| {
-                let (request_id, status) = (ids.request_id(), response.status);
-                let start = ResponseStart { request_id, timestamp, status };
+            let encoded = state.append_at(since_1970, frame_bytes, |out, framing, timestamp| {
+                let start = ResponseStart { request_id: ids.request_id, timestamp, status: response.status };
                 let headers = response.headers.iter().map(|(name, value)| (&**name, &**value));
-                let limit = frame_bytes_max;
-                encode_http_response(out, framing, &start, headers, &response.body, limit)
+                encode_http_response(out, framing, &start, headers, &response.body, frame_bytes_max)
             });
+            let unwritten = state.unwritten();
+            self.ask_for_turn(state);
             let Err(error) = encoded else {
-                break;
+                break unwritten;
             };
             if complaint.is_some() {
-                break;
+                break unwritten;
             }
             complaint = Some(format!("made too large a response: {error}"));
             let detail = "the plugin made a response larger than a message can be";
-            response = HttpResponse::problem(500, detail, ids.known_id());
-        }
+            response = HttpResponse::problem(500, detail, ids.known_id);
+        };
         if let Some(complaint) = complaint {
             ctx.log
-                .with(serde_json::json!({ "request_id": ids.known_id() }))
+                .with(serde_json::json!({ "request_id": ids.known_id }))
                 .error(format!("a request handler {complaint}"));
         }
+        unwritten
     }
 
     /// Appends the answer to a kv request, whatever came of it.
@@ -587,7 +601,7 @@ impl Connection {
     }
 }
 
-/// The ids of a request that is being handled, in one allocation: every request has them.
+/// [`Ids`] of their own, in one allocation, for a request that outlives its frame.
 struct RequestIds {
     both: String,
     /// How much of it is the first.
@@ -595,19 +609,13 @@ struct RequestIds {
 }
 
 impl RequestIds {
-    fn of(request: &HttpRequest) -> Self {
-        let both = [request.request_id.as_str(), request.known_id()].concat();
-        Self { both, request_id_bytes: request.request_id.len() }
+    fn new(ids: Ids<'_>) -> Self {
+        Self { both: [ids.request_id, ids.known_id].concat(), request_id_bytes: ids.request_id.len() }
     }
 
-    /// What the answer carries.
-    fn request_id(&self) -> &str {
-        &self.both[..self.request_id_bytes]
-    }
-
-    /// What client and log are told.
-    fn known_id(&self) -> &str {
-        &self.both[self.request_id_bytes..]
+    fn get(&self) -> Ids<'_> {
+        let (request_id, known_id) = self.both.split_at(self.request_id_bytes);
+        Ids { request_id, known_id }
     }
 }
 
@@ -650,10 +658,10 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
 ///
 /// What the future left behind is only dropped afterwards, never used.
 fn poll_guarded<T>(
-    future: &mut Pin<&mut (dyn Future<Output = T> + Send + '_)>,
+    future: Pin<&mut (dyn Future<Output = T> + Send + '_)>,
     task: &mut Context<'_>,
 ) -> Poll<Result<T, Panic>> {
-    match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(task))) {
+    match catch_unwind(AssertUnwindSafe(|| future.poll(task))) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Err(panic) => Poll::Ready(Err(panic)),
@@ -661,7 +669,7 @@ fn poll_guarded<T>(
 }
 
 async fn guarded<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send + '_)>) -> Result<T, Panic> {
-    std::future::poll_fn(|task| poll_guarded(&mut future, task)).await
+    std::future::poll_fn(|task| poll_guarded(future.as_mut(), task)).await
 }
 
 /// One handler less when dropped, also by `cancel`.
@@ -742,6 +750,14 @@ pub(super) struct Driver {
     inbox: Option<Arc<Inbox>>,
     /// The decoder's buffer is there.
     is_lent: bool,
+    /// `init` has succeeded, which holds for good.
+    is_started: bool,
+    /// For what is unescaped of a request.
+    room: Vec<u8>,
+    /// When the last poll of a handler ended.
+    polled_at: Instant,
+    /// A moment of this turn, by both clocks: the time of day is asked for once for all answers.
+    turn_at: (Instant, Duration),
 }
 
 impl Driver {
@@ -769,6 +785,7 @@ impl Driver {
         let shared = Arc::clone(&server.shared);
         shared.connections.send_modify(|connections| connections.open += 1);
         let link = Arc::downgrade(&connection);
+        let now = Instant::now();
         Self {
             plugin: Arc::clone(&server.plugin),
             ctx: Arc::new(PluginContext::new(Arc::clone(&shared), link)),
@@ -785,6 +802,10 @@ impl Driver {
             awaits_room: false,
             inbox: None,
             is_lent: false,
+            is_started: false,
+            room: Vec::new(),
+            polled_at: now,
+            turn_at: (now, since_1970()),
         }
     }
 
@@ -947,28 +968,47 @@ impl Driver {
         if let Some(framing) = decoder.framing() {
             lock(&self.connection.state).framing = framing;
         }
+        let mut handler = None;
+        self.turn_at = (Instant::now(), since_1970());
         loop {
             decoder.set_frame_bytes_max(self.shared.frame_bytes_max());
-            match decoder.next_frame() {
+            let frame = match decoder.next_frame() {
                 Ok(None) => break,
-                Ok(Some(frame)) => match CoreMessage::read(frame) {
+                Ok(Some(frame)) => &*frame,
+                Err(error) => {
+                    result = Err(error.to_string());
+                    break;
+                }
+            };
+            let unwritten = if let Some((request, ids)) = HttpRequest::read(frame, &mut self.room) {
+                self.handle_request(request, ids, &mut handler, handle)
+            } else {
+                match CoreMessage::read_general(frame) {
+                    Ok(CoreMessage::Http { request_id, request }) => {
+                        let request = HttpRequest::from_message(request_id.into_owned(), request);
+                        let ids = RequestIds::new(Ids {
+                            request_id: &request.request_id,
+                            known_id: request.known_id(),
+                        });
+                        self.handle_request(request, ids.get(), &mut handler, handle)
+                    }
                     Ok(message) => {
                         self.handle_message(message);
-                        if lock(&self.connection.state).unwritten() >= UNWRITTEN_BYTES_MAX {
-                            self.has_frames = true;
-                            break;
-                        }
+                        lock(&self.connection.state).unwritten()
                     }
                     Err(error) => {
                         result = Err(error.to_string());
                         break;
                     }
-                },
-                Err(error) => {
-                    result = Err(error.to_string());
-                    break;
                 }
+            };
+            if unwritten >= UNWRITTEN_BYTES_MAX {
+                self.has_frames = true;
+                break;
             }
+        }
+        if self.room.capacity() > ROOM_BYTES_KEPT {
+            self.room = Vec::new();
         }
         self.decoder = decoder;
         result
@@ -977,10 +1017,7 @@ impl Driver {
     fn handle_message(&mut self, message: CoreMessage<'_>) {
         let connection = &self.connection;
         match message {
-            CoreMessage::Http { request_id, request } => {
-                let request = HttpRequest::from_message(request_id.into_owned(), request);
-                self.handle_request(request);
-            }
+            CoreMessage::Http { .. } => unreachable!("a request is handled before"),
             CoreMessage::Ping { seq } => {
                 // When the connection of `init` is lost, the core goes on with another, which shows here.
                 // A ping without a number is a person's, who may be gone after it.
@@ -999,7 +1036,7 @@ impl Driver {
                 let task = lock(&connection.state).tasks.remove(&*request_id);
                 match task {
                     Some(task) => task.abort(),
-                    None => self.waiting.retain(|_, waiting| waiting.ids.request_id() != request_id),
+                    None => self.waiting.retain(|_, waiting| waiting.ids.get().request_id != request_id),
                 }
             }
             CoreMessage::Init(init) => self.handle_init(init),
@@ -1073,25 +1110,43 @@ impl Driver {
         InFlight::new(&self.connection)
     }
 
-    fn handle_request(&mut self, request: HttpRequest) {
-        let frame_bytes_max = self.shared.frame_bytes_max();
-        let ids = RequestIds::of(&request);
-        let is_starting = matches!(&*self.shared.init.borrow(), InitState::Running | InitState::Failed(_));
-        let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
-        let mut future: HandlerFuture = if is_starting {
-            let init = self.shared.init.subscribe();
-            Box::pin(handle_after_init(plugin, ctx, init, request))
-        } else {
-            Box::pin(async move { plugin.handle_http(request, &ctx).await })
-        };
+    /// Polls the request's handler once, or gives it a task; gives the bytes that are unwritten then.
+    ///
+    /// `place` is where handlers are that are done with their first poll: one allocation for all of them.
+    fn handle_request<F>(
+        &mut self,
+        request: HttpRequest,
+        ids: Ids<'_>,
+        place: &mut Option<Pin<Box<F>>>,
+        handle: impl FnOnce(Arc<dyn ToruPlugin>, Arc<PluginContext>, Option<InitReceiver>, HttpRequest) -> F,
+    ) -> usize
+    where
+        F: Future<Output = PluginResult<HttpResponse>> + Send + 'static,
+    {
+        let mut init = None;
+        if !self.is_started {
+            let state = self.shared.init.borrow();
+            self.is_started = matches!(&*state, InitState::Ready);
+            if matches!(&*state, InitState::Running | InitState::Failed(_)) {
+                init = Some(self.shared.init.subscribe());
+            }
+        }
+        let future = handle(Arc::clone(&self.plugin), Arc::clone(&self.ctx), init, request);
         if self.tasks_first > 0 {
             self.tasks_first -= 1;
-            return self.spawn_handler(future, ids);
+            return self.spawn_handler(Box::pin(future), RequestIds::new(ids));
         }
+        let handler = match place {
+            Some(done) => {
+                done.set(future);
+                done
+            }
+            None => place.insert(Box::pin(future)),
+        };
         // A future must take the waker of its latest poll, so a first poll that wakes nobody
         // is made good by the second, which is made in any case.
-        match self.poll_handler(&mut future, Waker::noop()) {
-            Poll::Ready(outcome) => self.connection.respond(&self.ctx, &ids, outcome, frame_bytes_max),
+        match self.poll_handler(handler.as_mut(), Waker::noop()) {
+            Poll::Ready(outcome) => self.respond(ids, outcome),
             Poll::Pending => {
                 self.waited += 1;
                 let number = self.waited;
@@ -1102,21 +1157,35 @@ impl Driver {
                 });
                 let waker = Waker::from(Arc::clone(&wake));
                 let _in_flight = self.in_flight();
-                self.waiting.insert(number, Waiting { future, ids, waker, wake, _in_flight });
-                lock(&self.connection.state).woken.push_back(number);
+                if let Some(future) = place.take() {
+                    let ids = RequestIds::new(ids);
+                    self.waiting.insert(number, Waiting { future, ids, waker, wake, _in_flight });
+                }
+                let mut state = lock(&self.connection.state);
+                state.woken.push_back(number);
+                state.unwritten()
             }
         }
     }
 
+    /// Answers a request whose handler was polled last; gives the bytes that are unwritten then.
+    fn respond(&mut self, ids: Ids<'_>, outcome: Result<PluginResult<HttpResponse>, Panic>) -> usize {
+        let frame_bytes_max = self.shared.frame_bytes_max();
+        let (turn_at, since_1970) = self.turn_at;
+        let now = since_1970 + self.polled_at.saturating_duration_since(turn_at);
+        self.connection.respond(&self.ctx, ids, outcome, now, frame_bytes_max)
+    }
+
     fn poll_handler(
         &mut self,
-        future: &mut HandlerFuture,
+        future: Pin<&mut (dyn Future<Output = PluginResult<HttpResponse>> + Send + '_)>,
         waker: &Waker,
     ) -> Poll<Result<PluginResult<HttpResponse>, Panic>> {
         self.shared.lead().be_watched();
         let began = Instant::now();
-        let polled = poll_guarded(&mut future.as_mut(), &mut Context::from_waker(waker));
-        if began.elapsed() > SLOW_POLL {
+        let polled = poll_guarded(future, &mut Context::from_waker(waker));
+        self.polled_at = Instant::now();
+        if self.polled_at.saturating_duration_since(began) > SLOW_POLL {
             self.tasks_first = TASKS_AFTER_SLOW;
         }
         polled
@@ -1125,6 +1194,9 @@ impl Driver {
     /// Polls the handlers that have been woken, each once, as long as there is room for answers.
     fn poll_woken(&mut self) {
         let count = lock(&self.connection.state).woken.len();
+        if count > 0 {
+            self.turn_at = (Instant::now(), since_1970());
+        }
         for _ in 0..count {
             let number = {
                 let mut state = lock(&self.connection.state);
@@ -1138,33 +1210,34 @@ impl Driver {
             // It may have been cancelled.
             let Some(mut waiting) = self.waiting.remove(&number) else { continue };
             waiting.wake.is_woken.store(false, Ordering::SeqCst);
-            match self.poll_handler(&mut waiting.future, &waiting.waker) {
+            match self.poll_handler(waiting.future.as_mut(), &waiting.waker) {
                 Poll::Pending => {
                     self.waiting.insert(number, waiting);
                 }
                 Poll::Ready(outcome) => {
-                    let frame_bytes_max = self.shared.frame_bytes_max();
-                    self.connection.respond(&self.ctx, &waiting.ids, outcome, frame_bytes_max);
+                    self.respond(waiting.ids.get(), outcome);
                 }
             }
         }
     }
 
-    fn spawn_handler(&self, mut future: HandlerFuture, ids: RequestIds) {
+    /// Gives the bytes that are unwritten.
+    fn spawn_handler(&self, mut future: HandlerFuture, ids: RequestIds) -> usize {
         let frame_bytes_max = self.shared.frame_bytes_max();
         let in_flight = self.in_flight();
         let ctx = Arc::clone(&self.ctx);
-        let key = ids.request_id().to_owned();
+        let key = ids.get().request_id.to_owned();
         // Held over the spawn, so that a handler that ends at once finds itself in the table.
         let mut state = lock(&self.connection.state);
         let task = tokio::spawn(async move {
             let connection = &in_flight.0;
             connection.room().await;
             let outcome = guarded(future.as_mut()).await;
-            lock(&connection.state).tasks.remove(ids.request_id());
-            connection.respond(&ctx, &ids, outcome, frame_bytes_max);
+            lock(&connection.state).tasks.remove(ids.get().request_id);
+            connection.respond(&ctx, ids.get(), outcome, since_1970(), frame_bytes_max);
         });
         state.tasks.insert(key, task.abort_handle());
+        state.unwritten()
     }
 
     fn handle_kv_request(&mut self, request_id: String, request: Result<KvRequestMessage<'_>, BadKvRequest>) {
@@ -1198,20 +1271,25 @@ impl Driver {
     }
 }
 
-async fn handle_after_init(
+type InitReceiver = watch::Receiver<InitState>;
+
+/// With `init`, waits for its end first.
+async fn handle(
     plugin: Arc<dyn ToruPlugin>,
     ctx: Arc<PluginContext>,
-    init: watch::Receiver<InitState>,
+    init: Option<InitReceiver>,
     request: HttpRequest,
 ) -> PluginResult<HttpResponse> {
-    wait_for_init(init).await?;
+    if let Some(init) = init {
+        wait_for_init(init).await?;
+    }
     plugin.handle_http(request, &ctx).await
 }
 
 /// A 1.0 core does not wait for `ready`, so its first requests wait here.
 ///
 /// Errors: 503, `init` has failed.
-async fn wait_for_init(mut init: watch::Receiver<InitState>) -> PluginResult<()> {
+async fn wait_for_init(mut init: InitReceiver) -> PluginResult<()> {
     let has_failed = match init.wait_for(|state| !matches!(state, InitState::Running)).await {
         Ok(state) => matches!(&*state, InitState::Failed(_)),
         Err(_) => true,
