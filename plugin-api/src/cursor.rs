@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::json::{BLOCK, next_to_escape, put, to_escape};
+use crate::json::{BLOCK, WINDOW, block_at, next_to_escape, put, to_escape};
 
 /// What a backslash and one letter stand for; 0 where that is no escape, or not a whole one.
 const UNESCAPED: [u8; 256] = {
@@ -28,6 +28,11 @@ const UNESCAPED: [u8; 256] = {
     meanings
 };
 
+/// Bytes for which room is made at a time.
+const UNESCAPED_AT_ONCE: usize = 256;
+/// What one step from before these writes: two blocks, or one and the longest character.
+const STEP: usize = 2 * BLOCK;
+
 /// What is left of a frame.
 pub(crate) struct Cursor<'a>(pub &'a str);
 
@@ -40,11 +45,7 @@ impl<'a> Cursor<'a> {
     // Known lengths are compared without a call.
     #[inline(always)]
     pub fn skip(&mut self, literal: &'static str) -> Option<()> {
-        let (start, rest) = self.0.split_at_checked(literal.len())?;
-        if start != literal {
-            return None;
-        }
-        self.0 = rest;
+        self.0 = self.0.strip_prefix(literal)?;
         Some(())
     }
 
@@ -52,7 +53,13 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn string(&mut self) -> Option<&'a str> {
         let end = next_to_escape(self.0.as_bytes())?;
-        if self.0.as_bytes()[end] != b'"' {
+        self.string_of(end)
+    }
+
+    /// The rest of a string if its quote is the byte at `end`.
+    #[inline]
+    fn string_of(&mut self, end: usize) -> Option<&'a str> {
+        if self.0.as_bytes().get(end) != Some(&b'"') {
             return None;
         }
         let string = self.0.get(..end)?;
@@ -63,10 +70,10 @@ impl<'a> Cursor<'a> {
     /// The same, unescaped if need be; pairs of surrogates are left to the general reader.
     pub fn text(&mut self) -> Option<Cow<'a, str>> {
         let end = next_to_escape(self.0.as_bytes())?;
-        if self.0.as_bytes()[end] == b'"' {
-            return self.string().map(Cow::Borrowed);
+        if let Some(string) = self.string_of(end) {
+            return Some(Cow::Borrowed(string));
         }
-        let bytes = self.unescape(end, Vec::with_capacity(128))?;
+        let bytes = self.unescape(end, Vec::with_capacity(end + UNESCAPED_AT_ONCE + STEP))?;
         // Made of text and of whole characters.
         String::from_utf8(bytes).ok().map(Cow::Owned)
     }
@@ -78,8 +85,8 @@ impl<'a> Cursor<'a> {
         'a: 't,
     {
         let end = next_to_escape(self.0.as_bytes())?;
-        if self.0.as_bytes()[end] == b'"' {
-            return self.string();
+        if let Some(string) = self.string_of(end) {
+            return Some(string);
         }
         room.clear();
         *room = self.unescape(end, std::mem::take(room))?;
@@ -89,10 +96,10 @@ impl<'a> Cursor<'a> {
     /// The same for a content, which is most of its frame: what is allocated has room for all of it.
     pub fn content(&mut self) -> Option<Cow<'a, [u8]>> {
         let end = next_to_escape(self.0.as_bytes())?;
-        if self.0.as_bytes()[end] == b'"' {
-            return self.string().map(|text| Cow::Borrowed(text.as_bytes()));
+        if let Some(string) = self.string_of(end) {
+            return Some(Cow::Borrowed(string.as_bytes()));
         }
-        self.unescape(end, Vec::with_capacity(self.0.len())).map(Cow::Owned)
+        self.unescape(end, Vec::with_capacity(self.0.len() + STEP)).map(Cow::Owned)
     }
 
     /// Appends the rest of a string of which the first `clear` bytes have no escape.
@@ -100,76 +107,96 @@ impl<'a> Cursor<'a> {
     /// Where one is, more are: so each block is copied as it is, whatever is in it, and what is behind an escape is copied
     /// again to its place.
     fn unescape(&mut self, clear: usize, mut text: Vec<u8>) -> Option<Vec<u8>> {
-        /// Bytes for which room is made at a time.
-        const AT_ONCE: usize = 256;
-        let (clear, mut rest) = self.0.as_bytes().split_at_checked(clear)?;
-        text.extend_from_slice(clear);
+        let bytes = self.0.as_bytes();
+        text.extend_from_slice(bytes.get(..clear)?);
+        let mut at = clear;
         loop {
             let mut to = text.len();
-            let stop = to + AT_ONCE;
-            // The last block, and the longest character.
-            text.resize(stop + BLOCK + 4, 0);
+            // What is left never becomes longer, so this is at most what there is room for.
+            let stop = to + (bytes.len() - at).clamp(1, UNESCAPED_AT_ONCE);
+            text.resize(stop + STEP, 0);
             while to < stop {
-                let at = match rest.first_chunk::<BLOCK>() {
-                    Some(block) => {
-                        put(&mut text, to, block);
-                        match to_escape(block).trailing_zeros() as usize {
-                            at @ 0..BLOCK => at,
-                            _ => {
-                                to += BLOCK;
-                                rest = &rest[BLOCK..];
-                                continue;
-                            }
-                        }
-                    }
+                let place = text[to..].first_chunk_mut::<STEP>()?;
+                let mut padded = [0; WINDOW];
+                let window = match bytes[at..].first_chunk() {
+                    Some(window) => window,
                     None => {
-                        let at = next_to_escape(rest)?;
-                        text[to..to + at].copy_from_slice(&rest[..at]);
-                        at
+                        // A zero is none of a string's bytes, so that none of these is taken for one.
+                        padded[..bytes.len() - at].copy_from_slice(&bytes[at..]);
+                        &padded
                     }
                 };
-                to += at;
-                let escape = match rest[at..] {
-                    [b'"', ..] => {
-                        text.truncate(to);
-                        // Behind a quote there is a character's beginning.
-                        self.0 = self.0.get(self.0.len() - rest.len() + at + 1..)?;
-                        return Some(text);
+                put(place, 0, block_at(window, 0));
+                let mut marks = to_escape(block_at(window, 0));
+                let (mut from, mut written) = (0, 0);
+                // Escapes of one letter; anything else, and the end of the string, is seen to below.
+                let special = loop {
+                    if marks == 0 {
+                        break None;
                     }
-                    [b'\\', escape, ..] => escape,
-                    _ => return None,
+                    let found = marks.trailing_zeros() as usize;
+                    let meaning = UNESCAPED[usize::from(window[found + 1])];
+                    if window[found] != b'\\' || meaning == 0 {
+                        break Some(found);
+                    }
+                    // What is behind it may be a backslash or a quote, and is done with.
+                    marks &= !(0b11 << found);
+                    written += found - from;
+                    place[written] = meaning;
+                    written += 1;
+                    from = found + 2;
+                    if from > BLOCK {
+                        break None;
+                    }
+                    put(place, written, block_at(window, from));
                 };
-                rest = &rest[at + 2..];
-                let meaning = UNESCAPED[usize::from(escape)];
-                if meaning != 0 {
-                    text[to] = meaning;
-                    to += 1;
+                let read = special.unwrap_or(from.max(BLOCK));
+                to += written + read - from;
+                at += read;
+                if special.is_none() {
                     continue;
                 }
-                if escape != b'u' {
-                    return None;
+                match bytes[at..] {
+                    [b'"', ..] => {
+                        text.truncate(to);
+                        self.0 = self.0.get(at + 1..)?;
+                        return Some(text);
+                    }
+                    [b'\\', b'u', a, b, c, d, ..] => {
+                        let mut code = 0;
+                        for digit in [a, b, c, d] {
+                            code = code << 4 | char::from(digit).to_digit(16)?;
+                        }
+                        to += char::from_u32(code)?.encode_utf8(&mut text[to..]).len();
+                        at += 6;
+                    }
+                    _ => return None,
                 }
-                let (digits, behind) = rest.split_first_chunk::<4>()?;
-                let mut code = 0;
-                for digit in digits {
-                    code = code << 4 | char::from(*digit).to_digit(16)?;
-                }
-                rest = behind;
-                to += char::from_u32(code)?.encode_utf8(&mut text[to..]).len();
             }
             text.truncate(to);
         }
     }
 
-    /// A decimal number without sign, fraction or exponent.
+    /// A decimal number without sign, fraction or exponent, of at most 19 digits.
     pub fn number(&mut self) -> Option<u64> {
-        let digits = self.0.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, rest) = self.0.split_at_checked(digits)?;
-        if number.len() > 1 && number.starts_with('0') {
+        let (mut number, mut digits) = (0_u64, 0);
+        // Any number of so many digits is one of 64 bits.
+        for byte in self.0.as_bytes().iter().take(19) {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
+                break;
+            }
+            number = number * 10 + u64::from(digit);
+            digits += 1;
+        }
+        if self.0.as_bytes().get(digits).is_some_and(u8::is_ascii_digit) {
             return None;
         }
-        self.0 = rest;
-        number.parse().ok()
+        if digits == 0 || (digits > 1 && self.0.starts_with('0')) {
+            return None;
+        }
+        self.0 = self.0.get(digits..)?;
+        Some(number)
     }
 }
 
@@ -225,6 +252,7 @@ mod tests {
     #[test]
     fn numbers_have_one_spelling() {
         assert_eq!(Cursor("30000,").number(), Some(30_000));
+        assert_eq!(Cursor("9999999999999999999").number(), Some(9_999_999_999_999_999_999));
         for json in ["", "-1", "030", "99999999999999999999"] {
             assert_eq!(Cursor(json).number(), None, "{json}");
         }

@@ -18,12 +18,15 @@ use thiserror::Error;
 use crate::frame::{FrameError, FrameMark, Framing, begin_frame, end_frame};
 use crate::from_plugin::BadKvRequest;
 use crate::headers::{Repeats, write_headers};
-use crate::json::{write_base64, write_string, write_u64};
+use crate::json::{Writer, is_text, write_string, write_u64};
 use crate::message::MessageError;
 use crate::metadata::Protocol;
 
 /// Levels of nesting that serde_json reads before it refuses.
 const DEPTH_MAX: usize = 128;
+
+/// Bytes that the head of a usual request takes as JSON, its path aside.
+const HEAD_ROOM: usize = 512;
 
 /// The request line and what else the core knows about a request.
 #[derive(Clone, Copy, Debug)]
@@ -127,31 +130,35 @@ fn write_request_head<'f>(
     request: &RequestStart<'_>,
     headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
 ) -> FrameMark {
-    let mark = begin_message(out, framing, "http", request.timestamp, Some(request.request_id));
+    let mark = begin_frame(out, framing);
+    let mut to = Writer::new(out, HEAD_ROOM + request.path.len());
+    write_envelope(&mut to, "http", request.timestamp, Some(request.request_id));
     // 1.0 plugins on the Rust SDK refuse a message without the doubled type and id.
-    out.extend_from_slice(b"{\"type\":\"http\",\"request_id\":");
-    write_string(out, request.request_id);
-    out.extend_from_slice(b",\"payload\":{\"method\":");
-    write_string(out, request.method);
-    out.extend_from_slice(b",\"path\":");
-    write_string(out, request.path);
-    out.extend_from_slice(b",\"headers\":");
+    to.literal("{\"type\":\"http\",\"request_id\":\"");
+    to.text(request.request_id);
+    to.literal("\",\"payload\":{\"method\":\"");
+    to.text(request.method);
+    to.literal("\",\"path\":\"");
+    to.text(request.path);
+    to.literal("\",\"headers\":");
     let repeats = match protocol {
         Protocol::V1_0 => Repeats::Joined,
         Protocol::V1_1 => Repeats::Array,
     };
-    write_headers(out, repeats, headers);
+    write_headers(&mut to, repeats, headers);
     if protocol >= Protocol::V1_1 {
         if let Some(remote_addr) = request.remote_addr {
-            out.extend_from_slice(b",\"remote_addr\":");
-            write_string(out, remote_addr);
+            to.literal(",\"remote_addr\":\"");
+            to.text(remote_addr);
+            to.literal("\"");
         }
         if let Some(timeout_ms) = request.timeout_ms {
-            out.extend_from_slice(b",\"timeout_ms\":");
-            write_u64(out, timeout_ms);
+            to.literal(",\"timeout_ms\":");
+            to.number(timeout_ms);
         }
     }
-    out.extend_from_slice(b",\"body\":");
+    to.literal(",\"body\":");
+    to.finish();
     mark
 }
 
@@ -171,21 +178,30 @@ fn write_request_body(
     if body.is_empty() {
         out.extend_from_slice(b"null");
     } else {
-        match std::str::from_utf8(body) {
-            Ok(text) => write_string(out, text),
-            Err(_) if protocol == Protocol::V1_0 => {
-                mark.abandon(out);
-                return Err(EncodeError::NotText);
-            }
-            Err(_) => {
-                write_base64(out, body);
-                out.extend_from_slice(b",\"body_encoding\":\"base64\"");
-            }
+        let is_text = is_text(body);
+        if protocol == Protocol::V1_0 && !is_text {
+            mark.abandon(out);
+            return Err(EncodeError::NotText);
         }
+        let mut to = Writer::new(out, body.len());
+        write_content(&mut to, body, is_text);
+        to.finish();
     }
     out.extend_from_slice(b"}}}");
     let json_bytes = mark.json_bytes(out);
     end_frame(out, mark, frame_bytes_max).map_err(|_| EncodeError::TooLarge { json_bytes, frame_bytes_max })
+}
+
+/// Appends content as a string, in base64 unless it `is_text`.
+pub(crate) fn write_content(to: &mut Writer<'_>, body: &[u8], is_text: bool) {
+    to.literal("\"");
+    if is_text {
+        to.content(body);
+        to.literal("\"");
+    } else {
+        to.base64(body);
+        to.literal("\",\"body_encoding\":\"base64\"");
+    }
 }
 
 /// What a plugin learns at its start.
@@ -335,24 +351,36 @@ pub fn encode_kv_reply(
 pub(crate) fn begin_message(
     out: &mut Vec<u8>,
     framing: Framing,
-    kind: &str,
+    kind: &'static str,
     timestamp: &str,
     request_id: Option<&str>,
 ) -> FrameMark {
     let mark = begin_frame(out, framing);
-    out.extend_from_slice(b"{\"type\":\"");
-    out.extend_from_slice(kind.as_bytes());
-    out.push(b'"');
+    let mut to = Writer::new(out, 128);
+    write_envelope(&mut to, kind, timestamp, request_id);
+    to.finish();
+    mark
+}
+
+/// Appends a message's beginning, up to and without its payload's value.
+#[inline(always)]
+pub(crate) fn write_envelope(
+    to: &mut Writer<'_>,
+    kind: &'static str,
+    timestamp: &str,
+    request_id: Option<&str>,
+) {
+    to.literal("{\"type\":\"");
+    to.literal(kind);
     if !timestamp.is_empty() {
-        out.extend_from_slice(b",\"timestamp\":");
-        write_string(out, timestamp);
+        to.literal("\",\"timestamp\":\"");
+        to.text(timestamp);
     }
     if let Some(request_id) = request_id {
-        out.extend_from_slice(b",\"request_id\":");
-        write_string(out, request_id);
+        to.literal("\",\"request_id\":\"");
+        to.text(request_id);
     }
-    out.extend_from_slice(b",\"payload\":");
-    mark
+    to.literal("\",\"payload\":");
 }
 
 /// Opens a lifecycle message up to its action; further fields follow with a comma.

@@ -4,10 +4,10 @@
 
 use thiserror::Error;
 
-use crate::frame::{FrameError, Framing, end_frame};
-use crate::from_core::{begin_lifecycle, begin_message, end_small};
+use crate::frame::{FrameError, Framing, begin_frame, end_frame};
+use crate::from_core::{begin_lifecycle, begin_message, end_small, write_content, write_envelope};
 use crate::headers::{Repeats, write_headers};
-use crate::json::{write_base64, write_string, write_u64};
+use crate::json::{Writer, is_text, write_string, write_u64};
 
 #[cfg(feature = "core")]
 mod raw;
@@ -72,6 +72,9 @@ pub enum BadKvRequest {
     BadText,
 }
 
+/// Bytes that the head of a usual response takes as JSON.
+const HEAD_ROOM: usize = 192;
+
 /// What stands before the headers of a response.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseStart<'a> {
@@ -95,35 +98,30 @@ pub fn encode_http_response<'f>(
     body: &[u8],
     frame_bytes_max: usize,
 ) -> Result<(), FrameError> {
-    let text = std::str::from_utf8(body);
+    let is_text = is_text(body);
     // A new buffer for a large body shall have room for it once, with an escape every eight bytes.
-    let content_bytes = match text {
-        Ok(_) => body.len() + body.len() / 8,
-        Err(_) => body.len().div_ceil(3) * 4,
-    };
+    let content_bytes = if is_text { body.len() + body.len() / 8 } else { body.len().div_ceil(3) * 4 };
     out.reserve(content_bytes.min(frame_bytes_max) + 256);
-    let mark = begin_message(out, framing, "http", response.timestamp, Some(response.request_id));
-    out.extend_from_slice(b"{\"status\":");
-    write_u64(out, u64::from(response.status));
-    out.extend_from_slice(b",\"headers\":");
-    let headers = headers.map(|(name, value)| (name, value.as_bytes()));
-    write_headers(out, Repeats::Array, headers);
-    out.extend_from_slice(b",\"body\":");
+    let mark = begin_frame(out, framing);
+    let mut to = Writer::new(out, HEAD_ROOM + body.len());
+    let json_at = to.len();
+    write_envelope(&mut to, "http", response.timestamp, Some(response.request_id));
+    to.literal("{\"status\":");
+    to.number(u64::from(response.status));
+    to.literal(",\"headers\":");
+    write_headers(&mut to, Repeats::Array, headers.map(|(name, value)| (name, value.as_bytes())));
+    to.literal(",\"body\":");
     // What is longer than the frame before escaping needs no escaping to be refused.
-    if mark.json_bytes(out) + body.len() <= frame_bytes_max {
-        match text {
-            Ok(text) => write_string(out, text),
-            Err(_) => {
-                write_base64(out, body);
-                out.extend_from_slice(b",\"body_encoding\":\"base64\"");
-            }
-        }
-        out.extend_from_slice(b"}}");
-        return end_frame(out, mark, frame_bytes_max);
+    let json_bytes = to.len() - json_at + body.len();
+    if json_bytes > frame_bytes_max {
+        to.finish();
+        mark.abandon(out);
+        return Err(FrameError::TooLong { frame_bytes: json_bytes as u64, frame_bytes_max });
     }
-    let frame_bytes = (mark.json_bytes(out) + body.len()) as u64;
-    mark.abandon(out);
-    Err(FrameError::TooLong { frame_bytes, frame_bytes_max })
+    write_content(&mut to, body, is_text);
+    to.literal("}}");
+    to.finish();
+    end_frame(out, mark, frame_bytes_max)
 }
 
 /// Appends `ready`: `init` is done, requests may come.

@@ -2,13 +2,10 @@
 
 use std::cmp::Ordering;
 
-use crate::json::{is_plain, write_latin1_content, write_string_content};
+use crate::json::Writer;
 
 /// Up to here repeats are looked for pairwise; beyond, by sorting. Browsers send 10 to 20 fields.
 const PAIRWISE_MAX: usize = 32;
-
-/// So many take less room to be taken down.
-const FEW: usize = 4;
 
 /// What becomes of a field that occurs more than once.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,66 +18,56 @@ pub(crate) enum Repeats {
 
 /// Appends `{"name":"value",…}`, names in lower case, each name once at its first place.
 pub(crate) fn write_headers<'f>(
-    out: &mut Vec<u8>,
+    to: &mut Writer<'_>,
     repeats: Repeats,
     headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
 ) {
-    // An answer has one or two, and need not prepare for more.
-    if headers.size_hint().1.is_some_and(|most| most <= FEW) {
-        write_up_to::<FEW>(out, repeats, headers);
-    } else {
-        write_up_to::<PAIRWISE_MAX>(out, repeats, headers);
-    }
-}
-
-fn write_up_to<'f, const MOST: usize>(
-    out: &mut Vec<u8>,
-    repeats: Repeats,
-    headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
-) {
-    // Taken down once: to find out which fields there are can cost more than to look at them.
-    let mut few = [("", &[][..]); MOST];
-    let mut count = 0;
-    let mut rest = headers.clone();
-    for (place, field) in few.iter_mut().zip(&mut rest) {
-        *place = field;
-        count += 1;
-    }
-    out.push(b'{');
-    let open = out.len();
-    if rest.next().is_some() {
-        write_sorted(out, repeats, headers.collect());
-    } else {
-        write_few(out, repeats, &few[..count]);
-    }
-    if out.len() > open {
-        out.pop();
-    }
-    out.push(b'}');
-}
-
-fn write_few(out: &mut Vec<u8>, repeats: Repeats, fields: &[(&str, &[u8])]) {
-    // A field whose bit is not in `twice` has no equal; the usual request is done after this pass.
-    let (mut seen, mut twice) = (0_u64, 0_u64);
-    for (name, _) in fields {
-        let bit = name_bit(name);
-        twice |= seen & bit;
-        seen |= bit;
-    }
-    for (index, &(name, value)) in fields.iter().enumerate() {
-        if twice & name_bit(name) == 0 {
-            write_field(out, repeats, name, std::iter::once(value));
-            continue;
+    to.literal("{\"");
+    let open = to.len();
+    // A name whose bit is not in there is none of those before; nearly all are found to be new by this.
+    let mut seen = [0_u64; 4];
+    for (index, (name, value)) in headers.clone().enumerate() {
+        let (word, bit) = name_bit(name);
+        let is_new = index < PAIRWISE_MAX
+            && (seen[word] & bit == 0
+                || !headers.clone().take(index).any(|(other, _)| other.eq_ignore_ascii_case(name)));
+        if !is_new {
+            to.cut_back(open);
+            write_grouped(to, repeats, &headers.collect::<Vec<_>>());
+            break;
         }
-        let same = |(other, _): &&(&str, &[u8])| other.eq_ignore_ascii_case(name);
-        if !fields[..index].iter().any(|field| same(&field)) {
-            let values = fields[index..].iter().filter(same).map(|(_, value)| *value);
-            write_field(out, repeats, name, values);
+        seen[word] |= bit;
+        write_field(to, name, value);
+    }
+    // Without what was meant for one more.
+    to.cut_back(if to.len() > open { to.len() - ",\"".len() } else { open - "\"".len() });
+    to.literal("}");
+}
+
+/// Appends `name":"value","`: the quote before the name is there, and that of the next one is written.
+fn write_field(to: &mut Writer<'_>, name: &str, value: &[u8]) {
+    to.lower_case(name);
+    to.literal("\":\"");
+    to.value(value);
+    to.literal("\",\"");
+}
+
+/// All fields, where some repeat or there are many.
+#[cold]
+fn write_grouped(to: &mut Writer<'_>, repeats: Repeats, fields: &[(&str, &[u8])]) {
+    if fields.len() > PAIRWISE_MAX {
+        return write_sorted(to, repeats, fields);
+    }
+    for (index, &(name, _)) in fields.iter().enumerate() {
+        let is_same = |(other, _): &(&str, &[u8])| other.eq_ignore_ascii_case(name);
+        if !fields[..index].iter().any(is_same) {
+            let same = fields[index..].iter().filter(|field| is_same(field));
+            write_repeated(to, repeats, name, same.map(|(_, value)| *value));
         }
     }
 }
 
-fn write_sorted(out: &mut Vec<u8>, repeats: Repeats, fields: Vec<(&str, &[u8])>) {
+fn write_sorted(to: &mut Writer<'_>, repeats: Repeats, fields: &[(&str, &[u8])]) {
     let mut by_name: Vec<usize> = (0..fields.len()).collect();
     by_name.sort_by(|&a, &b| compare_names(fields[a].0, fields[b].0).then(a.cmp(&b)));
     let mut groups: Vec<&[usize]> =
@@ -88,81 +75,70 @@ fn write_sorted(out: &mut Vec<u8>, repeats: Repeats, fields: Vec<(&str, &[u8])>)
     groups.sort_unstable_by_key(|group| group[0]);
     for group in groups {
         let values = group.iter().map(|&index| fields[index].1);
-        write_field(out, repeats, fields[group[0]].0, values);
+        write_repeated(to, repeats, fields[group[0]].0, values);
     }
 }
 
-/// Appends `"name":value,`.
-fn write_field<'f>(out: &mut Vec<u8>, repeats: Repeats, name: &str, values: impl Iterator<Item = &'f [u8]>) {
-    out.push(b'"');
-    let name_at = out.len();
-    write_string_content(out, name);
-    out[name_at..].make_ascii_lowercase();
-    out.extend_from_slice(b"\":");
-    let separator: &[u8] = match repeats {
-        Repeats::Array => b"\",\"",
-        Repeats::Joined if name.eq_ignore_ascii_case("cookie") => b"; ",
-        Repeats::Joined => b", ",
-    };
-    let value_at = out.len();
-    out.push(b'"');
-    let mut count = 0;
+/// As [`write_field`], of one value or more.
+fn write_repeated<'f>(
+    to: &mut Writer<'_>,
+    repeats: Repeats,
+    name: &str,
+    mut values: impl Iterator<Item = &'f [u8]> + Clone,
+) {
+    let is_array = repeats == Repeats::Array && values.clone().nth(1).is_some();
+    to.lower_case(name);
+    to.literal(if is_array { "\":[\"" } else { "\":\"" });
+    to.value(values.next().unwrap_or_default());
     for value in values {
-        if count > 0 {
-            out.extend_from_slice(separator);
+        match repeats {
+            Repeats::Array => to.literal("\",\""),
+            Repeats::Joined if name.eq_ignore_ascii_case("cookie") => to.literal("; "),
+            Repeats::Joined => to.literal(", "),
         }
-        count += 1;
-        if is_plain(value) {
-            out.extend_from_slice(value);
-        } else if let Ok(text) = std::str::from_utf8(value) {
-            write_string_content(out, text);
-        } else {
-            write_latin1_content(out, value);
-        }
+        to.value(value);
     }
-    out.push(b'"');
-    if repeats == Repeats::Array && count > 1 {
-        out.insert(value_at, b'[');
-        out.push(b']');
-    }
-    out.push(b',');
+    to.literal(if is_array { "\"],\"" } else { "\",\"" });
 }
 
 /// RFC 9110, 5.6.2: what a header name may be.
 #[cfg(any(feature = "core", feature = "sdk"))]
 pub(crate) fn is_token(name: &str) -> bool {
-    const IN_TOKENS: [bool; 256] = {
-        let mut bytes = [false; 256];
-        let mut byte = 0;
-        while byte < 128_u8 {
-            bytes[byte as usize] = byte.is_ascii_alphanumeric();
-            byte += 1;
-        }
-        let others = b"!#$%&'*+-.^_`|~";
-        let mut index = 0;
-        while index < others.len() {
-            bytes[others[index] as usize] = true;
-            index += 1;
-        }
-        bytes
-    };
-    !name.is_empty() && name.bytes().all(|byte| IN_TOKENS[usize::from(byte)])
+    !name.is_empty() && name.bytes().all(|byte| TOKEN[usize::from(byte)])
 }
 
 /// RFC 9110, 5.5: what a header value may be. CR, LF and NUL would end the field; no other control character means
 /// anything in one.
 #[cfg(any(feature = "core", feature = "sdk"))]
 pub(crate) fn is_field_value(value: &str) -> bool {
-    // All are looked at, which goes many at a time.
-    !value.bytes().fold(false, |found, byte| found | (byte < b' ' && byte != b'\t') | (byte == 0x7f))
+    // One fold without an early exit, so that the compiler can use wide registers.
+    !value.bytes().fold(false, |bad, byte| bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f))
 }
 
-fn name_bit(name: &str) -> u64 {
+#[cfg(any(feature = "core", feature = "sdk"))]
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let signs = b"!#$%&'*+-.^_`|~";
+    let mut index = 0;
+    while index < signs.len() {
+        table[signs[index] as usize] = true;
+        index += 1;
+    }
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] |= (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    table
+};
+
+/// Which of 256 bits stands for a name, as the place of a word and a bit of it.
+fn name_bit(name: &str) -> (usize, u64) {
     let bytes = name.as_bytes();
     let (first, last) = (bytes.first().unwrap_or(&0), bytes.last().unwrap_or(&0));
     // Letters differ from their other case in bit 0x20 only.
     let mixed = bytes.len() * 31 + usize::from(first | 0x20) * 7 + usize::from(last | 0x20) * 3;
-    1 << (mixed % 64)
+    (mixed / 64 % 4, 1 << (mixed % 64))
 }
 
 fn compare_names(a: &str, b: &str) -> Ordering {
@@ -175,7 +151,9 @@ mod tests {
 
     fn written(repeats: Repeats, fields: &[(&str, &[u8])]) -> String {
         let mut out = Vec::new();
-        write_headers(&mut out, repeats, fields.iter().copied());
+        let mut to = Writer::new(&mut out, 0);
+        write_headers(&mut to, repeats, fields.iter().copied());
+        to.finish();
         String::from_utf8(out).expect("JSON is text")
     }
 
@@ -212,9 +190,9 @@ mod tests {
                 .map(|(index, value)| (names[index % names.len()], value.as_bytes()))
                 .collect();
             for repeats in [Repeats::Array, Repeats::Joined] {
-                let mut sorted = vec![b'{'];
-                write_sorted(&mut sorted, repeats, fields.clone());
-                sorted.pop();
+                let mut sorted = b"{\"".to_vec();
+                write_sorted(&mut Writer::new(&mut sorted, 0), repeats, &fields);
+                sorted.truncate(sorted.len() - 2);
                 sorted.push(b'}');
                 assert_eq!(written(repeats, &fields).as_bytes(), sorted);
             }

@@ -7,15 +7,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use wide::u8x16;
 
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGHS: u64 = 0x8080_8080_8080_8080;
-
 /// How many bytes are looked at together.
 pub(crate) const BLOCK: usize = 16;
 /// `\u0000` and the like take six, and are written as eight.
 const ESCAPE_ROOM: usize = 8;
+/// A block, the letter of an escape that begins in it, and a block behind that.
+pub(crate) const WINDOW: usize = 2 * BLOCK + 1;
+/// A block of which every byte is escaped, and what is written behind it.
+const ESCAPED_STEP: usize = BLOCK * 6 + BLOCK;
 /// Bytes for which room is made at a time.
-const ESCAPED_AT_ONCE: usize = 1024;
+const ROOM_AT_ONCE: usize = 1024;
 
 /// What stands for each byte that is escaped, with how many bytes of it count.
 const ESCAPES: [([u8; ESCAPE_ROOM], u8); 128] = {
@@ -52,59 +53,213 @@ pub fn write_string_content(out: &mut Vec<u8>, text: &str) {
     match next_to_escape(bytes) {
         None => out.extend_from_slice(bytes),
         Some(at) => {
-            let (clear, mut rest) = bytes.split_at(at);
+            let (clear, rest) = bytes.split_at(at);
             out.reserve(bytes.len() + rest.len() / 8);
             out.extend_from_slice(clear);
-            while !rest.is_empty() {
-                rest = write_escaped(out, rest);
-            }
+            Writer::new(out, rest.len()).escaped(rest);
         }
     }
 }
 
-/// Writes about [`ESCAPED_AT_ONCE`] bytes; gives what is left.
+/// Whether bytes are UTF-8.
+pub(crate) fn is_text(bytes: &[u8]) -> bool {
+    // Most are ASCII, which is found out in half the time.
+    bytes.is_ascii() || std::str::from_utf8(bytes).is_ok()
+}
+
+/// Appends to a buffer by writing into room that was made before, so that a short piece is a store and no call.
 ///
-/// Where something is escaped, more is: content that is JSON itself has a quote every few bytes. So each block is copied
-/// as it is, whatever is in it, and what is behind an escape is copied again to its place.
-fn write_escaped<'a>(out: &mut Vec<u8>, mut rest: &'a [u8]) -> &'a [u8] {
-    let mut to = out.len();
-    let stop = to + rest.len().min(ESCAPED_AT_ONCE);
-    // One step from before `stop`: a block, and an escape behind all of it but its last.
-    out.resize(stop + BLOCK + ESCAPE_ROOM, 0);
-    let room = out.as_mut_slice();
-    while to < stop {
-        let Some(block) = rest.first_chunk::<BLOCK>() else {
-            let Some((&byte, behind)) = rest.split_first() else { break };
-            if is_escaped(byte) {
-                to = escape(room, to, byte);
-            } else {
-                room[to] = byte;
-                to += 1;
-            }
-            rest = behind;
-            continue;
-        };
-        put(room, to, block);
-        match to_escape(block).trailing_zeros() as usize {
-            at @ 0..BLOCK => {
-                to = escape(room, to + at, block[at]);
-                rest = &rest[at + 1..];
-            }
-            _ => {
-                to += BLOCK;
-                rest = &rest[BLOCK..];
-            }
-        }
-    }
-    out.truncate(to);
-    rest
+/// INVARIANT: `at <= out.len()`; what stands behind `at` means nothing, and is cut off in the end.
+pub(crate) struct Writer<'v> {
+    out: &'v mut Vec<u8>,
+    at: usize,
 }
 
-/// Writes an escape to its place; gives the place behind it.
-fn escape(room: &mut [u8], to: usize, byte: u8) -> usize {
-    let (escape, len) = &ESCAPES[usize::from(byte % ESCAPES.len() as u8)];
-    put(room, to, escape);
-    to + usize::from(*len)
+impl<'v> Writer<'v> {
+    /// A writer with room for so many bytes and what one step more takes; where that is not enough, more is made.
+    pub fn new(out: &'v mut Vec<u8>, room: usize) -> Self {
+        let at = out.len();
+        out.resize(at + room.min(ROOM_AT_ONCE) + ESCAPED_STEP, 0);
+        Self { out, at }
+    }
+
+    /// Bytes in the buffer, those that were there before included.
+    pub fn len(&self) -> usize {
+        self.at
+    }
+
+    /// Takes back what was written behind the first so many bytes of the buffer.
+    pub fn cut_back(&mut self, len: usize) {
+        debug_assert!(len <= self.at);
+        self.at = len;
+    }
+
+    /// Cuts the room off.
+    pub fn finish(self) {}
+
+    /// Appends bytes as they are; with a length known to the compiler that is a few stores.
+    #[inline(always)]
+    pub fn literal(&mut self, piece: &'static str) {
+        let end = self.at + piece.len();
+        let room = match self.out.get_mut(self.at..end) {
+            Some(room) => room,
+            None => {
+                self.make_room(piece.len());
+                &mut self.out[self.at..end]
+            }
+        };
+        room.copy_from_slice(piece.as_bytes());
+        self.at = end;
+    }
+
+    /// Appends what goes between the quotes of a string.
+    pub fn text(&mut self, text: &str) {
+        if !self.plain(text.as_bytes(), |block| block, to_escape) {
+            self.escaped(text.as_bytes());
+        }
+    }
+
+    /// The same, with ASCII's letters in lower case.
+    pub fn lower_case(&mut self, text: &str) {
+        if !self.plain(text.as_bytes(), lower_case, to_escape) {
+            self.escaped(text.to_ascii_lowercase().as_bytes());
+        }
+    }
+
+    /// The same of bytes that are Latin-1 where they are not UTF-8.
+    ///
+    /// Only header values come here: HTTP says nothing about their encoding beyond ASCII (RFC 9110, 5.5).
+    pub fn value(&mut self, value: &[u8]) {
+        if self.plain(value, |block| block, |block| to_escape(block) | beyond_ascii(block)) {
+            return;
+        }
+        if is_text(value) {
+            self.escaped(value);
+        } else {
+            self.text(&value.iter().copied().map(char::from).collect::<String>());
+        }
+    }
+
+    /// Appends a number in decimal.
+    pub fn number(&mut self, mut number: u64) {
+        let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
+        if self.out.len() - self.at < digits {
+            self.make_room(digits);
+        }
+        for digit in self.out[self.at..][..digits].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        self.at += digits;
+    }
+
+    /// Appends bytes in base64 (RFC 4648 section 4, padded).
+    pub fn base64(&mut self, bytes: &[u8]) {
+        let end = self.at + bytes.len().div_ceil(3) * 4;
+        self.out.resize(end, 0);
+        let written = STANDARD.encode_slice(bytes, &mut self.out[self.at..]);
+        debug_assert_eq!(written, Ok(end - self.at), "four characters for each three bytes begun");
+        self.at = end;
+    }
+
+    /// Appends a short text, changed by `map`, if `marks` marks none of its bytes; else nothing, and false.
+    ///
+    /// Both get a block at a time, in which a byte may be more than once: loads and stores that overlap take the place of
+    /// copies of unknown length, which would be calls.
+    #[inline(always)]
+    fn plain(
+        &mut self,
+        bytes: &[u8],
+        map: impl Fn([u8; BLOCK]) -> [u8; BLOCK],
+        marks: impl Fn(&[u8; BLOCK]) -> u32,
+    ) -> bool {
+        let end = self.at + bytes.len();
+        let room = match self.out.get_mut(self.at..end) {
+            Some(room) => room,
+            None if bytes.len() > ROOM_AT_ONCE => return false,
+            None => {
+                self.make_room(bytes.len());
+                &mut self.out[self.at..end]
+            }
+        };
+        if let (Some(last), Some(last_place)) = (bytes.last_chunk(), room.last_chunk_mut()) {
+            if marks(last) != 0 {
+                return false;
+            }
+            *last_place = map(*last);
+            for (block, place) in bytes.as_chunks().0.iter().zip(room.as_chunks_mut().0) {
+                if marks(block) != 0 {
+                    return false;
+                }
+                *place = map(*block);
+            }
+        } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+            let block = joined(u64::from_le_bytes(*first), u64::from_le_bytes(*last));
+            if marks(&block) != 0 {
+                return false;
+            }
+            let (first, last) = halves(map(block));
+            put(room, 0, &first.to_le_bytes());
+            put(room, bytes.len() - 8, &last.to_le_bytes());
+        } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+            let (first, last) = (u32::from_le_bytes(*first), u32::from_le_bytes(*last));
+            let both = u64::from(first) | u64::from(last) << 32;
+            let block = joined(both, both);
+            if marks(&block) != 0 {
+                return false;
+            }
+            let (both, _) = halves(map(block));
+            put(room, 0, &(both as u32).to_le_bytes());
+            put(room, bytes.len() - 4, &((both >> 32) as u32).to_le_bytes());
+        } else if let Some((&first, behind)) = bytes.split_first() {
+            let (middle, last) = (bytes.len() / 2, behind.len());
+            let three = [first, bytes[middle], bytes[last]].map(u64::from);
+            let three = three[0] | three[1] << 8 | (three[2] * 0x0101_0101_0101_0000);
+            let block = joined(three, three);
+            if marks(&block) != 0 {
+                return false;
+            }
+            let (three, _) = halves(map(block));
+            room[0] = three as u8;
+            room[middle] = (three >> 8) as u8;
+            room[last] = (three >> 16) as u8;
+        }
+        self.at = end;
+        true
+    }
+
+    /// Appends what goes between the quotes of a string and may be long; `text` is UTF-8.
+    pub fn content(&mut self, text: &[u8]) {
+        let clear = next_to_escape(text).unwrap_or(text.len());
+        self.out.truncate(self.at);
+        self.out.extend_from_slice(&text[..clear]);
+        self.at = self.out.len();
+        if clear < text.len() {
+            self.escaped(&text[clear..]);
+        }
+    }
+
+    /// Appends text, escaped.
+    fn escaped(&mut self, mut rest: &[u8]) {
+        while !rest.is_empty() {
+            if self.out.len() - self.at < ESCAPED_STEP {
+                self.make_room(rest.len());
+            }
+            (self.at, rest) = write_escaped(self.out, self.at, rest);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, bytes: usize) {
+        self.out.resize(self.at + bytes.min(ROOM_AT_ONCE) + ESCAPED_STEP, 0);
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        self.out.truncate(self.at);
+    }
 }
 
 /// Copies as one store what a slice of unknown length would be a call for.
@@ -113,13 +268,96 @@ pub(crate) fn put<const BYTES: usize>(room: &mut [u8], at: usize, bytes: &[u8; B
     *room[at..].first_chunk_mut().expect("room was made for it") = *bytes;
 }
 
+/// Writes escaped text from `at` on as long as there is room for a step; gives the place behind it, and what is left.
+fn write_escaped<'a>(room: &mut [u8], mut at: usize, mut rest: &'a [u8]) -> (usize, &'a [u8]) {
+    while let Some(place) = room[at..].first_chunk_mut::<ESCAPED_STEP>() {
+        if let Some(window) = rest.first_chunk() {
+            at += escape_block(place, window, BLOCK);
+            rest = &rest[BLOCK..];
+            continue;
+        }
+        let mut window = [0; WINDOW];
+        window[..rest.len()].copy_from_slice(rest);
+        let len = rest.len().min(BLOCK);
+        at += escape_block(place, &window, len);
+        rest = &rest[len..];
+        if rest.is_empty() {
+            break;
+        }
+    }
+    (at, rest)
+}
+
+/// Writes the first `len` bytes of a window, at most a block, escaped; gives how many bytes they became.
+///
+/// Where something is escaped, more is: content that is JSON itself has a quote every few bytes. So a block is copied as
+/// it is, whatever is in it, and what is behind an escape is copied again to its place.
+#[inline(always)]
+fn escape_block(place: &mut [u8; ESCAPED_STEP], window: &[u8; WINDOW], len: usize) -> usize {
+    put(place, 0, block_at(window, 0));
+    let mut marks = to_escape(block_at(window, 0)) & ((1 << len) - 1);
+    let (mut from, mut to) = (0, 0);
+    while marks != 0 {
+        let found = marks.trailing_zeros() as usize;
+        marks &= marks - 1;
+        let (escape, len) = &ESCAPES[usize::from(window[found] % ESCAPES.len() as u8)];
+        to += found - from;
+        put(place, to, escape);
+        to += usize::from(*len);
+        from = found + 1;
+        put(place, to, block_at(window, from));
+    }
+    to + len - from
+}
+
+#[inline]
+pub(crate) fn block_at(window: &[u8; WINDOW], at: usize) -> &[u8; BLOCK] {
+    window[at..].first_chunk().expect("within the window")
+}
+
+/// Less than a block, filled up with zeros.
+#[inline]
+fn short_block(bytes: &[u8]) -> [u8; BLOCK] {
+    // Two loads that may overlap, where a copy of unknown length would be a call.
+    let two = |first: u64, last: u64, last_at: usize| u128::from(first) | u128::from(last) << (last_at * 8);
+    let len = bytes.len();
+    let block = if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        two(u64::from_le_bytes(*first), u64::from_le_bytes(*last), len - 8)
+    } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        two(u64::from(u32::from_le_bytes(*first)), u64::from(u32::from_le_bytes(*last)), len - 4)
+    } else if let [first, .., last] = bytes {
+        two(u64::from(*first) | u64::from(bytes[1]) << 8, u64::from(*last), len - 1)
+    } else {
+        u128::from(bytes.first().copied().unwrap_or(0))
+    };
+    block.to_le_bytes()
+}
+
+#[inline]
+fn joined(first: u64, last: u64) -> [u8; BLOCK] {
+    (u128::from(first) | u128::from(last) << 64).to_le_bytes()
+}
+
+#[inline]
+fn halves(block: [u8; BLOCK]) -> (u64, u64) {
+    let block = u128::from_le_bytes(block);
+    (block as u64, (block >> 64) as u64)
+}
+
+#[inline]
+fn lower_case(block: [u8; BLOCK]) -> [u8; BLOCK] {
+    let bytes = u8x16::new(block);
+    let from_a = bytes - u8x16::splat(b'A');
+    let is_upper = from_a.min(u8x16::splat(b'Z' - b'A')).simd_eq(from_a);
+    (bytes | (is_upper & u8x16::splat(0x20))).to_array()
+}
+
 /// Appends bytes that are not UTF-8 as if they were Latin-1, escaped, without quotes.
 ///
 /// Only header values come here: HTTP says nothing about their encoding beyond ASCII (RFC 9110, 5.5).
 pub fn write_latin1_content(out: &mut Vec<u8>, bytes: &[u8]) {
-    let mut utf8 = [0; 2];
     for &byte in bytes {
-        write_string_content(out, char::from(byte).encode_utf8(&mut utf8));
+        write_string_content(out, char::from(byte).encode_utf8(&mut [0; 2]));
     }
 }
 
@@ -140,66 +378,42 @@ pub fn write_u64(out: &mut Vec<u8>, mut number: u64) {
 
 /// Appends a JSON string that holds `bytes` in base64 (RFC 4648 section 4, padded).
 pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.push(b'"');
-    let at = out.len();
-    out.resize(at + bytes.len().div_ceil(3) * 4, 0);
-    let written =
-        STANDARD.encode_slice(bytes, &mut out[at..]).expect("four characters for each three bytes begun");
-    debug_assert_eq!(at + written, out.len());
-    out.push(b'"');
+    let mut to = Writer::new(out, 0);
+    to.literal("\"");
+    to.base64(bytes);
+    to.literal("\"");
 }
 
 /// Index of the first byte that JSON wants escaped: `"`, `\` and everything below 0x20.
 #[inline]
 pub(crate) fn next_to_escape(bytes: &[u8]) -> Option<usize> {
-    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
+    // Most strings are short, and what is behind them is not.
+    if let Some(block) = bytes.first_chunk() {
+        let found = to_escape(block);
+        if found != 0 {
+            return Some(found.trailing_zeros() as usize);
+        }
+    }
+    next_to_escape_of_many(bytes)
+}
+
+#[inline(never)]
+fn next_to_escape_of_many(bytes: &[u8]) -> Option<usize> {
+    let (blocks, tail) = bytes.as_chunks();
     for (index, block) in blocks.iter().enumerate() {
         let found = to_escape(block);
         if found != 0 {
             return Some(index * BLOCK + found.trailing_zeros() as usize);
         }
     }
-    if none_of_tail(tail, hits) {
-        return None;
-    }
-    tail.iter().position(|&byte| is_escaped(byte)).map(|at| blocks.len() * BLOCK + at)
+    let clear = (to_escape(&short_block(tail)) | 1 << tail.len()).trailing_zeros() as usize;
+    (clear < tail.len()).then_some(blocks.len() * BLOCK + clear)
 }
 
-/// Whether all is ASCII that stands in a JSON string as it is.
+/// Which bytes of a block are no ASCII.
 #[inline]
-pub(crate) fn is_plain(bytes: &[u8]) -> bool {
-    let marks = |word| hits(word) | word & HIGHS;
-    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
-    blocks.iter().all(|block| {
-        let (low, high) = halves(block);
-        marks(low) | marks(high) == 0
-    }) && none_of_tail(tail, marks)
-}
-
-/// Whether `marks` marks nothing of what is less than a block; it is asked for eight bytes at a time, some of them twice.
-#[inline]
-fn none_of_tail(tail: &[u8], marks: impl Fn(u64) -> u64) -> bool {
-    if let (Some(first), Some(last)) = (tail.first_chunk(), tail.last_chunk()) {
-        return marks(u64::from_le_bytes(*first)) | marks(u64::from_le_bytes(*last)) == 0;
-    }
-    if let (Some(first), Some(last)) = (tail.first_chunk(), tail.last_chunk()) {
-        let (first, last) = (u32::from_le_bytes(*first), u32::from_le_bytes(*last));
-        return marks(u64::from(first) | u64::from(last) << 32) == 0;
-    }
-    let [first, .., last] = *tail else {
-        return tail.first().is_none_or(|&byte| marks(ONES * u64::from(byte)) == 0);
-    };
-    let word = u64::from_le_bytes([first, tail[1], last, last, last, last, last, last]);
-    marks(word) == 0
-}
-
-fn is_escaped(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-fn halves(block: &[u8; BLOCK]) -> (u64, u64) {
-    let block = u128::from_le_bytes(*block);
-    (block as u64, (block >> 64) as u64)
+fn beyond_ascii(block: &[u8; BLOCK]) -> u32 {
+    u8x16::new(*block).to_bitmask()
 }
 
 /// Which bytes of a block are escaped, the first in the lowest bit.
@@ -209,16 +423,6 @@ pub(crate) fn to_escape(block: &[u8; BLOCK]) -> u32 {
     let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
     let quotes = bytes.simd_eq(u8x16::splat(b'"')) | bytes.simd_eq(u8x16::splat(b'\\'));
     (control | quotes).to_bitmask()
-}
-
-/// The high bits of those of eight bytes that are escaped. A borrow may set one above the lowest, and only there.
-fn hits(word: u64) -> u64 {
-    let quotes = word ^ (ONES * b'"' as u64);
-    let backslashes = word ^ (ONES * b'\\' as u64);
-    ((word.wrapping_sub(ONES * 0x20) & !word)
-        | (quotes.wrapping_sub(ONES) & !quotes)
-        | (backslashes.wrapping_sub(ONES) & !backslashes))
-        & HIGHS
 }
 
 #[cfg(test)]
@@ -322,16 +526,54 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn plain_is_what_serde_json_leaves_as_it_is() {
+    fn pieces_are_what_serde_json_and_the_standard_library_say() {
+        let escaped = |text: &str| {
+            let json = serde_json::to_string(text).expect("a string");
+            json[1..json.len() - 1].to_owned()
+        };
         for_random_bytes(20_000, |bytes| {
-            // Hardly ever anything else than what stands between `"` and `\\`.
-            let of = |&byte: &u8| if byte % 31 == 0 { byte & 0x7f } else { b'#' + byte % 50 };
-            let bytes: Vec<u8> = bytes.iter().take(40).map(of).collect();
+            let Some((&room, bytes)) = bytes.split_first() else { return };
+            // Of all lengths around a block's, and hardly ever anything else than what stands between `"` and `\\`.
+            let of = |&byte: &u8| if byte % 31 == 0 { byte } else { b'#' + byte % 50 };
+            let bytes: Vec<u8> = bytes.iter().take(usize::from(room % 41)).map(of).collect();
             let text = String::from_utf8_lossy(&bytes);
-            let as_it_is = serde_json::to_vec(&text).expect("a string")[1..].starts_with(text.as_bytes());
-            assert_eq!(is_plain(text.as_bytes()), text.is_ascii() && as_it_is, "{text:?}");
+            let mut out = b"before".to_vec();
+            let mut to = Writer::new(&mut out, usize::from(room));
+            to.text(&text);
+            to.literal("|");
+            to.lower_case(&text);
+            to.literal("|");
+            to.value(&bytes);
+            to.literal("|");
+            to.content(text.as_bytes());
+            to.number(u64::from(room));
+            to.finish();
+            let value = match std::str::from_utf8(&bytes) {
+                Ok(text) => text.to_owned(),
+                Err(_) => bytes.iter().copied().map(char::from).collect(),
+            };
+            let expect = [&text, &*text.to_ascii_lowercase(), &value, &text].map(escaped).join("|");
+            assert_eq!(
+                String::from_utf8_lossy(&out),
+                format!("before{expect}{room}"),
+                "{}",
+                bytes.escape_ascii()
+            );
         });
-        assert!(is_plain(b"") && is_plain(&[b'~'; 40]) && !is_plain("\u{e9}".as_bytes()));
+    }
+
+    #[test]
+    fn what_is_cut_back_and_what_room_is_left_does_not_show() {
+        let mut out = Vec::new();
+        let mut to = Writer::new(&mut out, 0);
+        to.text("kept");
+        let len = to.len();
+        to.text(&"gone".repeat(1_000));
+        to.cut_back(len);
+        to.base64(b"f");
+        to.literal("!");
+        to.finish();
+        assert_eq!(out, b"keptZg==!");
     }
 
     #[test]

@@ -89,8 +89,8 @@ fn read_headers<'a>(at: &mut Cursor<'a>, headers: &mut impl Fields<'a>) -> Optio
     if at.skip("}").is_some() {
         return Some(());
     }
+    at.skip("\"")?;
     loop {
-        at.skip("\"")?;
         let name = at.string()?;
         if at.skip(":\"").is_some() {
             headers.take(name, at)?;
@@ -104,10 +104,10 @@ fn read_headers<'a>(at: &mut Cursor<'a>, headers: &mut impl Fields<'a>) -> Optio
                 at.skip(",\"")?;
             }
         }
-        if at.skip("}").is_some() {
+        if at.skip(",\"").is_none() {
+            at.skip("}")?;
             return Some(());
         }
-        at.skip(",")?;
     }
 }
 
