@@ -329,6 +329,15 @@ impl Connection {
     fn read_request_line(&mut self) -> Result<Option<Step>, ErrorKind> {
         let Reading::RequestLine { empty_lines } = &mut self.reading else { return Ok(None) };
         let unread = &self.input[self.start..];
+        // Only at the first look at it, so that a drip-fed line costs O(n).
+        if self.scanned == 0
+            && let Some(line_bytes) = self.head.take_usual_request_line(unread, &self.limits)
+        {
+            self.line_start = line_bytes;
+            self.scanned = line_bytes;
+            self.reading = Reading::Fields;
+            return Ok(None);
+        }
         match unread {
             [] | [b'\r'] => return Ok(Some(Step::NeedInput)),
             [b'\r', b'\n', ..] => {
@@ -364,6 +373,20 @@ impl Connection {
     fn read_field_lines(&mut self) -> Result<Option<Step>, ErrorKind> {
         let unread = &self.input[self.start..];
         loop {
+            if unread[self.line_start..].starts_with(b"\r\n")
+                && self.line_start + 2 <= self.limits.head_bytes_max
+            {
+                self.line_start += 2;
+                break;
+            }
+            // As above.
+            if self.scanned == self.line_start
+                && let Some(end) = self.head.take_usual_field_line(unread, self.line_start, &self.limits)?
+            {
+                self.line_start = end;
+                self.scanned = end;
+                continue;
+            }
             let too_large = ErrorKind::HeadTooLarge;
             let Some(end) = find_line(unread, &mut self.scanned, self.limits.head_bytes_max, too_large)?
             else {

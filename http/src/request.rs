@@ -6,8 +6,9 @@
 use std::ops::Range;
 
 use memchr::memchr;
+use wide::u8x16;
 
-use crate::target::{Target, TargetForm, is_authority, parse_target};
+use crate::target::{Target, TargetForm, is_authority, is_target_byte, parse_target};
 use crate::{ErrorKind, Limits, is_hop_by_hop};
 
 /// A request's head, borrowed from the connection's buffer until the next call.
@@ -58,7 +59,7 @@ pub struct Field<'a> {
 /// The field lines of a head: iterates without allocating; a clone starts where the original stands.
 #[derive(Clone, Debug)]
 pub struct Fields<'a> {
-    head: &'a [u8],
+    head: Head<'a>,
     spans: std::slice::Iter<'a, FieldSpan>,
     /// Whether a `connection` field names anything beside `close` and `keep-alive`.
     connection_names_fields: bool,
@@ -72,7 +73,7 @@ impl<'a> Fields<'a> {
 
     /// The values of all fields of this name, whatever its case, in the order sent.
     pub fn get_all<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        let head = self.head;
+        let head = self.head.bytes;
         self.spans
             .clone()
             .filter(move |span| head[span.name()].eq_ignore_ascii_case(name.as_bytes()))
@@ -105,7 +106,7 @@ impl<'a> Iterator for Fields<'a> {
 
     fn next(&mut self) -> Option<Field<'a>> {
         let span = self.spans.next()?;
-        Some(Field { name: ascii(&self.head[span.name()]), value: &self.head[span.value()] })
+        Some(Field { name: self.head.ascii(span.name()), value: &self.head.bytes[span.value()] })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -114,6 +115,33 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 impl ExactSizeIterator for Fields<'_> {}
+
+/// The bytes of a head; names and such, which the grammar has as ASCII, also as text.
+#[derive(Clone, Copy, Debug)]
+struct Head<'a> {
+    bytes: &'a [u8],
+    /// All of it, if it is text and short: to check it once costs less than to check piece by piece.
+    text: Option<&'a str>,
+}
+
+impl<'a> Head<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        let text = if bytes.len() <= HEAD_TEXT_BYTES_MAX { std::str::from_utf8(bytes).ok() } else { None };
+        Self { bytes, text }
+    }
+
+    #[inline]
+    fn ascii(&self, span: Range<usize>) -> &'a str {
+        match self.text {
+            Some(text) => &text[span],
+            None => std::str::from_utf8(&self.bytes[span])
+                .expect("the grammar of method, target, host and field name admits ASCII only"),
+        }
+    }
+}
+
+/// Browsers send 700 bytes; what makes a head longer is in values, and these need no check.
+const HEAD_TEXT_BYTES_MAX: usize = 1024;
 
 /// One head being read; kept by the connection and reused, so that a request costs no allocation.
 ///
@@ -154,6 +182,32 @@ impl HeadReader {
         Ok(())
     }
 
+    /// Takes the request line that `unread` starts with, if it is a [usual](RequestLine::usual) one; gives its bytes, CRLF
+    /// included.
+    pub fn take_usual_request_line(&mut self, unread: &[u8], limits: &Limits) -> Option<usize> {
+        let (line, line_bytes) = RequestLine::usual(unread)?;
+        if line_bytes > limits.request_line_bytes_max {
+            return None;
+        }
+        self.line = line;
+        Some(line_bytes)
+    }
+
+    /// Takes the field line at `start`, if it is a [usual](usual_field_line) one; gives the place behind its CRLF.
+    pub fn take_usual_field_line(
+        &mut self,
+        head: &[u8],
+        start: usize,
+        limits: &Limits,
+    ) -> Result<Option<usize>, ErrorKind> {
+        let Some((name_bytes, value, line_bytes)) = usual_field_line(&head[start..]) else { return Ok(None) };
+        if start + line_bytes > limits.head_bytes_max {
+            return Ok(None);
+        }
+        self.take_field(head, start, name_bytes, value, limits)?;
+        Ok(Some(start + line_bytes))
+    }
+
     /// Takes the field line that is `head[line]`, without its CRLF.
     pub fn take_field_line(
         &mut self,
@@ -163,6 +217,18 @@ impl HeadReader {
     ) -> Result<(), ErrorKind> {
         let start = line.start;
         let (name_bytes, value) = parse_field_line(&head[line])?;
+        self.take_field(head, start, name_bytes, value, limits)
+    }
+
+    /// Takes a field whose line begins at `start`, from where `value` counts.
+    fn take_field(
+        &mut self,
+        head: &[u8],
+        start: usize,
+        name_bytes: usize,
+        value: Range<usize>,
+        limits: &Limits,
+    ) -> Result<(), ErrorKind> {
         if self.spans.len() >= limits.fields_max {
             return Err(ErrorKind::TooManyFields);
         }
@@ -209,14 +275,11 @@ impl HeadReader {
 
     /// The head as the driver sees it; `head` is the bytes that the lines were taken from.
     pub fn view<'a>(&'a self, head: &'a [u8]) -> RequestHead<'a> {
-        let host = match (&self.line.authority, &self.host) {
-            (Some(authority), _) => Some(ascii(&head[authority.clone()])),
-            (None, Some(host)) => Some(ascii(&head[host.clone()])),
-            (None, None) => None,
-        };
+        let head = Head::new(head);
+        let host = self.line.authority.as_ref().or(self.host.as_ref()).map(|span| head.ascii(span.clone()));
         RequestHead {
-            method: ascii(&head[..self.line.method_end]),
-            target: Target { raw: ascii(&head[self.line.target.clone()]), form: self.line.form },
+            method: head.ascii(0..self.line.method_end),
+            target: Target { raw: head.ascii(self.line.target.clone()), form: self.line.form },
             version: self.line.version,
             fields: Fields {
                 head,
@@ -345,6 +408,30 @@ impl Default for RequestLine {
 }
 
 impl RequestLine {
+    /// The line that `unread` starts with, and its bytes with CRLF, if it is all there, in order, of HTTP/1.1, and its
+    /// target a path: read in one pass, where [`RequestLine::parse`] looks for each thing by itself.
+    ///
+    /// `None` leaves the line, and what may be wrong with it, to `parse`.
+    fn usual(unread: &[u8]) -> Option<(Self, usize)> {
+        let method_end = token_end(unread);
+        let [b' ', b'/', ..] = unread[method_end..] else { return None };
+        if method_end == 0 || method_end > METHOD_BYTES_MAX {
+            return None;
+        }
+        let target = method_end + 1..method_end + 1 + target_end(&unread[method_end + 1..]);
+        if !unread[target.end..].starts_with(b" HTTP/1.1\r\n") {
+            return None;
+        }
+        let method = match &unread[..method_end] {
+            b"HEAD" => Method::Head,
+            b"CONNECT" => return None,
+            _ => Method::Other,
+        };
+        let line_bytes = target.end + b" HTTP/1.1\r\n".len();
+        let (form, version) = (TargetForm::Origin, Version::Http11);
+        Some((Self { method, method_end, target, form, authority: None, version }, line_bytes))
+    }
+
     /// `method SP request-target SP HTTP-version`, one space each (RFC 9112 section 3).
     fn parse(line: &[u8]) -> Result<Self, ErrorKind> {
         let method_end = token_end(line);
@@ -487,6 +574,25 @@ pub(crate) fn parse_field_line(line: &[u8]) -> Result<(usize, Range<usize>), Err
     Ok((name_end, value_start..value_start + value_bytes))
 }
 
+/// Length of the name, place of the value, and bytes with CRLF of the field line that `unread` starts with, if all of it is
+/// there, in order, and the value has at most one space around it: read in one pass.
+///
+/// `None` leaves the line, and what may be wrong with it, to [`find_line`] and [`parse_field_line`].
+fn usual_field_line(unread: &[u8]) -> Option<(usize, Range<usize>, usize)> {
+    let name_end = token_end(unread);
+    let (b':', behind) = unread[name_end..].split_first()? else { return None };
+    let start = name_end + 1 + usize::from(behind.first() == Some(&b' '));
+    let value = start..start + value_end(&unread[start..]);
+    let is_spaced = |byte: Option<&u8>| byte.is_some_and(|&byte| is_white_space(byte));
+    let [b'\r', b'\n', ..] = unread[value.end..] else { return None };
+    let text = &unread[value.clone()];
+    if name_end == 0 || is_spaced(text.first()) || is_spaced(text.last()) {
+        return None;
+    }
+    let line_bytes = value.end + 2;
+    Some((name_end, value, line_bytes))
+}
+
 /// `token` of RFC 9110 section 5.6.2.
 pub(crate) fn is_token_bytes(text: &[u8]) -> bool {
     !text.is_empty() && token_end(text) == text.len()
@@ -498,13 +604,61 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
 
 /// How many bytes at the start of `text` may stand in a token.
 pub(crate) fn token_end(text: &[u8]) -> usize {
-    text.iter().position(|&byte| !is_token_byte(byte)).unwrap_or(text.len())
+    // Letters, digits and `-` are nearly all that tokens are made of.
+    let mut at = first_marked(text, |bytes| {
+        let within = |bytes: u8x16, first: u8, last: u8| {
+            let from_first = bytes - u8x16::splat(first);
+            from_first.min(u8x16::splat(last - first)).simd_eq(from_first)
+        };
+        let letters = within(bytes | u8x16::splat(0x20), b'a', b'z');
+        !(letters | within(bytes, b'0', b'9') | bytes.simd_eq(u8x16::splat(b'-')))
+    });
+    while at < text.len() && is_token_byte(text[at]) {
+        at += 1;
+    }
+    at
+}
+
+/// How many bytes at the start of `text` may stand in a target: visible ASCII but `#`.
+fn target_end(text: &[u8]) -> usize {
+    let at = first_marked(text, |bytes| {
+        let below = bytes.min(u8x16::splat(b' ')).simd_eq(bytes);
+        let beyond = bytes.max(u8x16::splat(0x7f)).simd_eq(bytes);
+        below | beyond | bytes.simd_eq(u8x16::splat(b'#'))
+    });
+    at + text[at..].iter().position(|&byte| !is_target_byte(byte)).unwrap_or(text.len() - at)
+}
+
+/// How many bytes at the start of `text` may stand in a value.
+fn value_end(text: &[u8]) -> usize {
+    let at = first_marked(text, |bytes| {
+        let controls = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes) & !bytes.simd_eq(u8x16::splat(b'\t'));
+        controls | bytes.simd_eq(u8x16::splat(0x7f))
+    });
+    at + text[at..].iter().position(|&byte| !is_value_byte(byte)).unwrap_or(text.len() - at)
+}
+
+/// Place of the first byte that `marks` marks of those that come in blocks of sixteen, or of the rest behind these.
+#[inline(always)]
+fn first_marked(text: &[u8], marks: impl Fn(u8x16) -> u8x16) -> usize {
+    let (blocks, rest) = text.as_chunks();
+    for (index, block) in blocks.iter().enumerate() {
+        let found = marks(u8x16::new(*block)).to_bitmask();
+        if found != 0 {
+            return index * 16 + found.trailing_zeros() as usize;
+        }
+    }
+    text.len() - rest.len()
+}
+
+fn is_value_byte(byte: u8) -> bool {
+    (byte >= b' ' || byte == b'\t') && byte != 0x7f
 }
 
 /// HTAB, SP, visible ASCII and bytes above it (RFC 9110 section 5.5).
 pub(crate) fn is_value_bytes(value: &[u8]) -> bool {
     // One fold without an early exit, so that the compiler can use wide registers.
-    !value.iter().fold(false, |bad, &byte| bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f))
+    value.iter().fold(true, |good, &byte| good & is_value_byte(byte))
 }
 
 pub(crate) fn trim_white_space(mut text: &[u8]) -> &[u8] {
@@ -542,10 +696,6 @@ fn parse_decimal(text: &[u8]) -> Option<u64> {
     })
 }
 
-fn ascii(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("the grammar of method, target, host and field name admits ASCII only")
-}
-
 const TOKEN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -573,3 +723,66 @@ const TOKEN: [bool; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes of which most may stand anywhere, in lengths around a block's.
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![
+            40 => prop::sample::select(&b"abyzABYZ0189-"[..]),
+            1 => prop::sample::select(&b"\r\n\t :#/%_~{@[`"[..]),
+            1 => any::<u8>(),
+        ];
+        prop::collection::vec(byte, 0..50)
+    }
+
+    fn line() -> impl Strategy<Value = Vec<u8>> {
+        let start =
+            prop::sample::select(vec!["", "GET /", "HEAD /", "CONNECT /", "host: ", "x:", "GET http://"]);
+        let end =
+            prop::sample::select(vec!["", "\r", "\n", "\r\n", " \r\n", " HTTP/1.1\r\n", " HTTP/1.0\r\n"]);
+        (start, bytes(), end, bytes()).prop_map(|(start, middle, end, behind)| {
+            [start.as_bytes(), &middle, end.as_bytes(), &behind].concat()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn blocks_end_where_bytes_do(text in bytes()) {
+            let end = |is_allowed: fn(u8) -> bool| text.iter().take_while(|&&byte| is_allowed(byte)).count();
+            prop_assert_eq!(token_end(&text), end(is_token_byte));
+            prop_assert_eq!(target_end(&text), end(is_target_byte));
+            prop_assert_eq!(value_end(&text), end(is_value_byte));
+        }
+
+        #[test]
+        fn usual_lines_are_what_the_others_are(unread in line()) {
+            let line_of = |line_bytes: usize| {
+                let end = find_line(&unread, &mut 0, usize::MAX, ErrorKind::HeadTooLarge);
+                assert_eq!(end, Ok(Some(line_bytes - 1)));
+                strip_carriage_return(&unread[..line_bytes - 1]).expect("CRLF")
+            };
+            if let Some((name_bytes, value, line_bytes)) = usual_field_line(&unread) {
+                prop_assert_eq!(parse_field_line(line_of(line_bytes)), Ok((name_bytes, value)));
+            }
+            if let Some((line, line_bytes)) = RequestLine::usual(&unread) {
+                let parsed = RequestLine::parse(line_of(line_bytes)).expect("a request line");
+                prop_assert_eq!(format!("{line:?}"), format!("{parsed:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn usual_lines_are_found() {
+        assert!(RequestLine::usual(b"GET /a?b HTTP/1.1\r\n").is_some());
+        for field in [&b"host: a\r\n"[..], b"Sec-Fetch-Mode:cors\r\n", b"x_y:\r\n", b"a: \xff b\tc\r\n"] {
+            assert!(usual_field_line(field).is_some(), "{}", field.escape_ascii());
+        }
+    }
+}

@@ -182,14 +182,16 @@ pub(crate) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Appends status line, fields and the empty line.
 pub(crate) fn write_head(out: &mut Vec<u8>, head: &ResponseHead<'_>, framing: FramingFields) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    push_decimal(out, u64::from(head.status));
+    let digit = |of: u16| b'0' + (head.status / of % 10) as u8;
+    let [hundreds, tens, ones] = [digit(100), digit(10), digit(1)];
     // The space stays even where the reason is empty (RFC 9112 section 4).
-    out.push(b' ');
+    out.extend_from_slice(&[
+        b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', hundreds, tens, ones, b' ',
+    ]);
     out.extend_from_slice(reason_phrase(head.status).as_bytes());
-    out.extend_from_slice(b"\r\n");
-    push_field(out, "date", head.date.as_bytes());
-    out.extend_from_slice(b"server: toru\r\n");
+    out.extend_from_slice(b"\r\ndate: ");
+    out.extend_from_slice(head.date.as_bytes());
+    out.extend_from_slice(b"\r\nserver: toru\r\n");
     out.extend_from_slice(head.fields);
     if let Some(length) = framing.content_length {
         out.extend_from_slice(b"content-length: ");

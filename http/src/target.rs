@@ -160,9 +160,7 @@ pub(crate) fn parse_target(
     raw: &[u8],
 ) -> Result<(TargetForm, Option<Range<usize>>), ErrorKind> {
     // One fold without an early exit, so that the compiler can use wide registers.
-    let forbidden =
-        raw.iter().fold(false, |bad, &byte| bad | (byte <= b' ') | (byte >= 0x7f) | (byte == b'#'));
-    if forbidden {
+    if !raw.iter().fold(true, |good, &byte| good & is_target_byte(byte)) {
         return Err(ErrorKind::BadTargetCharacter);
     }
     if method == b"CONNECT" {
@@ -187,6 +185,11 @@ pub(crate) fn parse_target(
     Ok((if whole_server { TargetForm::Asterisk } else { TargetForm::Absolute }, Some(authority)))
 }
 
+/// Visible ASCII but `#`.
+pub(crate) fn is_target_byte(byte: u8) -> bool {
+    byte > b' ' && byte < 0x7f && byte != b'#'
+}
+
 /// `uri-host [ ":" port ]` with a host that is not empty (RFC 9110 section 4.2.1) and without user information.
 pub fn is_authority(text: &[u8]) -> bool {
     host_and_port(text).is_some()
@@ -200,38 +203,59 @@ fn host_and_port(text: &[u8]) -> Option<Option<&[u8]>> {
         address.parse::<Ipv6Addr>().ok()?;
         close + 1
     } else {
-        let end = memchr(b':', text).unwrap_or(text.len());
-        if end == 0 || !is_registered_name(&text[..end]) {
-            return None;
-        }
-        end
+        registered_name_end(text)?
     };
     match text[host_end..].split_first() {
         None => Some(None),
-        Some((b':', port)) => {
-            // `host:` is valid and means the default port (RFC 3986 section 3.2.3).
-            let in_range = port.is_empty() || std::str::from_utf8(port).ok()?.parse::<u16>().is_ok();
-            (port.iter().all(u8::is_ascii_digit) && in_range).then_some(Some(port))
-        }
+        // `host:` is valid and means the default port (RFC 3986 section 3.2.3).
+        Some((b':', port)) => is_port(port).then_some(Some(port)),
         Some(_) => None,
     }
 }
 
-/// RFC 3986 section 3.2.2, `reg-name`, which takes in IPv4 addresses.
-fn is_registered_name(name: &[u8]) -> bool {
+/// Digits, none or any number of them, of at most 65535.
+fn is_port(digits: &[u8]) -> bool {
+    let mut port = 0_u32;
+    digits.iter().all(|byte| {
+        port = port * 10 + u32::from(byte.wrapping_sub(b'0'));
+        byte.is_ascii_digit() && port <= u32::from(u16::MAX)
+    })
+}
+
+/// Where the host at the start of `text` ends, which is a `reg-name` (RFC 3986 section 3.2.2) that takes in IPv4 addresses.
+///
+/// `None` where there is none, or an escape in it is broken.
+fn registered_name_end(text: &[u8]) -> Option<usize> {
     let mut at = 0;
-    while at < name.len() {
-        match name[at] {
-            b'%' => match escaped_byte(&name[at..]) {
-                Ok(_) => at += 3,
-                Err(_) => return false,
-            },
-            byte if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte) => at += 1,
-            _ => return false,
+    while at < text.len() {
+        if REGISTERED_NAME[usize::from(text[at])] {
+            at += 1;
+        } else if text[at] == b'%' {
+            escaped_byte(&text[at..]).ok()?;
+            at += 3;
+        } else {
+            break;
         }
     }
-    true
+    (at > 0).then_some(at)
 }
+
+/// `unreserved` and `sub-delims` of RFC 3986.
+const REGISTERED_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let signs = b"-._~!$&'()*+,;=";
+    let mut index = 0;
+    while index < signs.len() {
+        table[signs[index] as usize] = true;
+        index += 1;
+    }
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] |= (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    table
+};
 
 /// Where the authority of `http://…` or `https://…` stands.
 ///
@@ -330,5 +354,53 @@ pub fn fuzz_target(data: &[u8]) {
         assert_eq!(normalize_path(&path).as_deref(), Ok(&*path), "normal form is final");
         assert!(path.split('/').all(|segment| !matches!(&*percent_decode(segment).unwrap(), b"." | b"..")));
         assert!(!percent_decode(&path).expect("escapes were checked").contains(&0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The grammar of a host that is no address and a port, said without tables.
+    fn is_plain_authority(text: &str) -> bool {
+        let (name, port) = text.split_once(':').unwrap_or((text, ""));
+        let is_sign = |character: char| "-._~!$&'()*+,;=".contains(character);
+        let is_name_character = |character: char| character.is_ascii_alphanumeric() || is_sign(character);
+        let mut pieces = name.split('%');
+        !name.is_empty()
+            && pieces.next().is_some_and(|first| first.chars().all(is_name_character))
+            && pieces.all(|piece| {
+                piece.len() >= 2
+                    && piece.chars().all(is_name_character)
+                    && piece.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
+            })
+            && port.chars().all(|character| character.is_ascii_digit())
+            && (port.is_empty() || port.parse::<u16>().is_ok())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn authorities_are_those_of_the_grammar(text in "[a-c2F.%_~-]{0,9}(:[0-9]{0,6})?[:@ /é]?") {
+            prop_assert_eq!(is_authority(text.as_bytes()), is_plain_authority(&text), "{}", text);
+        }
+    }
+
+    #[test]
+    fn ports_have_sixteen_bits() {
+        for (text, expect) in [
+            ("a:", true),
+            ("a:65535", true),
+            ("a:65536", false),
+            ("a:0000080", true),
+            ("a:+80", false),
+            (":80", false),
+        ] {
+            assert_eq!(is_authority(text.as_bytes()), expect, "{text}");
+            assert_eq!(is_plain_authority(text), expect, "{text}");
+        }
     }
 }
