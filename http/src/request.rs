@@ -8,7 +8,7 @@ use std::ops::Range;
 use memchr::memchr;
 use wide::u8x16;
 
-use crate::target::{Target, TargetForm, is_authority, is_target_byte, parse_target};
+use crate::target::{Target, TargetForm, is_authority, parse_target};
 use crate::{ErrorKind, Limits, is_hop_by_hop};
 
 /// A request's head, borrowed from the connection's buffer until the next call.
@@ -604,7 +604,7 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
 
 /// How many bytes at the start of `text` may stand in a token.
 pub(crate) fn token_end(text: &[u8]) -> usize {
-    // Letters, digits and `-` are nearly all that tokens are made of.
+    // Letters, digits and `-` are nearly all that tokens are made of; others are looked up.
     let mut at = first_marked(text, |bytes| {
         let within = |bytes: u8x16, first: u8, last: u8| {
             let from_first = bytes - u8x16::splat(first);
@@ -621,24 +621,22 @@ pub(crate) fn token_end(text: &[u8]) -> usize {
 
 /// How many bytes at the start of `text` may stand in a target: visible ASCII but `#`.
 fn target_end(text: &[u8]) -> usize {
-    let at = first_marked(text, |bytes| {
+    first_marked(text, |bytes| {
         let below = bytes.min(u8x16::splat(b' ')).simd_eq(bytes);
         let beyond = bytes.max(u8x16::splat(0x7f)).simd_eq(bytes);
         below | beyond | bytes.simd_eq(u8x16::splat(b'#'))
-    });
-    at + text[at..].iter().position(|&byte| !is_target_byte(byte)).unwrap_or(text.len() - at)
+    })
 }
 
 /// How many bytes at the start of `text` may stand in a value.
 fn value_end(text: &[u8]) -> usize {
-    let at = first_marked(text, |bytes| {
+    first_marked(text, |bytes| {
         let controls = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes) & !bytes.simd_eq(u8x16::splat(b'\t'));
         controls | bytes.simd_eq(u8x16::splat(0x7f))
-    });
-    at + text[at..].iter().position(|&byte| !is_value_byte(byte)).unwrap_or(text.len() - at)
+    })
 }
 
-/// Place of the first byte that `marks` marks of those that come in blocks of sixteen, or of the rest behind these.
+/// Place of the first byte that `marks` marks, or the end.
 #[inline(always)]
 fn first_marked(text: &[u8], marks: impl Fn(u8x16) -> u8x16) -> usize {
     let (blocks, rest) = text.as_chunks();
@@ -648,7 +646,10 @@ fn first_marked(text: &[u8], marks: impl Fn(u8x16) -> u8x16) -> usize {
             return index * 16 + found.trailing_zeros() as usize;
         }
     }
-    text.len() - rest.len()
+    let mut block = [0; 16];
+    block[..rest.len()].copy_from_slice(rest);
+    let found = marks(u8x16::new(block)).to_bitmask() | 1 << rest.len();
+    text.len() - rest.len() + found.trailing_zeros() as usize
 }
 
 fn is_value_byte(byte: u8) -> bool {
@@ -729,6 +730,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::target::is_target_byte;
 
     /// Bytes of which most may stand anywhere, in lengths around a block's.
     fn bytes() -> impl Strategy<Value = Vec<u8>> {

@@ -101,7 +101,7 @@ pub fn encode_http_response<'f>(
     let is_text = is_text(body);
     // A new buffer for a large body shall have room for it once, with an escape every eight bytes.
     let content_bytes = if is_text { body.len() + body.len() / 8 } else { body.len().div_ceil(3) * 4 };
-    out.reserve(content_bytes.min(frame_bytes_max) + 256);
+    out.reserve(content_bytes.min(frame_bytes_max) + 512);
     let mark = begin_frame(out, framing);
     let mut to = Writer::new(out, HEAD_ROOM + body.len());
     let json_at = to.len();

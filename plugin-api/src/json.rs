@@ -270,19 +270,22 @@ pub(crate) fn put<const BYTES: usize>(room: &mut [u8], at: usize, bytes: &[u8; B
 
 /// Writes escaped text from `at` on as long as there is room for a step; gives the place behind it, and what is left.
 fn write_escaped<'a>(room: &mut [u8], mut at: usize, mut rest: &'a [u8]) -> (usize, &'a [u8]) {
-    while let Some(place) = room[at..].first_chunk_mut::<ESCAPED_STEP>() {
-        if let Some(window) = rest.first_chunk() {
-            at += escape_block(place, window, BLOCK);
-            rest = &rest[BLOCK..];
-            continue;
-        }
-        let mut window = [0; WINDOW];
-        window[..rest.len()].copy_from_slice(rest);
-        let len = rest.len().min(BLOCK);
-        at += escape_block(place, &window, len);
-        rest = &rest[len..];
-        if rest.is_empty() {
-            break;
+    while let (Some(window), Some(place)) = (rest.first_chunk(), room[at..].first_chunk_mut()) {
+        at += escape_block(place, window, BLOCK);
+        rest = &rest[BLOCK..];
+    }
+    if rest.len() < WINDOW {
+        // The last two blocks, as if more came behind them.
+        let mut padded = [0; BLOCK + WINDOW];
+        padded[..rest.len()].copy_from_slice(rest);
+        let mut padded = &padded[..];
+        while !rest.is_empty()
+            && let (Some(window), Some(place)) = (padded.first_chunk(), room[at..].first_chunk_mut())
+        {
+            let len = rest.len().min(BLOCK);
+            at += escape_block(place, window, len);
+            rest = &rest[len..];
+            padded = &padded[BLOCK..];
         }
     }
     (at, rest)
@@ -399,15 +402,17 @@ pub(crate) fn next_to_escape(bytes: &[u8]) -> Option<usize> {
 
 #[inline(never)]
 fn next_to_escape_of_many(bytes: &[u8]) -> Option<usize> {
-    let (blocks, tail) = bytes.as_chunks();
-    for (index, block) in blocks.iter().enumerate() {
+    let mut at = 0;
+    while let Some(block) = bytes[at..].first_chunk() {
         let found = to_escape(block);
         if found != 0 {
-            return Some(index * BLOCK + found.trailing_zeros() as usize);
+            return Some(at + found.trailing_zeros() as usize);
         }
+        at += BLOCK;
     }
+    let tail = &bytes[at..];
     let clear = (to_escape(&short_block(tail)) | 1 << tail.len()).trailing_zeros() as usize;
-    (clear < tail.len()).then_some(blocks.len() * BLOCK + clear)
+    (clear < tail.len()).then_some(at + clear)
 }
 
 /// Which bytes of a block are no ASCII.
