@@ -39,7 +39,7 @@ pub(crate) struct Cursor<'a>(pub &'a str);
 impl<'a> Cursor<'a> {
     /// Errors: the frame is not UTF-8.
     pub fn new(frame: &'a [u8]) -> Option<Self> {
-        std::str::from_utf8(frame).ok().map(Self)
+        simdutf8::basic::from_utf8(frame).ok().map(Self)
     }
 
     // Known lengths are compared without a call.

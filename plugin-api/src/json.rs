@@ -64,7 +64,7 @@ pub fn write_string_content(out: &mut Vec<u8>, text: &str) {
 /// Whether bytes are UTF-8.
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
     // Most are ASCII, which is found out in half the time.
-    bytes.is_ascii() || std::str::from_utf8(bytes).is_ok()
+    bytes.is_ascii() || simdutf8::basic::from_utf8(bytes).is_ok()
 }
 
 /// Appends to a buffer by writing into room that was made before, so that a short piece is a store and no call.
