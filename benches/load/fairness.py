@@ -7,7 +7,8 @@
 mostly idle. Meanwhile `noisy`, in turn within each round,
 
 - has nothing to do: the base of the ratios;
-- is slow: 1 500 clients each wait two seconds for an answer, so its places are full and hundreds queue;
+- is slow: 1 000 clients each wait two seconds for an answer, so its places are full and most of them queue;
+- is slow and beyond its bounds: of 1 500 clients, those for whom there is no room in the queue ask again at once;
 - is flooded: 256 clients ask as fast as they are answered;
 - is flooded in a daemon of its own: what the same flood costs `quiet` by taking processors, which no daemon can help.
 
@@ -34,7 +35,8 @@ def main():
         script.write_text(PACED)
         troubles = {
             "idle": None,
-            "slow": (toru.url("echo-noisy", "delay/2000"), 1500),
+            "slow": (toru.url("echo-noisy", "delay/2000"), 1000),
+            "slow, and beyond its bounds": (toru.url("echo-noisy", "delay/2000"), 1500),
             "flooded": (toru.url("echo-noisy"), 256),
             "flooded, in a daemon of its own": (other.url(), 256),
         }
@@ -58,7 +60,7 @@ def main():
         p50, p99, rate = (median(found, key) for key in ("p50_us", "p99_us", "per_second"))
         bad = sum(row["not_2xx"] for row in found)
         print(f"| {name} | {rate:,.0f} | {p50:,.0f} | {p99:,.0f} | {p99 / base:.2f} | {bad} |")
-    shared, apart = (median(rows[name], "p99_us") for name in list(troubles)[2:])
+    shared, apart = (median(rows[name], "p99_us") for name in list(troubles)[3:])
     print(f"\nflooded beside it against flooded in a daemon of its own, p99: {shared / apart:.2f}")
 
 

@@ -98,15 +98,19 @@ pub async fn serve<S: ClientStream>(
                         phase.0 = HttpPhase::Closing;
                         // Its content is dropped, and may take no longer for that.
                         slot.body.set(head.has_content().then(|| (Instant::now(), 0)));
-                        if let Some(target) = target {
+                        if let Some(target) = &target {
                             let refused = failure.status();
                             if refused >= 500 {
-                                count_answer(&worker, &target, refused);
+                                count_answer(&worker, target, refused);
                             }
                             let (method, path) = (head.method, plugin_path(&head, peer.trusted));
-                            note(&worker, &target, &request_id, method, &path, refused, Duration::ZERO);
+                            note(&worker, target, &request_id, method, &path, refused, Duration::ZERO);
                         }
                         respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
+                        if let Some(target) = target {
+                            // A refusal takes nearly as much of a turn as a request.
+                            worker.turns.take(&target.line).await;
+                        }
                     }
                 },
                 Event::Body(piece) => {
@@ -129,6 +133,9 @@ pub async fn serve<S: ClientStream>(
                             }
                             Recipient::Core { .. } => (None, false),
                         };
+                        if let Some(target) = &target {
+                            worker.turns.take(&target.line).await;
+                        }
                         account = Some(Account {
                             target,
                             runs,

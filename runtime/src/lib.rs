@@ -36,6 +36,7 @@ mod service;
 mod site;
 mod status;
 mod summary;
+mod turns;
 mod work;
 mod worker;
 

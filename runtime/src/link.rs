@@ -463,7 +463,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             let _counted = Counted::new(&worker, &target, |stats| &stats.links);
             link.fd.set(Some(stream.as_raw_fd()));
             let (reader, writer) = stream.into_split();
-            let writing = monoio::spawn(write(link.clone(), writer));
+            let writing = monoio::spawn(write(target.clone(), link.clone(), writer));
             let end = read(&worker, &target, &link, reader).await;
             // Shut down first: the writer may wait for a plugin that will never read again.
             link.close();
@@ -523,7 +523,7 @@ pub async fn connect(
     }
 }
 
-async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
+async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
     let mut spare = Vec::new();
     loop {
         std::future::poll_fn(|cx| {
@@ -538,6 +538,7 @@ async fn write(link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
             return;
         }
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
+        target.line.is_sent();
         link.watch_reading(Deaf::before_write);
         let sent = link.fd.get().map_or(Ok(0), |fd| send_now(fd, &batch));
         let Ok(sent) = sent else { return link.close() };

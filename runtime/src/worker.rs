@@ -45,6 +45,7 @@ use crate::misfits::Misfits;
 use crate::place::Losses;
 use crate::room::Descriptors;
 use crate::summary;
+use crate::turns::{Line, Turns};
 
 /// What a frame of a request without content takes, mostly.
 const FRAME_BYTES: usize = 1024;
@@ -195,6 +196,8 @@ pub struct Target {
     pub misfits: RefCell<Misfits>,
     /// Requests that lost their connection, as long as nobody knows why.
     pub losses: Cell<Losses>,
+    /// Its requests that wait for a turn of the loop.
+    pub line: Rc<Line>,
 }
 
 /// One client connection as the sweep sees it.
@@ -270,6 +273,7 @@ pub struct Worker {
     /// For the next request's frame: one is begun and submitted in one go, unless it has content or has to wait.
     frame: Cell<Vec<u8>>,
     targets: RefCell<Targets>,
+    pub turns: Turns,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     refused: RefCell<VecDeque<Refused>>,
     date: RefCell<(u64, String)>,
@@ -310,6 +314,7 @@ pub async fn run(
     inbox: UnboundedReceiver<Message>,
 ) -> std::io::Result<()> {
     shared.workers[usize::from(number)].epoll.store(driver == Driver::Epoll, Relaxed);
+    let (turns, bell) = Turns::new(driver)?;
     let worker = Rc::new(Worker {
         number,
         driver,
@@ -326,6 +331,7 @@ pub async fn run(
         kept_files: RefCell::default(),
         frame: Cell::default(),
         targets: RefCell::default(),
+        turns,
         clients: RefCell::default(),
         refused: RefCell::default(),
         date: RefCell::default(),
@@ -342,6 +348,8 @@ pub async fn run(
     });
     monoio::spawn(read_mail(worker.clone(), inbox));
     monoio::spawn(sweep(worker.clone()));
+    let turns = worker.clone();
+    monoio::spawn(async move { turns.turns.run(bell).await });
     match door {
         // The ring wants blocking listeners (a non-blocking one fails instead of waiting), epoll the opposite.
         Door::Public(listener) => {
@@ -681,6 +689,7 @@ impl Worker {
                         retired: RefCell::new(None),
                         misfits: RefCell::default(),
                         losses: Cell::default(),
+                        line: Rc::default(),
                     })
                 })
                 .clone();

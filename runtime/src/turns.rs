@@ -1,0 +1,260 @@
+//! How many requests of one plugin a worker takes up before it looks at what has come for the others.
+//!
+//! A worker serves what is ready in the order in which it came. Whoever floods one plugin has hundreds of requests ready at
+//! once, and everybody else would wait for all of them, with the request and once more with its answer. So each plugin has
+//! a quantum for one turn of the loop; what is beyond it waits in a line of that plugin.
+//! The loop does not say when a turn is over: a byte that the worker sends to itself does, since it comes back only when
+//! the driver has been asked for all that is ready.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::ptr;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use monoio::io::AsyncReadRent;
+use monoio::net::UnixStream;
+
+use crate::driver::{Driver, send_now};
+
+/// Requests of one plugin in one turn, while other plugins have some too: what those wait for grows with it.
+const QUANTUM_SHARED: u32 = 8;
+/// The same while nobody else has any. Without a bound, several hundred clients push each other out of the processor's
+/// caches; fewer than this share too little of a turn's system calls.
+const QUANTUM_ALONE: u32 = 64;
+/// For so many turns in which somebody waited a worker remembers that it serves several plugins.
+const TURNS_REMEMBERED: u32 = 256;
+
+/// The requests of one plugin that one worker has taken up in this turn, and those that wait for theirs.
+#[derive(Default)]
+pub struct Line {
+    taken: Cell<u32>,
+    /// How many have come into the line and out of it, from the first on.
+    joined: Cell<u64>,
+    admitted: Cell<u64>,
+    waiting: RefCell<VecDeque<Waker>>,
+}
+
+impl Line {
+    /// What was taken up is on its way: another turn begins, unless there is a line, which has turns of its own.
+    pub fn is_sent(&self) {
+        if self.waiting.borrow().is_empty() {
+            self.taken.set(0);
+        }
+    }
+
+    fn try_take(&self, quantum: u32) -> bool {
+        let free = self.taken.get() < quantum && self.waiting.borrow().is_empty();
+        if free {
+            self.taken.set(self.taken.get() + 1);
+        }
+        free
+    }
+
+    /// Gives the place in the line.
+    fn join(&self, waker: Waker) -> u64 {
+        self.joined.set(self.joined.get() + 1);
+        self.waiting.borrow_mut().push_back(waker);
+        self.joined.get()
+    }
+
+    /// Takes up those who wait longest, for a new turn. Whether more wait.
+    fn admit(&self, quantum: u32) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        let count = waiting.len().min(quantum as usize);
+        self.taken.set(count as u32);
+        self.admitted.set(self.admitted.get() + count as u64);
+        waiting.drain(..count).for_each(Waker::wake);
+        !waiting.is_empty()
+    }
+}
+
+/// The turns of one worker's loop, counted only while somebody waits for one.
+pub struct Turns {
+    bell: StdUnixStream,
+    rung: Cell<bool>,
+    /// Those in which somebody waits.
+    lines: RefCell<Vec<Rc<Line>>>,
+    /// Where the last request was taken up.
+    last: Cell<*const Line>,
+    /// For so many turns more the worker serves several plugins.
+    shared: Cell<u32>,
+}
+
+impl Turns {
+    /// Also gives what [`Turns::run`] listens to.
+    ///
+    /// Errors: no descriptors.
+    pub fn new(driver: Driver) -> io::Result<(Self, UnixStream)> {
+        let (bell, heard) = StdUnixStream::pair()?;
+        // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
+        heard.set_nonblocking(driver == Driver::Epoll)?;
+        let turns = Self {
+            bell,
+            rung: Cell::new(false),
+            lines: RefCell::default(),
+            last: Cell::new(ptr::null()),
+            shared: Cell::new(0),
+        };
+        Ok((turns, UnixStream::from_std(heard)?))
+    }
+
+    /// Takes a request up, once its plugin's quantum allows it.
+    pub async fn take(&self, line: &Rc<Line>) {
+        let this = Rc::as_ptr(line);
+        if self.last.replace(this) != this {
+            self.shared.set(TURNS_REMEMBERED);
+        }
+        if line.try_take(self.quantum()) {
+            return;
+        }
+        let mut place = None;
+        poll_fn(|cx| {
+            let place = *place.get_or_insert_with(|| self.join(line, cx.waker().clone()));
+            if place <= line.admitted.get() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Lets those in line have their turns; for as long as the worker lives.
+    pub async fn run(&self, mut heard: UnixStream) {
+        let mut buffer = Vec::with_capacity(1);
+        loop {
+            let outcome;
+            (outcome, buffer) = heard.read(buffer).await;
+            match outcome {
+                Ok(1..) => self.begin_turn(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The other end is here.
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
+    fn quantum(&self) -> u32 {
+        if self.shared.get() > 0 { QUANTUM_SHARED } else { QUANTUM_ALONE }
+    }
+
+    fn join(&self, line: &Rc<Line>, waker: Waker) -> u64 {
+        let first = line.waiting.borrow().is_empty();
+        let place = line.join(waker);
+        if first {
+            self.lines.borrow_mut().push(line.clone());
+            self.ring();
+        }
+        place
+    }
+
+    fn ring(&self) {
+        if self.rung.replace(true) {
+            return;
+        }
+        if !matches!(send_now(self.bell.as_raw_fd(), b"."), Ok(1)) {
+            // The kernel has no memory for a byte: all at once, rather than never.
+            self.rung.set(false);
+            for line in self.lines.take() {
+                line.admit(u32::MAX);
+            }
+        }
+    }
+
+    fn begin_turn(&self) {
+        self.rung.set(false);
+        let quantum = self.quantum();
+        self.shared.set(self.shared.get().saturating_sub(1));
+        self.lines.borrow_mut().retain(|line| line.admit(quantum));
+        if !self.lines.borrow().is_empty() {
+            self.ring();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DriverChoice;
+    use crate::driver::{block_on, choose};
+
+    type Taken = Rc<RefCell<String>>;
+
+    /// Runs `life` on each driver that there is, with turns that are being had.
+    fn on_each_driver(life: impl AsyncFn(Rc<Turns>, Driver)) {
+        let (best, _) = choose(DriverChoice::Auto).expect("one can be had");
+        for driver in [best, Driver::Epoll] {
+            let outcome = block_on(driver, false, async |driver| {
+                let (turns, heard) = Turns::new(driver).expect("descriptors");
+                let turns = Rc::new(turns);
+                let running = turns.clone();
+                monoio::spawn(async move { running.run(heard).await });
+                life(turns, driver).await;
+            });
+            outcome.expect("a loop");
+        }
+    }
+
+    async fn request(turns: Rc<Turns>, line: Rc<Line>, name: char, taken: Taken) {
+        turns.take(&line).await;
+        taken.borrow_mut().push(name);
+    }
+
+    #[test]
+    fn who_comes_behind_a_flood_of_another_plugin_waits_for_a_few_of_it() {
+        on_each_driver(async |turns, driver| {
+            let (flooded, other, taken) = (Rc::<Line>::default(), Rc::<Line>::default(), Taken::default());
+            request(turns.clone(), other.clone(), 'o', taken.clone()).await;
+            let flood = (0..500)
+                .map(|_| monoio::spawn(request(turns.clone(), flooded.clone(), 'f', taken.clone())))
+                .collect::<Vec<_>>();
+            // The loop hears of its client in a later turn.
+            let (bell, mut heard) = Turns::new(driver).expect("descriptors");
+            bell.ring();
+            assert_eq!(heard.read(vec![0; 1]).await.0.expect("a byte"), 1);
+            request(turns.clone(), other.clone(), 'o', taken.clone()).await;
+            let before = taken.borrow().len();
+            assert!(before <= 4 * QUANTUM_SHARED as usize, "behind {before} others");
+            for request in flood {
+                request.await;
+            }
+            assert_eq!(taken.borrow().len(), 502, "nobody is forgotten");
+        });
+    }
+
+    #[test]
+    fn nobody_in_line_is_passed() {
+        on_each_driver(async |turns, _| {
+            let (line, taken) = (Rc::<Line>::default(), Taken::default());
+            let letters = ('a'..='z').cycle().take(300).collect::<String>();
+            let requests = letters
+                .chars()
+                .map(|name| monoio::spawn(request(turns.clone(), line.clone(), name, taken.clone())))
+                .collect::<Vec<_>>();
+            // As after each write to the plugin.
+            while taken.borrow().len() < QUANTUM_ALONE as usize {
+                monoio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            line.is_sent();
+            for request in requests {
+                request.await;
+            }
+            assert_eq!(*taken.borrow(), letters);
+        });
+    }
+
+    #[test]
+    fn what_is_sent_counts_no_more() {
+        on_each_driver(async |turns, _| {
+            let line = Rc::<Line>::default();
+            for _ in 0..10 {
+                for _ in 0..QUANTUM_ALONE {
+                    assert!(line.try_take(turns.quantum()));
+                }
+                assert!(!line.try_take(turns.quantum()));
+                line.is_sent();
+            }
+        });
+    }
+}
