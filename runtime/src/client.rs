@@ -28,7 +28,7 @@ use crate::files::{self, Ask};
 use crate::forward::{Own, usable_request_id};
 use crate::history;
 use crate::route::{Destination, route};
-use crate::work::{ExchangeGuard, Flight, Otherwise, Progress, Recipient, Request, Work, Working};
+use crate::work::{ExchangeGuard, Flight, Otherwise, Progress, Recipient, Request, Words, Work, Working};
 use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Presence, Target, Worker};
 
 /// What an idle connection keeps for reading; most heads fit.
@@ -47,9 +47,7 @@ const CLIENT_GONE: u16 = 499;
 /// What to note when the answer is complete, or the client has gone.
 struct Account {
     target: Option<Rc<Target>>,
-    request_id: String,
-    method: String,
-    path: String,
+    words: Words,
     started: Instant,
     status: u16,
     /// The plugin could be asked: how long it takes is its latency.
@@ -79,6 +77,8 @@ pub async fn serve<S: ClientStream>(
     let mut gone_at: Option<Instant> = None;
     // More of an answer follows at once.
     let mut steady = false;
+    // The time of the last look at the clock, while it is as good as now.
+    let mut looked: Option<Instant> = None;
     // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
     // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
@@ -94,7 +94,7 @@ pub async fn serve<S: ClientStream>(
                         request = Some(begun);
                         connection.send_continue();
                     }
-                    Err((failure, request_id, target)) => {
+                    Err((failure, mut words, target)) => {
                         phase.0 = HttpPhase::Closing;
                         // Its content is dropped, and may take no longer for that.
                         slot.body.set(head.has_content().then(|| (Instant::now(), 0)));
@@ -103,10 +103,11 @@ pub async fn serve<S: ClientStream>(
                             if refused >= 500 {
                                 count_answer(&worker, target, refused);
                             }
-                            let (method, path) = (head.method, plugin_path(&head, peer.trusted));
-                            note(&worker, target, &request_id, method, &path, refused, Duration::ZERO);
+                            words.add(head.method, &plugin_path(&head, peer.trusted));
+                            note(&worker, target, &words, refused, Duration::ZERO);
                         }
-                        respond(&worker, &mut connection, failure.to_answer(&request_id), &request_id);
+                        respond(&worker, &mut connection, failure.to_answer(words.id()), words.id());
+                        worker.spare.keep(words.into_buffer());
                         if let Some(target) = target {
                             // A refusal takes nearly as much of a turn as a request.
                             worker.turns.take(&target.line).await;
@@ -139,9 +140,7 @@ pub async fn serve<S: ClientStream>(
                         account = Some(Account {
                             target,
                             runs,
-                            request_id: std::mem::take(&mut whole.request_id),
-                            method: std::mem::take(&mut whole.method),
-                            path: std::mem::take(&mut whole.path),
+                            words: std::mem::take(&mut whole.words),
                             started: whole.started,
                             status: 0,
                         });
@@ -161,7 +160,7 @@ pub async fn serve<S: ClientStream>(
                     }
                 }
                 Event::Closed => {
-                    flush(&worker, &mut connection, &mut writer, &slot).await.ok();
+                    flush(&worker, &mut connection, &mut writer, &slot, &mut None).await.ok();
                     if !slot.expired.get() && (resting.is_some() || reading.is_some()) {
                         linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
                     }
@@ -170,7 +169,7 @@ pub async fn serve<S: ClientStream>(
             }
         };
         let answering = !connection.output().is_empty();
-        if flush(&worker, &mut connection, &mut writer, &slot).await.is_err() {
+        if flush(&worker, &mut connection, &mut writer, &slot, &mut looked).await.is_err() {
             break;
         }
         if answering && gone_at.is_some() {
@@ -183,7 +182,7 @@ pub async fn serve<S: ClientStream>(
                 continue;
             }
         }
-        set_deadline(&worker, &connection, &slot, &mut phase);
+        set_deadline(&worker, &connection, &slot, &mut phase, looked.take());
         if reading.is_none()
             && connection.wants_input()
             && let Some((half, mut buffer)) = resting.take()
@@ -274,7 +273,9 @@ pub async fn serve<S: ClientStream>(
                 if worker.draining.get() {
                     connection.close_after_response();
                 }
-                let flight = take_progress(&worker, &mut connection, progress, &mut account);
+                let now = Instant::now();
+                looked = Some(now);
+                let flight = take_progress(&worker, &mut connection, progress, &mut account, now);
                 steady = flight.as_ref().is_some_and(Flight::is_steady);
                 if let Some(flight) = flight {
                     working = Some(Working::begin(&worker, Work::Continue(flight)));
@@ -300,11 +301,13 @@ async fn read<H: AsyncReadRent>(mut half: H, buffer: Vec<u8>) -> (H, Vec<u8>, io
     (half, buffer, outcome)
 }
 
+/// Writes what there is for the client. `looked` is the time if it was looked at just now, and nothing once this had to wait.
 async fn flush(
     worker: &Worker,
     connection: &mut Connection,
     writer: &mut impl AsyncWriteRent,
     slot: &ClientSlot,
+    looked: &mut Option<Instant>,
 ) -> io::Result<()> {
     if connection.output().is_empty() {
         return Ok(());
@@ -323,7 +326,7 @@ async fn flush(
     slot.idle.set(false);
     let outcome = loop {
         // Anew with each piece: who reads slowly is served, who does not read is cut.
-        slot.deadline.set(Some(Instant::now() + write_timeout));
+        slot.deadline.set(Some(looked.take().unwrap_or_else(Instant::now) + write_timeout));
         let (outcome, rest) = writer.write(output.slice(written..)).await;
         output = rest.into_inner();
         match outcome {
@@ -377,6 +380,7 @@ fn set_deadline(
     connection: &Connection,
     slot: &ClientSlot,
     last: &mut (HttpPhase, Instant),
+    looked: Option<Instant>,
 ) {
     let phase = connection.phase();
     if phase == HttpPhase::Response {
@@ -387,7 +391,7 @@ fn set_deadline(
         slot.body.set(None);
         return;
     }
-    let now = Instant::now();
+    let now = looked.unwrap_or_else(Instant::now);
     if last.0 != phase {
         *last = (phase, now);
     }
@@ -414,20 +418,24 @@ fn begin(
     worker: &Rc<Worker>,
     head: &RequestHead<'_>,
     peer: &Peer,
-) -> Result<Request, (Failure, String, Option<Rc<Target>>)> {
+) -> Result<Request, (Failure, Words, Option<Rc<Target>>)> {
     let exchange = ExchangeGuard::open(worker);
-    let request_id = match usable_request_id(head) {
-        Some(theirs) => theirs.to_owned(),
+    let mut words = Words::of_id(match usable_request_id(head) {
+        Some(theirs) => {
+            let mut id = worker.spare.take_text();
+            id.push_str(theirs);
+            id
+        }
         None => made_id(worker, exchange.id),
-    };
-    let refuse = |failure, target| Err((failure, request_id.clone(), target));
+    });
+    let refuse = |words: Words, failure, target| Err((failure, words, target));
     if head.method == "TRACE" || head.method == "CONNECT" {
-        return refuse(Failure::MethodNotAllowed(api::METHODS), None);
+        return refuse(words, Failure::MethodNotAllowed(api::METHODS), None);
     }
     let path = head.target.path();
     let destination = match route(head.method, path, peer.trusted) {
         Ok(destination) => destination,
-        Err(error) => return refuse(Failure::Malformed { status: 400, detail: error.to_string() }, None),
+        Err(error) => return refuse(words, Failure::Malformed { status: 400, detail: error.to_string() }, None),
     };
     let is_core = match destination {
         Destination::Core(_) => true,
@@ -436,13 +444,13 @@ fn begin(
         _ => false,
     };
     if is_core && !is_known(head.method) {
-        return refuse(Failure::UnknownMethod, None);
+        return refuse(words, Failure::UnknownMethod, None);
     }
     if !peer.trusted
         && !matches!(destination, Destination::Core(_))
         && let Err(failure) = worker.config().site.admits(head)
     {
-        return refuse(failure, None);
+        return refuse(words, failure, None);
     }
     let mut bundle = None;
     let (target, rest) = match destination {
@@ -450,23 +458,21 @@ fn begin(
             return match api::admit(worker, head, peer.trusted, endpoint) {
                 Ok(call) => Ok(Request {
                     exchange,
-                    request_id,
-                    to: Recipient::Core { call, head_only: head.method == "HEAD" },
+                    words,
+                    to: Recipient::Core { call: Box::new(call), head_only: head.method == "HEAD" },
                     body: Vec::new(),
-                    method: String::new(),
-                    path: String::new(),
                     started: Instant::now(),
                 }),
-                Err(failure) => refuse(failure, None),
+                Err(failure) => refuse(words, failure, None),
             };
         }
         Destination::Elsewhere if !peer.trusted && worker.shared.files.has_web_root() => {
             return match Ask::page(head) {
-                Ok(ask) => Ok(file_request(exchange, request_id, ask, files::NOTHING, None)),
-                Err(failure) => refuse(failure, None),
+                Ok(ask) => Ok(file_request(exchange, words, ask, files::NOTHING, None)),
+                Err(failure) => refuse(words, failure, None),
             };
         }
-        Destination::Elsewhere => return refuse(files::NOTHING, None),
+        Destination::Elsewhere => return refuse(words, files::NOTHING, None),
         Destination::ById { id, path } => (worker.by_id(&id), path),
         Destination::ByRoute { route, path } => (worker.by_route(&route), path),
         Destination::Bundle { id } => match Ask::bundle(head, &id) {
@@ -474,38 +480,37 @@ fn begin(
                 bundle = Some(ask);
                 (worker.by_id(&id), "/bundle.js".into())
             }
-            Err(failure) => return refuse(failure, None),
+            Err(failure) => return refuse(words, failure, None),
         },
     };
     let Some(target) = target else {
-        return refuse(worker.unknown("no plugin has this id or route"), None);
+        return refuse(words, worker.unknown("no plugin has this id or route"), None);
     };
     let config = worker.config();
     if config.plugins_need_token && !peer.trusted && !api::authorized(worker, head) {
-        return refuse(Failure::Unauthorized, Some(target));
+        return refuse(words, Failure::Unauthorized, Some(target));
     }
     if let Some(failure) = target.refusal() {
         return match (bundle, &failure) {
             // Its bundle is there also while it is not.
             (Some(ask), Failure::Waiting(_)) => {
-                let mut request = file_request(exchange, request_id, ask, failure, Some(target));
                 if config.log.access != Access::Off {
-                    request.method = head.method.to_owned();
-                    request.path = plugin_path(head, peer.trusted);
+                    words.add(head.method, &plugin_path(head, peer.trusted));
                 }
-                Ok(request)
+                Ok(file_request(exchange, words, ask, failure, Some(target)))
             }
-            _ => refuse(failure, Some(target)),
+            _ => refuse(words, failure, Some(target)),
         };
     }
     let path_and_query = match head.target.query() {
         None => rest,
         Some(_) => with_query(rest.into_owned(), head).into(),
     };
+    let started = Instant::now();
     let frame = {
         let view = target.view.borrow();
         let id = exchange.id.text();
-        let stamp = worker.timestamp();
+        let stamp = worker.clock.timestamp(started);
         let start = RequestStart {
             request_id: id.as_str(),
             timestamp: as_str(&stamp),
@@ -515,16 +520,19 @@ fn begin(
             timeout_ms: Some(worker.time_limit(&view).as_millis() as u64),
         };
         let keep_secret = config.plugins_need_token || api::authorized(worker, head);
-        let own = Own::new(head, &peer.origin, &request_id, keep_secret);
+        let own = Own::new(head, &peer.origin, words.id(), keep_secret, worker.spare.take());
         let (framing, protocol) = (view.metadata.framing, view.metadata.protocol);
-        HttpRequestFrame::start_in(worker.take_frame(), framing, protocol, &start, own.fields(head))
+        let frame =
+            HttpRequestFrame::start_in(worker.take_frame(), framing, protocol, &start, own.fields(head));
+        worker.spare.keep(own.into_buffer());
+        frame
     };
-    let logged = config.log.access != Access::Off;
+    if config.log.access != Access::Off {
+        words.add(head.method, &path_and_query);
+    }
     Ok(Request {
         exchange,
-        request_id,
-        method: if logged { head.method.to_owned() } else { String::new() },
-        path: if logged { path_and_query.into_owned() } else { String::new() },
+        words,
         body: Vec::with_capacity(head.content_length.unwrap_or(0).min(READ_BYTES_LARGE as u64) as usize),
         to: match bundle {
             None => Recipient::Plugin { target, frame },
@@ -532,7 +540,7 @@ fn begin(
                 Recipient::File { ask: Box::new(ask), otherwise: Otherwise::Plugin { target, frame } }
             }
         },
-        started: Instant::now(),
+        started,
     })
 }
 
@@ -557,18 +565,16 @@ fn with_query(mut path: String, head: &RequestHead<'_>) -> String {
 /// A request for a file that nobody answers if there is none.
 fn file_request(
     exchange: ExchangeGuard,
-    request_id: String,
+    words: Words,
     ask: Ask,
     failure: Failure,
     target: Option<Rc<Target>>,
 ) -> Request {
     Request {
         exchange,
-        request_id,
+        words,
         to: Recipient::File { ask: Box::new(ask), otherwise: Otherwise::Nobody { failure, target } },
         body: Vec::new(),
-        method: String::new(),
-        path: String::new(),
         started: Instant::now(),
     }
 }
@@ -584,14 +590,15 @@ fn take_progress(
     connection: &mut Connection,
     progress: Progress,
     account: &mut Option<Account>,
+    now: Instant,
 ) -> Option<Flight> {
     let mut noted = account.take()?;
     match progress {
         Progress::Pieces { flight, pieces } => {
             if let Some(mut head) = pieces.head {
-                add_field(&mut head.fields, "x-request-id", &noted.request_id);
+                add_field(&mut head.fields, "x-request-id", noted.words.id());
                 noted.status = head.status;
-                worker.with_date(|date| {
+                worker.clock.with_date(now, |date| {
                     let head = ResponseHead { status: head.status, fields: &head.fields, date };
                     if pieces.complete {
                         connection.respond(&Response { head, body: &pieces.content });
@@ -600,6 +607,8 @@ fn take_progress(
                         connection.send_body(&pieces.content);
                     }
                 });
+                worker.spare.keep(head.fields);
+                worker.spare.keep(pieces.content);
             } else {
                 connection.send_body(&pieces.content);
                 if pieces.complete {
@@ -614,27 +623,27 @@ fn take_progress(
         Progress::Local(answer) => {
             // Answered without a plugin, so none of its requests.
             noted.target = None;
-            respond(worker, connection, answer, &noted.request_id);
+            respond(worker, connection, answer, noted.words.id());
         }
         Progress::File(reply) => {
             noted.target = None;
-            let transfer = worker.with_date(|date| reply.write(connection, date, &noted.request_id));
+            let transfer = worker.clock.with_date(now, |date| reply.write(connection, date, noted.words.id()));
             if let Some(transfer) = transfer {
                 *account = Some(noted);
-                return Some(Flight::File(transfer));
+                return Some(Flight::File(Box::new(transfer)));
             }
         }
         Progress::Failed(failure) => {
             noted.status = failure.status();
             if connection.can_respond() {
-                respond(worker, connection, failure.to_answer(&noted.request_id), &noted.request_id);
+                respond(worker, connection, failure.to_answer(noted.words.id()), noted.words.id());
             } else {
                 // Part of the answer is out: only a cut tells the client that the rest will not come.
                 connection.abort_response();
             }
         }
     }
-    noted.settle(worker);
+    noted.settle(worker, now);
     None
 }
 
@@ -642,7 +651,7 @@ fn respond(worker: &Worker, connection: &mut Connection, mut answer: LocalAnswer
     if !request_id.is_empty() {
         add_field(&mut answer.fields, "x-request-id", request_id);
     }
-    worker.with_date(|date| {
+    worker.clock.with_date(Instant::now(), |date| {
         let head = ResponseHead { status: answer.status, fields: &answer.fields, date };
         connection.respond(&Response { head, body: &answer.body });
     });
@@ -660,14 +669,20 @@ pub fn canned(worker: &Rc<Worker>, failure: &Failure) -> Vec<u8> {
 
 impl Account {
     /// Counts an answered request of a plugin, and logs it where that is wanted.
-    fn settle(self, worker: &Worker) {
-        let Some(target) = self.target else { return };
-        let took = self.started.elapsed();
+    fn settle(mut self, worker: &Worker, now: Instant) {
+        if let Some(target) = self.target.take() {
+            self.count(worker, &target, now);
+        }
+        worker.spare.keep(self.words.into_buffer());
+    }
+
+    fn count(&self, worker: &Worker, target: &Target, now: Instant) {
+        let took = now.saturating_duration_since(self.started);
         if self.runs {
             target.shared.stats[worker.number as usize].latency.record(took);
         }
-        count_answer(worker, &target, self.status);
-        note(worker, &target, &self.request_id, &self.method, &self.path, self.status, took);
+        count_answer(worker, target, self.status);
+        note(worker, target, &self.words, self.status, took);
     }
 
     /// Counts a request of a plugin whose client went before all of the answer was there: no error of the plugin's, and how
@@ -678,7 +693,7 @@ impl Account {
         let status = if self.status == 0 { CLIENT_GONE } else { self.status };
         count_answer(worker, &target, status);
         let took = self.started.elapsed();
-        note(worker, &target, &self.request_id, &self.method, &self.path, status, took);
+        note(worker, &target, &self.words, status, took);
     }
 }
 
@@ -699,22 +714,15 @@ fn count_answer(worker: &Worker, target: &Target, status: u16) {
     history::note_traffic(&worker.shared);
 }
 
-fn note(
-    worker: &Worker,
-    target: &Target,
-    request_id: &str,
-    method: &str,
-    path: &str,
-    status: u16,
-    took: Duration,
-) {
+fn note(worker: &Worker, target: &Target, words: &Words, status: u16, took: Duration) {
     let wanted = match worker.config().log.access {
         Access::Off => false,
         Access::Errors => status >= 500,
         Access::All => true,
     };
     if wanted {
-        worker.shared.logger.access(&target.shared.log.id, request_id, method, path, status, took);
+        let (id, method, path) = (words.id(), words.method(), words.path());
+        worker.shared.logger.access(&target.shared.log.id, id, method, path, status, took);
     }
 }
 
@@ -727,7 +735,7 @@ fn fresh_id(worker: &Rc<Worker>) -> String {
 fn made_id(worker: &Worker, id: ExchangeId) -> String {
     let text = id.text();
     let boot = &worker.shared.boot;
-    let mut made = String::with_capacity(boot.len() + 1 + text.as_str().len());
+    let mut made = worker.spare.take_text();
     made.push_str(boot);
     made.push('-');
     made.push_str(text.as_str());

@@ -113,9 +113,15 @@ pub struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    pub fn new(head: &RequestHead<'a>, origin: &'a Origin, request_id: &'a str, keep_secret: bool) -> Self {
+    /// `forwarded` is an empty buffer; [`Own::into_buffer`] gives it back.
+    pub fn new(
+        head: &RequestHead<'a>,
+        origin: &'a Origin,
+        request_id: &'a str,
+        keep_secret: bool,
+        mut forwarded: Vec<u8>,
+    ) -> Self {
         let mut forwarded_for = Cow::Borrowed(origin.plain.as_bytes());
-        let mut forwarded = Vec::with_capacity(128);
         let mut proto = "http";
         let mut host = head.host.map(str::as_bytes);
         if origin.believed {
@@ -140,6 +146,10 @@ impl<'a> Own<'a> {
         forwarded.extend_from_slice(b"proto=http");
         let traced = only(head.fields.get_all("traceparent")).is_some_and(is_traceparent);
         Self { request_id, forwarded_for, forwarded, proto, host, traced, keep_secret }
+    }
+
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.forwarded
     }
 
     /// The fields that the plugin gets.
@@ -265,7 +275,7 @@ mod tests {
         connection.handle_input(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes());
         let Event::Head(head) = connection.poll_event() else { panic!("{fields}") };
         let id = usable_request_id(&head).unwrap_or("made");
-        let own = Own::new(&head, origin, id, keep_secret);
+        let own = Own::new(&head, origin, id, keep_secret, Vec::new());
         own.fields(&head).map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value))).collect()
     }
 

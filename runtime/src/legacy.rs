@@ -102,7 +102,7 @@ async fn attempt(
                 )))
             }
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
-                pieces(response, worker.config().http.head_limits()).map_err(|unfit| LegacyFailure {
+                pieces(response, worker.config().http.head_limits(), &worker.spare).map_err(|unfit| LegacyFailure {
                     failure: Failure::BadAnswerHead(unfit),
                     breach: Some(Breach::Said(unfit.to_owned())),
                 })

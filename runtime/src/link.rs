@@ -5,6 +5,7 @@
 //! handed to the exchange that waits for them; they may come in any order.
 //! The link never decides what a plugin *is*: it fails its own requests and reports to the supervisor.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -36,6 +37,7 @@ use crate::log::LineBudget;
 use crate::misfits::Advice;
 use crate::place::{self, Counted};
 use crate::said;
+use crate::spare::{self, Spare};
 use crate::worker::{Message, Target, Worker, untaken};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
@@ -627,7 +629,7 @@ fn take(
         PluginMessage::HttpResponse { request_id, response } => {
             let id = ExchangeId::parse(request_id);
             let (news, bad) = match response {
-                Ok(response) => match pieces(response, worker.config().http.head_limits()) {
+                Ok(response) => match pieces(response, worker.config().http.head_limits(), &worker.spare) {
                     Ok(pieces) => (Ok(pieces), None),
                     Err(unfit) => (Err(Failure::BadAnswerHead(unfit)), Some(unfit.to_owned())),
                 },
@@ -683,9 +685,13 @@ fn take(
 /// A whole answer as the pieces that a client's task takes.
 ///
 /// Errors: its head is larger than the settings allow, or has two content types; in words.
-pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits) -> Result<Pieces, &'static str> {
+pub fn pieces(
+    response: HttpResponse<'_>,
+    limits: HeadLimits,
+    spare: &Spare,
+) -> Result<Pieces, &'static str> {
     // With room for the request's id.
-    let mut fields = Vec::with_capacity(256);
+    let mut fields = spare.take();
     let mut content_type = None;
     let connection = response.headers.clone().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
     let names = |name: &str| {
@@ -729,7 +735,16 @@ pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits) -> Result<Pieces, 
         add_field(&mut fields, "content-type", "application/json");
     }
     let head = AnswerHead { status: response.status, fields };
-    Ok(Pieces { head: Some(head), content: response.body.into_owned(), complete: true })
+    let content = match response.body {
+        Cow::Owned(content) => content,
+        Cow::Borrowed(body) if body.len() > spare::BYTES_KEPT_MAX => body.to_vec(),
+        Cow::Borrowed(body) => {
+            let mut content = spare.take();
+            content.extend_from_slice(body);
+            content
+        }
+    };
+    Ok(Pieces { head: Some(head), content, complete: true })
 }
 
 /// Whether two media types differ in case and white space at most.
@@ -846,7 +861,7 @@ mod tests {
         let fields = PluginMessageReader::new().read(&mut frame, |message| match message {
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
                 let limits = HeadLimits { fields_max: 100, bytes_max: 1000 };
-                pieces(response, limits).expect("small").head.expect("a whole answer has one").fields
+                pieces(response, limits, &Spare::default()).expect("small").head.expect("a whole answer has one").fields
             }
             other => panic!("{other:?}"),
         });
@@ -876,7 +891,7 @@ mod tests {
             let judged = PluginMessageReader::new().read(&mut frame, |message| match message {
                 PluginMessage::HttpResponse { response: Ok(response), .. } => {
                     let limits = HeadLimits { fields_max: 100, bytes_max: 1000 };
-                    pieces(response, limits).map(|pieces| pieces.head.expect("a head").fields)
+                    pieces(response, limits, &Spare::default()).map(|pieces| pieces.head.expect("a head").fields)
                 }
                 other => panic!("{other:?}"),
             });
@@ -910,7 +925,7 @@ mod tests {
                     .into_bytes();
             let judged = PluginMessageReader::new().read(&mut frame, |message| match message {
                 PluginMessage::HttpResponse { response: Ok(response), .. } => {
-                    pieces(response, HeadLimits { bytes_max, fields_max }).err()
+                    pieces(response, HeadLimits { bytes_max, fields_max }, &Spare::default()).err()
                 }
                 other => panic!("{other:?}"),
             });

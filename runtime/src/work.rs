@@ -22,13 +22,49 @@ use crate::worker::{Target, Worker};
 /// A request on its way to whoever answers it.
 pub struct Request {
     pub exchange: ExchangeGuard,
-    pub request_id: String,
+    pub words: Words,
     pub to: Recipient,
     pub body: Vec<u8>,
-    /// For the access log.
-    pub method: String,
-    pub path: String,
     pub started: Instant,
+}
+
+/// A request's id, and for the access log its method and path: one buffer, since each request needs one.
+#[derive(Debug, Default)]
+pub struct Words {
+    text: String,
+    id_end: usize,
+    method_end: usize,
+}
+
+impl Words {
+    /// `text` is the id.
+    pub fn of_id(text: String) -> Self {
+        let id_end = text.len();
+        Self { text, id_end, method_end: id_end }
+    }
+
+    /// Adds method and path, once.
+    pub fn add(&mut self, method: &str, path: &str) {
+        self.text.push_str(method);
+        self.method_end = self.text.len();
+        self.text.push_str(path);
+    }
+
+    pub fn id(&self) -> &str {
+        &self.text[..self.id_end]
+    }
+
+    pub fn method(&self) -> &str {
+        &self.text[self.id_end..self.method_end]
+    }
+
+    pub fn path(&self) -> &str {
+        &self.text[self.method_end..]
+    }
+
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.text.into_bytes()
+    }
 }
 
 pub enum Recipient {
@@ -37,7 +73,7 @@ pub enum Recipient {
         frame: HttpRequestFrame,
     },
     Core {
-        call: api::Call,
+        call: Box<api::Call>,
         /// A stream is over with its head.
         head_only: bool,
     },
@@ -83,18 +119,22 @@ impl Drop for ExchangeGuard {
     }
 }
 
-/// What more of an answer comes from.
+/// What more of an answer comes from. Boxed, since nearly all answers come whole, and what may carry one is moved often.
 pub enum Flight {
-    Plugin(Asked),
+    Plugin(Box<Asked>),
     /// A stream of the core's own.
-    Core(api::Stream),
-    File(Transfer),
+    Core(Box<api::Stream>),
+    File(Box<Transfer>),
 }
 
 impl Flight {
     /// Whether it goes on without pauses of its own, so that writing it tells when the client has gone.
     pub fn is_steady(&self) -> bool {
-        matches!(self, Flight::File(_) | Flight::Core(api::Stream::Values(_)))
+        match self {
+            Flight::File(_) => true,
+            Flight::Core(stream) => matches!(**stream, api::Stream::Values(_)),
+            Flight::Plugin(_) => false,
+        }
     }
 }
 
@@ -114,7 +154,7 @@ impl Asked {
     fn take(self, news: Result<Pieces, Failure>) -> Progress {
         match news {
             Ok(pieces) => {
-                Progress::Pieces { flight: (!pieces.complete).then_some(Flight::Plugin(self)), pieces }
+                Progress::Pieces { flight: (!pieces.complete).then(|| Flight::Plugin(Box::new(self))), pieces }
             }
             Err(failure) => {
                 if let Failure::Severed { told, .. } = failure {
@@ -173,7 +213,7 @@ impl Working {
                     Err(failure) => Working::Task(Box::pin(async { Progress::Failed(failure) })),
                 }
             }
-            (Work::Continue(Flight::Plugin(asked)), _) => Working::Asked(asked),
+            (Work::Continue(Flight::Plugin(asked)), _) => Working::Asked(*asked),
             (work, _) => Working::Task(Box::pin(advance(worker.clone(), work))),
         }
     }
@@ -203,7 +243,7 @@ impl Working {
 pub enum Progress {
     Pieces { flight: Option<Flight>, pieces: Pieces },
     Local(LocalAnswer),
-    File(Reply),
+    File(Box<Reply>),
     Failed(Failure),
 }
 
@@ -216,7 +256,7 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
             match Box::pin(call.answer(&worker, &body)).await {
                 Ok(api::Answer::Whole(answer)) => Ok(Progress::Local(answer)),
                 Ok(api::Answer::Stream(head, stream)) => Ok(Progress::Pieces {
-                    flight: (!head_only).then_some(Flight::Core(stream)),
+                    flight: (!head_only).then(|| Flight::Core(Box::new(stream))),
                     pieces: Pieces { head: Some(head), content: Vec::new(), complete: head_only },
                 }),
                 Err(failure) => Err(failure),
@@ -227,7 +267,7 @@ async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
         }) => launch(&worker, exchange, &target, frame, body, started).await,
         Work::Launch(Request { exchange, to: Recipient::File { ask, otherwise }, body, started, .. }) => {
             match (Box::pin(files::answer(&worker, *ask)).await, otherwise) {
-                (Ok(Outcome::Reply(reply)), _) => Ok(Progress::File(reply)),
+                (Ok(Outcome::Reply(reply)), _) => Ok(Progress::File(Box::new(reply))),
                 (Ok(Outcome::Local(answer)), _) => Ok(Progress::Local(answer)),
                 (Err(Failure::NotFound(_)), Otherwise::Plugin { target, frame }) => {
                     Box::pin(launch(&worker, exchange, &target, frame, body, started)).await

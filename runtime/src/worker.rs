@@ -25,11 +25,11 @@ use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 use slab::Slab;
 use toru_plugin_api::from_plugin::PluginMessageReader;
-use toru_plugin_api::time::rfc3339_millis;
 use toru_supervisor::{Command, KvAnswer, Level, PluginView};
 
 use crate::answer::Failure;
 use crate::client;
+use crate::clock::Clock;
 use crate::config::{Config, HttpConfig};
 use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::Exchanges;
@@ -44,6 +44,7 @@ use crate::log::{Logger, PluginLog};
 use crate::misfits::Misfits;
 use crate::place::Losses;
 use crate::room::Descriptors;
+use crate::spare::Spare;
 use crate::summary;
 use crate::turns::{Line, Turns};
 
@@ -276,7 +277,9 @@ pub struct Worker {
     pub turns: Turns,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     refused: RefCell<VecDeque<Refused>>,
-    date: RefCell<(u64, String)>,
+    pub clock: Clock,
+    /// Buffers for words of requests and for answers.
+    pub spare: Spare,
     pub draining: Cell<bool>,
     /// When a client for whom there was no room was last told of, and how many there were since.
     crowded: Cell<(Option<Instant>, u64)>,
@@ -334,7 +337,8 @@ pub async fn run(
         turns,
         clients: RefCell::default(),
         refused: RefCell::default(),
-        date: RefCell::default(),
+        clock: Clock::default(),
+        spare: Spare::default(),
         draining: Cell::new(false),
         crowded: Cell::default(),
         accepting: RefCell::new(Some(Canceller::new())),
@@ -827,17 +831,6 @@ impl Worker {
         }
     }
 
-    /// The `Date` of now; made once a second.
-    pub fn with_date<R>(&self, use_date: impl FnOnce(&str) -> R) -> R {
-        let now = SystemTime::now();
-        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut date = self.date.borrow_mut();
-        if date.0 != second {
-            *date = (second, httpdate::fmt_http_date(now));
-        }
-        use_date(&date.1)
-    }
-
     /// An empty buffer for a request's frame.
     pub fn take_frame(&self) -> Vec<u8> {
         let mut buffer = self.frame.take();
@@ -858,7 +851,7 @@ impl Worker {
     }
 
     pub fn timestamp(&self) -> [u8; 24] {
-        rfc3339_millis(self.unix_ms())
+        self.clock.timestamp(Instant::now())
     }
 
     pub fn log(&self, level: Level, message: &str) {
