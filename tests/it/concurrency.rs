@@ -226,6 +226,19 @@ fn a_1_1_plugin_gets_few_connections_for_many_clients() {
 
 #[test]
 fn a_plugin_takes_no_more_than_its_max_in_flight() {
+    let daemon = Stage::new().faulty("p", &json!({"metadata": {"max_in_flight": 8}})).start();
+    daemon.wait_ready("p");
+    in_parallel(40, |_| {
+        for _ in 0..5 {
+            assert_eq!(daemon.get("/api/plugins/p/held/20").status, 200);
+        }
+    });
+    let most = daemon.trace("p").iter().filter_map(|line| line["most"].as_u64()).max().unwrap();
+    assert!((2..=8).contains(&most), "{most} at once, over the connections of two workers");
+}
+
+#[test]
+fn who_finds_no_place_before_its_time_is_up_is_told_so() {
     let daemon = Stage::new()
         .faulty("p", &json!({"do": "never-answer", "metadata": {"max_in_flight": 8, "timeout_ms": 300}}))
         .start();
@@ -243,9 +256,6 @@ fn a_plugin_takes_no_more_than_its_max_in_flight() {
         *counted.entry(status).or_default() += 1;
     }
     assert_eq!(counted.keys().copied().collect::<HashSet<_>>(), HashSet::from([503, 504]), "{counted:?}");
-    assert!(counted[&504] >= 1, "{counted:?}");
-    // The bound holds over all connections; each worker may be granted a share of it.
-    assert!(counted[&504] <= 16, "{counted:?}");
 }
 
 #[test]

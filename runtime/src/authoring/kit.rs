@@ -299,7 +299,7 @@ pub fn run(
             // A process that ends closes its connections a moment before anybody can know of it.
             let checked = (case.check)(&mut subject).map_err(|fault| match subject.wait(END_PATIENCE) {
                 None => fault,
-                Some(_) => format!("{fault}; and the process has ended{}", subject.last_words()),
+                Some(_) => format!("{fault}; and the process has ended{}", subject.final_words()),
             });
             checked.map(|()| subject.left_out.take())
         });

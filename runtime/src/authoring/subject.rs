@@ -37,6 +37,8 @@ const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Output of the plugin that is kept, to explain a failure.
 const SAID_BYTES_KEPT: usize = 4096;
 const POLL: Duration = Duration::from_millis(5);
+/// How long what has ended may have words in its pipes that are not read yet.
+const WORDS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What went wrong, in words for the plugin's author.
 pub type Fault = String;
@@ -137,7 +139,7 @@ impl Subject {
                 Err(error) => error,
             };
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(format!("it ended with {status} before it listened{}", self.last_words()));
+                return Err(format!("it ended with {status} before it listened{}", self.final_words()));
             }
             if began.elapsed() > LISTEN_PATIENCE {
                 let why = match refused.kind() {
@@ -171,6 +173,17 @@ impl Subject {
             return String::new();
         }
         format!("; it printed: {}", lines.into_iter().rev().collect::<Vec<_>>().join(" / "))
+    }
+
+    /// The same of one that has ended: all that it has left in its pipes is read first, unless something else holds them
+    /// open.
+    pub fn final_words(&self) -> String {
+        let began = Instant::now();
+        // Each reader has one of these as long as it reads.
+        while Arc::strong_count(&self.said) > 1 && began.elapsed() < WORDS_PATIENCE {
+            thread::sleep(POLL);
+        }
+        self.last_words()
     }
 
     /// Kills the plugin, whose socket file stays, and starts it again in its place.

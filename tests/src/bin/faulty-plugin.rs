@@ -72,6 +72,9 @@ struct Plugin {
     trace: Mutex<File>,
     /// HTTP requests so far, over all connections.
     requests: AtomicU64,
+    /// HTTP requests that are being held.
+    held: AtomicUsize,
+    held_most: AtomicUsize,
     /// The ping before this one, for who answers each only when the next has come.
     ping_before: AtomicU64,
     /// Connections so far; numbers them in the trace.
@@ -135,6 +138,8 @@ impl Plugin {
             id,
             trace: Mutex::new(trace),
             requests: AtomicU64::new(0),
+            held: AtomicUsize::new(0),
+            held_most: AtomicUsize::new(0),
             ping_before: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             lifecycle: OnceLock::new(),
@@ -510,6 +515,20 @@ impl Plugin {
             "never" | "never-answer" => {}
             "slow" | "late" | "late-answer" => {
                 self.timer.send_in(Duration::from_millis(number(1_000)), connection, request.echo());
+            }
+            "held" => {
+                let held = self.held.fetch_add(1, Ordering::SeqCst) + 1;
+                if held > self.held_most.fetch_max(held, Ordering::SeqCst) {
+                    self.trace(&json!({"event": "held", "most": held}));
+                }
+                let (plugin, connection, echo) = (self.clone(), connection.clone(), request.echo());
+                let time = Duration::from_millis(number(1_000));
+                thread::spawn(move || {
+                    thread::sleep(time);
+                    // Before the core can know.
+                    plugin.held.fetch_sub(1, Ordering::SeqCst);
+                    connection.send(&echo);
+                });
             }
             "wrong-id" => {
                 let mut answer = request.echo();
