@@ -435,7 +435,9 @@ fn begin(
     let path = head.target.path();
     let destination = match route(head.method, path, peer.trusted) {
         Ok(destination) => destination,
-        Err(error) => return refuse(words, Failure::Malformed { status: 400, detail: error.to_string() }, None),
+        Err(error) => {
+            return refuse(words, Failure::Malformed { status: 400, detail: error.to_string() }, None);
+        }
     };
     let is_core = match destination {
         Destination::Core(_) => true,
@@ -627,7 +629,8 @@ fn take_progress(
         }
         Progress::File(reply) => {
             noted.target = None;
-            let transfer = worker.clock.with_date(now, |date| reply.write(connection, date, noted.words.id()));
+            let transfer =
+                worker.clock.with_date(now, |date| reply.write(connection, date, noted.words.id()));
             if let Some(transfer) = transfer {
                 *account = Some(noted);
                 return Some(Flight::File(Box::new(transfer)));

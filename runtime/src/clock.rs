@@ -69,7 +69,9 @@ mod tests {
             let stamp = UNIX_EPOCH + Duration::from_millis(unix_ms_of(as_str(&stamp)).expect("a time"));
             let after = SystemTime::now() + Duration::from_millis(1);
             assert!(before <= stamp + Duration::from_millis(1) && stamp <= after, "{before:?} {stamp:?}");
-            assert!(date <= after && after.duration_since(date).is_ok_and(|age| age < Duration::from_secs(60)));
+            assert!(
+                date <= after && after.duration_since(date).is_ok_and(|age| age < Duration::from_secs(60))
+            );
             std::thread::sleep(Duration::from_millis(60));
         }
     }

@@ -102,9 +102,11 @@ async fn attempt(
                 )))
             }
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
-                pieces(response, worker.config().http.head_limits(), &worker.spare).map_err(|unfit| LegacyFailure {
-                    failure: Failure::BadAnswerHead(unfit),
-                    breach: Some(Breach::Said(unfit.to_owned())),
+                pieces(response, worker.config().http.head_limits(), &worker.spare).map_err(|unfit| {
+                    LegacyFailure {
+                        failure: Failure::BadAnswerHead(unfit),
+                        breach: Some(Breach::Said(unfit.to_owned())),
+                    }
                 })
             }
             PluginMessage::HttpResponse { response: Err(bad), .. } => Err(LegacyFailure {

@@ -685,11 +685,7 @@ fn take(
 /// A whole answer as the pieces that a client's task takes.
 ///
 /// Errors: its head is larger than the settings allow, or has two content types; in words.
-pub fn pieces(
-    response: HttpResponse<'_>,
-    limits: HeadLimits,
-    spare: &Spare,
-) -> Result<Pieces, &'static str> {
+pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits, spare: &Spare) -> Result<Pieces, &'static str> {
     // With room for the request's id.
     let mut fields = spare.take();
     let mut content_type = None;
@@ -861,7 +857,11 @@ mod tests {
         let fields = PluginMessageReader::new().read(&mut frame, |message| match message {
             PluginMessage::HttpResponse { response: Ok(response), .. } => {
                 let limits = HeadLimits { fields_max: 100, bytes_max: 1000 };
-                pieces(response, limits, &Spare::default()).expect("small").head.expect("a whole answer has one").fields
+                pieces(response, limits, &Spare::default())
+                    .expect("small")
+                    .head
+                    .expect("a whole answer has one")
+                    .fields
             }
             other => panic!("{other:?}"),
         });
@@ -891,7 +891,8 @@ mod tests {
             let judged = PluginMessageReader::new().read(&mut frame, |message| match message {
                 PluginMessage::HttpResponse { response: Ok(response), .. } => {
                     let limits = HeadLimits { fields_max: 100, bytes_max: 1000 };
-                    pieces(response, limits, &Spare::default()).map(|pieces| pieces.head.expect("a head").fields)
+                    pieces(response, limits, &Spare::default())
+                        .map(|pieces| pieces.head.expect("a head").fields)
                 }
                 other => panic!("{other:?}"),
             });

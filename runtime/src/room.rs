@@ -18,8 +18,8 @@ const CLIENTS_MIN: usize = 4;
 const SPARE: usize = 12;
 /// Of a process: its pidfd, its two streams, the supervisor's connection and its log.
 const BY_PLUGIN: usize = 5;
-/// Of a thread's event loop, and the two with which it hears of its turns.
-const BY_LOOP: usize = 4;
+/// Of a thread's event loop.
+const BY_LOOP: usize = 2;
 
 /// Descriptors of the whole process, and whom they are for.
 pub struct Descriptors {

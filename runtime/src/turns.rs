@@ -6,7 +6,7 @@
 //! The loop does not say when a turn is over: a byte that the worker sends to itself does, since it comes back only when
 //! the driver has been asked for all that is ready.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -75,8 +75,12 @@ impl Line {
 
 /// The turns of one worker's loop, counted only while somebody waits for one.
 pub struct Turns {
-    bell: StdUnixStream,
+    driver: Driver,
+    /// Made for the first who has to wait: a descriptor is not for what may never be.
+    bell: OnceCell<StdUnixStream>,
     rung: Cell<bool>,
+    /// Nobody listens to it any more.
+    is_deaf: Cell<bool>,
     /// Those in which somebody waits.
     lines: RefCell<Vec<Rc<Line>>>,
     /// Where the last request was taken up.
@@ -86,27 +90,23 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Also gives what [`Turns::run`] listens to.
-    ///
-    /// Errors: no descriptors.
-    pub fn new(driver: Driver) -> io::Result<(Self, UnixStream)> {
-        let (bell, heard) = StdUnixStream::pair()?;
-        // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
-        heard.set_nonblocking(driver == Driver::Epoll)?;
-        let turns = Self {
-            bell,
+    pub fn new(driver: Driver) -> Rc<Self> {
+        Rc::new(Self {
+            driver,
+            bell: OnceCell::new(),
             rung: Cell::new(false),
+            is_deaf: Cell::new(false),
             lines: RefCell::default(),
             last: Cell::new(ptr::null()),
             shared: Cell::new(0),
-        };
-        Ok((turns, UnixStream::from_std(heard)?))
+        })
     }
 
     /// Takes a request up, once its plugin's quantum allows it.
-    pub async fn take(&self, line: &Rc<Line>) {
+    pub async fn take(self: &Rc<Self>, line: &Rc<Line>) {
         let this = Rc::as_ptr(line);
-        if self.last.replace(this) != this {
+        let last = self.last.replace(this);
+        if last != this && !last.is_null() {
             self.shared.set(TURNS_REMEMBERED);
         }
         if line.try_take(self.quantum()) {
@@ -120,26 +120,11 @@ impl Turns {
         .await;
     }
 
-    /// Lets those in line have their turns; for as long as the worker lives.
-    pub async fn run(&self, mut heard: UnixStream) {
-        let mut buffer = Vec::with_capacity(1);
-        loop {
-            let outcome;
-            (outcome, buffer) = heard.read(buffer).await;
-            match outcome {
-                Ok(1..) => self.begin_turn(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The other end is here.
-                Ok(0) | Err(_) => return,
-            }
-        }
-    }
-
     fn quantum(&self) -> u32 {
         if self.shared.get() > 0 { QUANTUM_SHARED } else { QUANTUM_ALONE }
     }
 
-    fn join(&self, line: &Rc<Line>, waker: Waker) -> u64 {
+    fn join(self: &Rc<Self>, line: &Rc<Line>, waker: Waker) -> u64 {
         let first = line.waiting.borrow().is_empty();
         let place = line.join(waker);
         if first {
@@ -149,26 +134,63 @@ impl Turns {
         place
     }
 
-    fn ring(&self) {
-        if self.rung.replace(true) {
-            return;
-        }
-        if !matches!(send_now(self.bell.as_raw_fd(), b"."), Ok(1)) {
-            // The kernel has no memory for a byte: all at once, rather than never.
-            self.rung.set(false);
-            for line in self.lines.take() {
-                line.admit(u32::MAX);
-            }
+    fn ring(self: &Rc<Self>) {
+        if !self.rung.replace(true) && self.sound().is_err() {
+            self.admit_all();
         }
     }
 
-    fn begin_turn(&self) {
+    /// Without memory or descriptors for turns: all at once, rather than never.
+    fn admit_all(&self) {
+        self.rung.set(false);
+        for line in self.lines.take() {
+            line.admit(u32::MAX);
+        }
+    }
+
+    /// Has a turn begin when the driver has been asked for what is ready.
+    fn sound(self: &Rc<Self>) -> io::Result<()> {
+        let bell = match self.bell.get() {
+            Some(bell) => bell,
+            None => {
+                let (bell, heard) = StdUnixStream::pair()?;
+                // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
+                heard.set_nonblocking(self.driver == Driver::Epoll)?;
+                monoio::spawn(listen(self.clone(), UnixStream::from_std(heard)?));
+                self.bell.get_or_init(|| bell)
+            }
+        };
+        match send_now(bell.as_raw_fd(), b".")? {
+            1.. if !self.is_deaf.get() => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn begin_turn(self: &Rc<Self>) {
         self.rung.set(false);
         let quantum = self.quantum();
         self.shared.set(self.shared.get().saturating_sub(1));
         self.lines.borrow_mut().retain(|line| line.admit(quantum));
         if !self.lines.borrow().is_empty() {
             self.ring();
+        }
+    }
+}
+
+/// Lets those in line have their turns; for as long as the loop lives.
+async fn listen(turns: Rc<Turns>, mut heard: UnixStream) {
+    let mut buffer = Vec::with_capacity(1);
+    loop {
+        let outcome;
+        (outcome, buffer) = heard.read(buffer).await;
+        match outcome {
+            Ok(1..) => turns.begin_turn(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The other end is in `turns`.
+            Ok(0) | Err(_) => {
+                turns.is_deaf.set(true);
+                return turns.admit_all();
+            }
         }
     }
 }
@@ -185,14 +207,7 @@ mod tests {
     fn on_each_driver(life: impl AsyncFn(Rc<Turns>, Driver)) {
         let (best, _) = choose(DriverChoice::Auto).expect("one can be had");
         for driver in [best, Driver::Epoll] {
-            let outcome = block_on(driver, false, async |driver| {
-                let (turns, heard) = Turns::new(driver).expect("descriptors");
-                let turns = Rc::new(turns);
-                let running = turns.clone();
-                monoio::spawn(async move { running.run(heard).await });
-                life(turns, driver).await;
-            });
-            outcome.expect("a loop");
+            block_on(driver, false, async |driver| life(Turns::new(driver), driver).await).expect("a loop");
         }
     }
 
@@ -210,8 +225,10 @@ mod tests {
                 .map(|_| monoio::spawn(request(turns.clone(), flooded.clone(), 'f', taken.clone())))
                 .collect::<Vec<_>>();
             // The loop hears of its client in a later turn.
-            let (bell, mut heard) = Turns::new(driver).expect("descriptors");
-            bell.ring();
+            let (bell, heard) = StdUnixStream::pair().expect("descriptors");
+            heard.set_nonblocking(driver == Driver::Epoll).expect("a socket");
+            let mut heard = UnixStream::from_std(heard).expect("a socket");
+            send_now(bell.as_raw_fd(), b".").expect("a byte");
             assert_eq!(heard.read(vec![0; 1]).await.0.expect("a byte"), 1);
             request(turns.clone(), other.clone(), 'o', taken.clone()).await;
             let before = taken.borrow().len();

@@ -153,9 +153,10 @@ impl Asked {
 
     fn take(self, news: Result<Pieces, Failure>) -> Progress {
         match news {
-            Ok(pieces) => {
-                Progress::Pieces { flight: (!pieces.complete).then(|| Flight::Plugin(Box::new(self))), pieces }
-            }
+            Ok(pieces) => Progress::Pieces {
+                flight: (!pieces.complete).then(|| Flight::Plugin(Box::new(self))),
+                pieces,
+            },
             Err(failure) => {
                 if let Failure::Severed { told, .. } = failure {
                     self.place.lost(&self.exchange.worker, told);

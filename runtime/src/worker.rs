@@ -274,7 +274,7 @@ pub struct Worker {
     /// For the next request's frame: one is begun and submitted in one go, unless it has content or has to wait.
     frame: Cell<Vec<u8>>,
     targets: RefCell<Targets>,
-    pub turns: Turns,
+    pub turns: Rc<Turns>,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     refused: RefCell<VecDeque<Refused>>,
     pub clock: Clock,
@@ -317,7 +317,6 @@ pub async fn run(
     inbox: UnboundedReceiver<Message>,
 ) -> std::io::Result<()> {
     shared.workers[usize::from(number)].epoll.store(driver == Driver::Epoll, Relaxed);
-    let (turns, bell) = Turns::new(driver)?;
     let worker = Rc::new(Worker {
         number,
         driver,
@@ -334,7 +333,7 @@ pub async fn run(
         kept_files: RefCell::default(),
         frame: Cell::default(),
         targets: RefCell::default(),
-        turns,
+        turns: Turns::new(driver),
         clients: RefCell::default(),
         refused: RefCell::default(),
         clock: Clock::default(),
@@ -352,8 +351,6 @@ pub async fn run(
     });
     monoio::spawn(read_mail(worker.clone(), inbox));
     monoio::spawn(sweep(worker.clone()));
-    let turns = worker.clone();
-    monoio::spawn(async move { turns.turns.run(bell).await });
     match door {
         // The ring wants blocking listeners (a non-blocking one fails instead of waiting), epoll the opposite.
         Door::Public(listener) => {
