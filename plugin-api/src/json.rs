@@ -157,8 +157,10 @@ impl<'v> Writer<'v> {
     pub fn base64(&mut self, bytes: &[u8]) {
         let end = self.at + bytes.len().div_ceil(3) * 4;
         self.out.resize(end, 0);
-        let written = STANDARD.encode_slice(bytes, &mut self.out[self.at..]);
-        debug_assert_eq!(written, Ok(end - self.at), "four characters for each three bytes begun");
+        let written = STANDARD
+            .encode_slice(bytes, &mut self.out[self.at..])
+            .expect("four characters for each three bytes begun");
+        debug_assert_eq!(self.at + written, end);
         self.at = end;
     }
 
@@ -391,18 +393,16 @@ pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 #[inline]
 pub(crate) fn next_to_escape(bytes: &[u8]) -> Option<usize> {
     // Most strings are short, and what is behind them is not.
-    if let Some(block) = bytes.first_chunk() {
-        let found = to_escape(block);
-        if found != 0 {
-            return Some(found.trailing_zeros() as usize);
-        }
+    let Some(block) = bytes.first_chunk() else { return next_to_escape_behind(bytes, 0) };
+    match to_escape(block) {
+        0 => next_to_escape_behind(bytes, BLOCK),
+        found => Some(found.trailing_zeros() as usize),
     }
-    next_to_escape_of_many(bytes)
 }
 
+/// The same where none of the first `at` bytes is one.
 #[inline(never)]
-fn next_to_escape_of_many(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0;
+fn next_to_escape_behind(bytes: &[u8], mut at: usize) -> Option<usize> {
     while let Some(block) = bytes[at..].first_chunk() {
         let found = to_escape(block);
         if found != 0 {
