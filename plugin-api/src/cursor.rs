@@ -78,19 +78,12 @@ impl<'a> Cursor<'a> {
         String::from_utf8(bytes).ok().map(Cow::Owned)
     }
 
-    /// The same, unescaped into `room` if need be, whatever that held.
+    /// The same, appended unescaped to what `room` has. It is text if that was.
     #[cfg(feature = "sdk")]
-    pub fn text_in<'t>(&mut self, room: &'t mut Vec<u8>) -> Option<&'t str>
-    where
-        'a: 't,
-    {
+    pub fn append_text(&mut self, room: &mut Vec<u8>) -> Option<()> {
         let end = next_to_escape(self.0.as_bytes())?;
-        if let Some(string) = self.string_of(end) {
-            return Some(string);
-        }
-        room.clear();
         *room = self.unescape(end, std::mem::take(room))?;
-        std::str::from_utf8(room).ok()
+        Some(())
     }
 
     /// The same for a content, which is most of its frame: what is allocated has room for all of it.

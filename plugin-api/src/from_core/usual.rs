@@ -42,8 +42,16 @@ pub(crate) struct UsualRequest<'a> {
 
 /// What takes header fields in their order.
 pub(crate) trait Fields<'a> {
+    /// All that is left of the frame follows, fields first.
+    fn begin(&mut self, _rest: &'a str) {}
+
     /// The value is the rest of the string at the cursor.
     fn take(&mut self, name: &'a str, at: &mut Cursor<'a>) -> Option<()>;
+
+    /// That were all, and this is how they were written.
+    fn end(&mut self, _json: &'a str) -> Option<()> {
+        Some(())
+    }
 }
 
 impl<'a> Fields<'a> for Vec<(Cow<'a, str>, Cow<'a, str>)> {
@@ -70,7 +78,10 @@ pub(crate) fn read_request<'a>(frame: &'a [u8], headers: &mut impl Fields<'a>) -
     at.skip(r#","path":""#)?;
     let path = at.string()?;
     at.skip(r#","headers":{"#)?;
+    let rest = at.0;
+    headers.begin(rest);
     read_headers(&mut at, headers)?;
+    headers.end(rest.get(..rest.len() - at.0.len())?)?;
     let mut remote_addr = None;
     if at.skip(r#","remote_addr":""#).is_some() {
         remote_addr = Some(at.string()?);

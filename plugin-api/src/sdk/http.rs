@@ -12,6 +12,9 @@ use crate::from_core::usual;
 use crate::from_core::{HttpRequestMessage, KvReply, KvRequestMessage};
 use crate::json::{write_string, write_u64};
 
+/// What the core calls a request by, for clients and logs.
+const X_REQUEST_ID: &str = "x-request-id";
+
 /// What a handler returns.
 pub type PluginResult<T> = Result<T, PluginError>;
 
@@ -63,7 +66,8 @@ impl HttpRequest {
     ///
     /// `room` is for what is unescaped.
     pub(crate) fn read<'f>(frame: &'f [u8], room: &mut Vec<u8>) -> Option<(Self, Ids<'f>)> {
-        let mut fields = Fill { headers: Headers::default(), room, known_id: None };
+        room.clear();
+        let mut fields = Fill { headers: Headers::default(), rest: "", room, known_id: None };
         let usual = usual::read_request(frame, &mut fields)?;
         let (path, query) = path_and_query(usual.path);
         let ids = Ids { request_id: usual.request_id, known_id: fields.known_id.unwrap_or(usual.request_id) };
@@ -84,7 +88,7 @@ impl HttpRequest {
     ///
     /// Where there is none, as by hand, it is `request_id`.
     pub fn known_id(&self) -> &str {
-        self.headers.get("x-request-id").unwrap_or(&self.request_id)
+        self.headers.get(X_REQUEST_ID).unwrap_or(&self.request_id)
     }
 
     /// The body as text. Errors: not UTF-8, a 400 if passed on.
@@ -130,28 +134,65 @@ pub(crate) struct Ids<'a> {
     pub known_id: &'a str,
 }
 
-/// Fills in [`Headers`].
+/// Fills in [`Headers`]: all fields are copied together as they are written, quotes and all, and values with escapes
+/// once more behind that.
 struct Fill<'f, 'r> {
     headers: Headers,
+    /// The frame from the first field on.
+    rest: &'f str,
+    /// Values with escapes, without them.
     room: &'r mut Vec<u8>,
     /// The first `x-request-id`.
     known_id: Option<&'f str>,
 }
 
+/// In a span, for what is in [`Fill::room`] yet. A frame has at most 16 MiB.
+const IN_ROOM: u32 = 1 << 31;
+
 impl<'f> usual::Fields<'f> for Fill<'f, '_> {
+    fn begin(&mut self, rest: &'f str) {
+        self.rest = rest;
+        // What the usual request needs.
+        self.headers.spans.reserve(16);
+    }
+
     fn take(&mut self, name: &'f str, at: &mut Cursor<'f>) -> Option<()> {
-        if self.headers.spans.is_empty() {
-            // What the usual request needs.
-            self.headers.spans.reserve(16);
-            self.headers.text.reserve(512);
-        }
-        if self.known_id.is_none() && name.eq_ignore_ascii_case("x-request-id") {
-            // An escaped one is left to the general reader.
-            let value = at.string()?;
-            self.known_id = Some(value);
-            self.headers.append(name, value);
+        let span = |text: &str| {
+            let begin = (text.as_ptr().addr() - self.rest.as_ptr().addr()) as u32;
+            (begin, begin + text.len() as u32)
+        };
+        let value = if let Some(value) = at.string() {
+            if name.len() == X_REQUEST_ID.len()
+                && self.known_id.is_none()
+                && name.eq_ignore_ascii_case(X_REQUEST_ID)
+            {
+                self.known_id = Some(value);
+            }
+            span(value)
         } else {
-            self.headers.append(name, at.text_in(self.room)?);
+            // Such an id is left to the general reader.
+            if name.eq_ignore_ascii_case(X_REQUEST_ID) {
+                return None;
+            }
+            let begin = self.room.len() as u32 | IN_ROOM;
+            at.append_text(self.room)?;
+            (begin, self.room.len() as u32 | IN_ROOM)
+        };
+        self.headers.spans.push(Span { name: span(name), value });
+        Some(())
+    }
+
+    fn end(&mut self, json: &'f str) -> Option<()> {
+        let unescaped = std::str::from_utf8(self.room).ok()?;
+        let text = &mut self.headers.text;
+        text.reserve_exact(json.len() + unescaped.len());
+        text.push_str(json);
+        if !unescaped.is_empty() {
+            text.push_str(unescaped);
+            let place = |at: u32| if at & IN_ROOM == 0 { at } else { (at - IN_ROOM) + json.len() as u32 };
+            for Span { value: (begin, end), .. } in &mut self.headers.spans {
+                (*begin, *end) = (place(*begin), place(*end));
+            }
         }
         Some(())
     }
@@ -185,10 +226,17 @@ fn decode_query(text: &str) -> String {
 /// Header fields in order; names compare without case.
 #[derive(Clone, Default)]
 pub struct Headers {
-    /// All names and values in one piece: a request has some twenty, and two allocations serve them all.
+    /// All names and values in one piece: a request has some twenty, and two allocations serve them all. There may be
+    /// other things between them.
     text: String,
-    /// Where a name begins, where its value begins, where that ends.
-    spans: Vec<(u32, u32, u32)>,
+    spans: Vec<Span>,
+}
+
+/// Where name and value of a field begin and end in [`Headers::text`].
+#[derive(Clone, Copy)]
+struct Span {
+    name: (u32, u32),
+    value: (u32, u32),
 }
 
 impl Headers {
@@ -199,7 +247,7 @@ impl Headers {
         self.text.push_str(name);
         let middle = self.text.len() as u32;
         self.text.push_str(value);
-        self.spans.push((begin, middle, self.text.len() as u32));
+        self.spans.push(Span { name: (begin, middle), value: (middle, self.text.len() as u32) });
     }
 
     /// The first value of `name`.
@@ -214,10 +262,8 @@ impl Headers {
 
     /// All fields.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
-        self.spans.iter().map(|&(begin, middle, end)| {
-            let span = |from: u32, to: u32| &self.text[from as usize..to as usize];
-            (span(begin, middle), span(middle, end))
-        })
+        let text = |(begin, end): (u32, u32)| &self.text[begin as usize..end as usize];
+        self.spans.iter().map(move |span| (text(span.name), text(span.value)))
     }
 }
 
