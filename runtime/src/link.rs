@@ -540,7 +540,7 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
             return;
         }
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
-        target.line.is_sent();
+        target.line.note_sent();
         link.watch_reading(Deaf::before_write);
         let sent = link.fd.get().map_or(Ok(0), |fd| send_now(fd, &batch));
         let Ok(sent) = sent else { return link.close() };

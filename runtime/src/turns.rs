@@ -41,7 +41,7 @@ pub struct Line {
 
 impl Line {
     /// What was taken up is on its way: another turn begins, unless there is a line, which has turns of its own.
-    pub fn is_sent(&self) {
+    pub fn note_sent(&self) {
         if self.waiting.borrow().is_empty() {
             self.taken.set(0);
         }
@@ -253,7 +253,7 @@ mod tests {
             while taken.borrow().len() < QUANTUM_ALONE as usize {
                 monoio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
-            line.is_sent();
+            line.note_sent();
             for request in requests {
                 request.await;
             }
@@ -270,7 +270,7 @@ mod tests {
                     assert!(line.try_take(turns.quantum()));
                 }
                 assert!(!line.try_take(turns.quantum()));
-                line.is_sent();
+                line.note_sent();
             }
         });
     }
