@@ -1,6 +1,6 @@
 //! Which event loop a worker runs on: io_uring where the kernel allows it, else epoll.
 //!
-//! This file, `worker.rs`, `client.rs`, `work.rs`, `link.rs` and `legacy.rs` are the only ones on a
+//! This file, `worker.rs`, `client.rs`, `work.rs`, `turns.rs`, `link.rs` and `legacy.rs` are the only ones on a
 //! request's way that know monoio.
 
 use std::future::Future;

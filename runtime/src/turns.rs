@@ -33,8 +33,7 @@ const TURNS_REMEMBERED: u32 = 256;
 #[derive(Default)]
 pub struct Line {
     taken: Cell<u32>,
-    /// How many have come into the line and out of it, from the first on.
-    joined: Cell<u64>,
+    /// How many have come out of the line, from the first on.
     admitted: Cell<u64>,
     waiting: RefCell<VecDeque<Waker>>,
 }
@@ -57,9 +56,9 @@ impl Line {
 
     /// Gives the place in the line.
     fn join(&self, waker: Waker) -> u64 {
-        self.joined.set(self.joined.get() + 1);
-        self.waiting.borrow_mut().push_back(waker);
-        self.joined.get()
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.push_back(waker);
+        self.admitted.get() + waiting.len() as u64
     }
 
     /// Takes up those who wait longest, for a new turn. Whether more wait.
