@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::json::{BLOCK, WINDOW, block_at, next_to_escape, put, to_escape};
+use crate::json::{BLOCK, WINDOW, block_at, clear_bytes, put, to_escape};
 
 /// What a backslash and one letter stand for; 0 where that is no escape, or not a whole one.
 const UNESCAPED: [u8; 256] = {
@@ -52,7 +52,7 @@ impl<'a> Cursor<'a> {
     /// The rest of a string whose opening quote was skipped, if nothing in it is escaped.
     #[inline]
     pub fn string(&mut self) -> Option<&'a str> {
-        let end = next_to_escape(self.0.as_bytes())?;
+        let end = clear_bytes(self.0.as_bytes());
         self.string_of(end)
     }
 
@@ -69,7 +69,7 @@ impl<'a> Cursor<'a> {
 
     /// The same, unescaped if need be; pairs of surrogates are left to the general reader.
     pub fn text(&mut self) -> Option<Cow<'a, str>> {
-        let end = next_to_escape(self.0.as_bytes())?;
+        let end = clear_bytes(self.0.as_bytes());
         if let Some(string) = self.string_of(end) {
             return Some(Cow::Borrowed(string));
         }
@@ -78,17 +78,35 @@ impl<'a> Cursor<'a> {
         String::from_utf8(bytes).ok().map(Cow::Owned)
     }
 
-    /// The same, appended unescaped to what `room` has. It is text if that was.
+    /// The same, appended unescaped to what `text` has, for a short one with few escapes: piece by piece, so that nothing
+    /// need be looked at twice to be known for text.
     #[cfg(feature = "sdk")]
-    pub fn append_text(&mut self, room: &mut Vec<u8>) -> Option<()> {
-        let end = next_to_escape(self.0.as_bytes())?;
-        *room = self.unescape(end, std::mem::take(room))?;
-        Some(())
+    pub fn append_text(&mut self, text: &mut String) -> Option<()> {
+        loop {
+            let end = clear_bytes(self.0.as_bytes());
+            text.push_str(self.0.get(..end)?);
+            let read = match *self.0.as_bytes().get(end..)? {
+                [b'"', ..] => {
+                    self.0 = self.0.get(end + 1..)?;
+                    return Some(());
+                }
+                [b'\\', b'u', a, b, c, d, ..] => {
+                    text.push(from_hex([a, b, c, d])?);
+                    6
+                }
+                [b'\\', letter, ..] if UNESCAPED[usize::from(letter)] != 0 => {
+                    text.push(char::from(UNESCAPED[usize::from(letter)]));
+                    2
+                }
+                _ => return None,
+            };
+            self.0 = self.0.get(end + read..)?;
+        }
     }
 
     /// The same for a content, which is most of its frame: what is allocated has room for all of it.
     pub fn content(&mut self) -> Option<Cow<'a, [u8]>> {
-        let end = next_to_escape(self.0.as_bytes())?;
+        let end = clear_bytes(self.0.as_bytes());
         if let Some(string) = self.string_of(end) {
             return Some(Cow::Borrowed(string.as_bytes()));
         }
@@ -156,11 +174,7 @@ impl<'a> Cursor<'a> {
                         return Some(text);
                     }
                     [b'\\', b'u', a, b, c, d, ..] => {
-                        let mut code = 0;
-                        for digit in [a, b, c, d] {
-                            code = code << 4 | char::from(digit).to_digit(16)?;
-                        }
-                        to += char::from_u32(code)?.encode_utf8(&mut text[to..]).len();
+                        to += from_hex([a, b, c, d])?.encode_utf8(&mut text[to..]).len();
                         at += 6;
                     }
                     _ => return None,
@@ -193,6 +207,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// The character of an escape with four digits; none for a surrogate.
+fn from_hex(digits: [u8; 4]) -> Option<char> {
+    let mut code = 0;
+    for digit in digits {
+        code = code << 4 | char::from(digit).to_digit(16)?;
+    }
+    char::from_u32(code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,7 +233,13 @@ mod tests {
                 .collect();
             let json = format!("{content}\u{e9}\"");
             let mut at = Cursor(&json);
-            let Some(text) = at.text() else { return };
+            let text = at.text();
+            let mut appended = "before".to_owned();
+            let mut also_at = Cursor(&json);
+            let also = also_at.append_text(&mut appended).map(|()| appended.strip_prefix("before"));
+            assert_eq!(also.flatten(), text.as_deref(), "{json}");
+            let Some(text) = text else { return };
+            assert_eq!(also_at.0, at.0, "{json}");
             read += 1;
             let whole = &json[..json.len() - at.0.len()];
             assert_eq!(
@@ -238,6 +267,7 @@ mod tests {
             "\\u00é0\"",
         ] {
             assert_eq!(Cursor(json).text(), None, "{json}");
+            assert_eq!(Cursor(json).append_text(&mut String::new()), None, "{json}");
         }
         assert_eq!(Cursor("\\u00e9\\\"\\/\" rest").text().as_deref(), Some("é\"/"));
     }

@@ -17,6 +17,8 @@ pub(crate) const WINDOW: usize = 2 * BLOCK + 1;
 const ESCAPED_STEP: usize = BLOCK * 6 + BLOCK;
 /// Bytes for which room is made at a time.
 const ROOM_AT_ONCE: usize = 1024;
+/// Up to here it costs more to look for the first escape than to write as if there were one.
+const SHORT_CONTENT: usize = 8 * BLOCK;
 
 /// What stands for each byte that is escaped, with how many bytes of it count.
 const ESCAPES: [([u8; ESCAPE_ROOM], u8); 128] = {
@@ -50,21 +52,20 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 /// Appends `text` escaped for the inside of a JSON string, without quotes.
 pub fn write_string_content(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
-    match next_to_escape(bytes) {
-        None => out.extend_from_slice(bytes),
-        Some(at) => {
-            let (clear, rest) = bytes.split_at(at);
-            out.reserve(bytes.len() + rest.len() / 8);
-            out.extend_from_slice(clear);
-            Writer::new(out, rest.len()).escaped(rest);
-        }
+    let (clear, rest) = bytes.split_at(clear_bytes(bytes));
+    if rest.is_empty() {
+        return out.extend_from_slice(clear);
     }
+    out.reserve(bytes.len() + rest.len() / 8);
+    out.extend_from_slice(clear);
+    Writer::new(out, rest.len()).escaped(rest);
 }
 
 /// Whether bytes are UTF-8.
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
     // Most are ASCII, which is found out in half the time.
-    bytes.is_ascii() || simdutf8::basic::from_utf8(bytes).is_ok()
+    let is_ascii = if bytes.len() > 4 * BLOCK { bytes.is_ascii() } else { has_none(bytes, beyond_ascii) };
+    is_ascii || simdutf8::basic::from_utf8(bytes).is_ok()
 }
 
 /// Appends to a buffer by writing into room that was made before, so that a short piece is a store and no call.
@@ -100,6 +101,12 @@ impl<'v> Writer<'v> {
     /// Appends bytes as they are; with a length known to the compiler that is a few stores.
     #[inline(always)]
     pub fn literal(&mut self, piece: &'static str) {
+        self.known(piece.as_bytes());
+    }
+
+    /// The same for bytes that only their number is known of.
+    #[inline(always)]
+    fn known(&mut self, piece: &[u8]) {
         let end = self.at + piece.len();
         let room = match self.out.get_mut(self.at..end) {
             Some(room) => room,
@@ -108,14 +115,19 @@ impl<'v> Writer<'v> {
                 &mut self.out[self.at..end]
             }
         };
-        room.copy_from_slice(piece.as_bytes());
+        room.copy_from_slice(piece);
         self.at = end;
     }
 
     /// Appends what goes between the quotes of a string.
+    #[inline]
     pub fn text(&mut self, text: &str) {
-        if !self.plain(text.as_bytes(), |block| block, to_escape) {
-            self.escaped(text.as_bytes());
+        self.short(text.as_bytes());
+    }
+
+    fn short(&mut self, text: &[u8]) {
+        if !self.plain(text, |block| block, to_escape) {
+            self.escaped(text);
         }
     }
 
@@ -142,6 +154,12 @@ impl<'v> Writer<'v> {
 
     /// Appends a number in decimal.
     pub fn number(&mut self, mut number: u64) {
+        // A status, which every answer has.
+        if let 100..1000 = number {
+            let number = number as u32;
+            return self
+                .known(&[number / 100, number / 10 % 10, number % 10].map(|digit| b'0' + digit as u8));
+        }
         let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
         if self.out.len() - self.at < digits {
             self.make_room(digits);
@@ -232,7 +250,10 @@ impl<'v> Writer<'v> {
 
     /// Appends what goes between the quotes of a string and may be long; `text` is UTF-8.
     pub fn content(&mut self, text: &[u8]) {
-        let clear = next_to_escape(text).unwrap_or(text.len());
+        if text.len() <= SHORT_CONTENT {
+            return self.short(text);
+        }
+        let clear = clear_bytes(text);
         self.out.truncate(self.at);
         self.out.extend_from_slice(&text[..clear]);
         self.at = self.out.len();
@@ -279,7 +300,13 @@ fn write_escaped<'a>(room: &mut [u8], mut at: usize, mut rest: &'a [u8]) -> (usi
     if rest.len() < WINDOW {
         // The last two blocks, as if more came behind them.
         let mut padded = [0; BLOCK + WINDOW];
-        padded[..rest.len()].copy_from_slice(rest);
+        match (rest.first_chunk::<BLOCK>(), rest.last_chunk::<BLOCK>()) {
+            (Some(first), Some(last)) => {
+                put(&mut padded, 0, first);
+                put(&mut padded, rest.len() - BLOCK, last);
+            }
+            _ => put(&mut padded, 0, &short_block(rest)),
+        }
         let mut padded = &padded[..];
         while !rest.is_empty()
             && let (Some(window), Some(place)) = (padded.first_chunk(), room[at..].first_chunk_mut())
@@ -389,30 +416,41 @@ pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
     to.literal("\"");
 }
 
-/// Index of the first byte that JSON wants escaped: `"`, `\` and everything below 0x20.
+/// How many bytes there are before the first that JSON wants escaped: `"`, `\` and everything below 0x20.
 #[inline]
-pub(crate) fn next_to_escape(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn clear_bytes(bytes: &[u8]) -> usize {
     // Most strings are short, and what is behind them is not.
-    let Some(block) = bytes.first_chunk() else { return next_to_escape_behind(bytes, 0) };
-    match to_escape(block) {
-        0 => next_to_escape_behind(bytes, BLOCK),
-        found => Some(found.trailing_zeros() as usize),
+    let Some(two) = bytes.first_chunk::<{ 2 * BLOCK }>() else { return clear_bytes_behind(bytes, 0) };
+    for (index, block) in two.as_chunks().0.iter().enumerate() {
+        let found = to_escape(block);
+        if found != 0 {
+            return index * BLOCK + found.trailing_zeros() as usize;
+        }
     }
+    clear_bytes_behind(bytes, 2 * BLOCK)
 }
 
-/// The same where none of the first `at` bytes is one.
+/// The same where the first `at` bytes are clear.
 #[inline(never)]
-fn next_to_escape_behind(bytes: &[u8], mut at: usize) -> Option<usize> {
+fn clear_bytes_behind(bytes: &[u8], mut at: usize) -> usize {
     while let Some(block) = bytes[at..].first_chunk() {
         let found = to_escape(block);
         if found != 0 {
-            return Some(at + found.trailing_zeros() as usize);
+            return at + found.trailing_zeros() as usize;
         }
         at += BLOCK;
     }
     let tail = &bytes[at..];
-    let clear = (to_escape(&short_block(tail)) | 1 << tail.len()).trailing_zeros() as usize;
-    (clear < tail.len()).then_some(at + clear)
+    at + (to_escape(&short_block(tail)) | 1 << tail.len()).trailing_zeros() as usize
+}
+
+/// Whether `marks` marks none of the bytes; it gets a block at a time, in which a byte may be for the second time.
+#[inline(always)]
+pub(crate) fn has_none(bytes: &[u8], marks: impl Fn(&[u8; BLOCK]) -> u32) -> bool {
+    match bytes.last_chunk() {
+        Some(last) => marks(last) == 0 && bytes.as_chunks().0.iter().all(|block| marks(block) == 0),
+        None => marks(&short_block(bytes)) & ((1 << bytes.len()) - 1) == 0,
+    }
 }
 
 /// Which bytes of a block are no ASCII.

@@ -132,6 +132,7 @@ mod outbox;
 mod ring;
 mod serve;
 mod socket;
+mod spare;
 #[cfg(feature = "tower")]
 pub mod tower;
 

@@ -6,6 +6,8 @@ const UNIX_MS_MAX: u64 = 253_402_300_799_999;
 /// RFC 3339 in UTC with milliseconds: `2026-01-01T00:00:00.000Z`.
 ///
 /// Bounds: `unix_ms` is in milliseconds since 1970 and is cut to the end of year 9999.
+// Who keeps a timestamp for the rest of its millisecond must not have the arithmetic done before it is known to be needed.
+#[inline(never)]
 pub fn rfc3339_millis(unix_ms: u64) -> [u8; 24] {
     let unix_ms = unix_ms.min(UNIX_MS_MAX);
     let (days, ms_of_day) = (unix_ms / 86_400_000, unix_ms % 86_400_000);

@@ -80,7 +80,7 @@ pub(crate) fn read_request<'a>(frame: &'a [u8], headers: &mut impl Fields<'a>) -
     at.skip(r#","headers":{"#)?;
     let rest = at.0;
     headers.begin(rest);
-    read_headers(&mut at, headers)?;
+    at = read_headers(at, headers)?;
     headers.end(rest.get(..rest.len() - at.0.len())?)?;
     let mut remote_addr = None;
     if at.skip(r#","remote_addr":""#).is_some() {
@@ -95,20 +95,20 @@ pub(crate) fn read_request<'a>(frame: &'a [u8], headers: &mut impl Fields<'a>) -
     Some(UsualRequest { request_id, method, path, body, remote_addr, timeout_ms })
 }
 
-/// The rest of the object whose brace was skipped.
-fn read_headers<'a>(at: &mut Cursor<'a>, headers: &mut impl Fields<'a>) -> Option<()> {
+/// The rest of the object whose brace was skipped; gives the cursor behind it.
+fn read_headers<'a>(mut at: Cursor<'a>, headers: &mut impl Fields<'a>) -> Option<Cursor<'a>> {
     if at.skip("}").is_some() {
-        return Some(());
+        return Some(at);
     }
     at.skip("\"")?;
     loop {
         let name = at.string()?;
         if at.skip(":\"").is_some() {
-            headers.take(name, at)?;
+            headers.take(name, &mut at)?;
         } else {
             at.skip(":[\"")?;
             loop {
-                headers.take(name, at)?;
+                headers.take(name, &mut at)?;
                 if at.skip("]").is_some() {
                     break;
                 }
@@ -117,7 +117,7 @@ fn read_headers<'a>(at: &mut Cursor<'a>, headers: &mut impl Fields<'a>) -> Optio
         }
         if at.skip(",\"").is_none() {
             at.skip("}")?;
-            return Some(());
+            return Some(at);
         }
     }
 }

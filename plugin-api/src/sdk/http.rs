@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::spare;
 use crate::cursor::Cursor;
 use crate::from_core::usual;
 use crate::from_core::{HttpRequestMessage, KvReply, KvRequestMessage};
@@ -44,8 +45,8 @@ impl HttpRequest {
     pub(crate) fn from_message(request_id: String, message: HttpRequestMessage<'_>) -> Self {
         let (path, query) = path_and_query(&message.path);
         let mut headers = Headers::default();
-        headers.spans.reserve(message.headers.len());
-        headers.text.reserve(message.headers.iter().map(|(name, value)| name.len() + value.len()).sum());
+        headers.0.spans.reserve(message.headers.len());
+        headers.0.text.reserve(message.headers.iter().map(|(name, value)| name.len() + value.len()).sum());
         for (name, value) in &message.headers {
             headers.append(name, value);
         }
@@ -65,9 +66,9 @@ impl HttpRequest {
     /// [`from_message`](Self::from_message).
     ///
     /// `room` is for what is unescaped.
-    pub(crate) fn read<'f>(frame: &'f [u8], room: &mut Vec<u8>) -> Option<(Self, Ids<'f>)> {
+    pub(crate) fn read<'f>(frame: &'f [u8], room: &mut String) -> Option<(Self, Ids<'f>)> {
         room.clear();
-        let mut fields = Fill { headers: Headers::default(), rest: "", room, known_id: None };
+        let mut fields = Fill { fields: Fields::spare(), rest: "", room, known_id: None };
         let usual = usual::read_request(frame, &mut fields)?;
         let (path, query) = path_and_query(usual.path);
         let ids = Ids { request_id: usual.request_id, known_id: fields.known_id.unwrap_or(usual.request_id) };
@@ -76,7 +77,7 @@ impl HttpRequest {
             method: usual.method.to_owned(),
             path,
             query,
-            headers: fields.headers,
+            headers: Headers(fields.fields),
             body: usual.body.into_owned(),
             remote_addr: usual.remote_addr.map(str::to_owned),
             timeout: usual.timeout_ms.map(Duration::from_millis),
@@ -119,10 +120,10 @@ impl HttpRequest {
 }
 
 fn path_and_query(target: &str) -> (String, String) {
-    match target.split_once('?') {
-        Some((path, query)) => (path.to_owned(), query.to_owned()),
-        None => (target.to_owned(), String::new()),
-    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut spare = spare::short();
+    spare.push_str(path);
+    (spare, query.to_owned())
 }
 
 /// What a request is known by.
@@ -137,11 +138,11 @@ pub(crate) struct Ids<'a> {
 /// Fills in [`Headers`]: all fields are copied together as they are written, quotes and all, and values with escapes
 /// once more behind that.
 struct Fill<'f, 'r> {
-    headers: Headers,
+    fields: Fields,
     /// The frame from the first field on.
     rest: &'f str,
     /// Values with escapes, without them.
-    room: &'r mut Vec<u8>,
+    room: &'r mut String,
     /// The first `x-request-id`.
     known_id: Option<&'f str>,
 }
@@ -149,48 +150,62 @@ struct Fill<'f, 'r> {
 /// In a span, for what is in [`Fill::room`] yet. A frame has at most 16 MiB.
 const IN_ROOM: u32 = 1 << 31;
 
+impl<'f> Fill<'f, '_> {
+    /// The place of a value with escapes, and the cursor behind it.
+    // The cursor goes in and out by value, so that the loop around this keeps it in registers.
+    #[inline(never)]
+    fn unescape(&mut self, name: &str, mut at: Cursor<'f>) -> Option<((u32, u32), Cursor<'f>)> {
+        // Such an id is left to the general reader.
+        if name.eq_ignore_ascii_case(X_REQUEST_ID) {
+            return None;
+        }
+        let begin = self.room.len() as u32 | IN_ROOM;
+        at.append_text(self.room)?;
+        Some(((begin, self.room.len() as u32 | IN_ROOM), at))
+    }
+}
+
 impl<'f> usual::Fields<'f> for Fill<'f, '_> {
     fn begin(&mut self, rest: &'f str) {
         self.rest = rest;
         // What the usual request needs.
-        self.headers.spans.reserve(16);
+        self.fields.spans.reserve(16);
     }
 
+    // In the one loop that calls it: a call costs as much as what it does.
+    #[inline(always)]
     fn take(&mut self, name: &'f str, at: &mut Cursor<'f>) -> Option<()> {
+        let rest = self.rest;
         let span = |text: &str| {
-            let begin = (text.as_ptr().addr() - self.rest.as_ptr().addr()) as u32;
+            let begin = (text.as_ptr().addr() - rest.as_ptr().addr()) as u32;
             (begin, begin + text.len() as u32)
         };
         let value = if let Some(value) = at.string() {
+            // The core writes it in lower case.
             if name.len() == X_REQUEST_ID.len()
                 && self.known_id.is_none()
-                && name.eq_ignore_ascii_case(X_REQUEST_ID)
+                && (name == X_REQUEST_ID || name.eq_ignore_ascii_case(X_REQUEST_ID))
             {
                 self.known_id = Some(value);
             }
             span(value)
         } else {
-            // Such an id is left to the general reader.
-            if name.eq_ignore_ascii_case(X_REQUEST_ID) {
-                return None;
-            }
-            let begin = self.room.len() as u32 | IN_ROOM;
-            at.append_text(self.room)?;
-            (begin, self.room.len() as u32 | IN_ROOM)
+            let (place, behind) = self.unescape(name, Cursor(at.0))?;
+            *at = behind;
+            place
         };
-        self.headers.spans.push(Span { name: span(name), value });
+        self.fields.spans.push(Span { name: span(name), value });
         Some(())
     }
 
     fn end(&mut self, json: &'f str) -> Option<()> {
-        let unescaped = std::str::from_utf8(self.room).ok()?;
-        let text = &mut self.headers.text;
+        let (text, unescaped) = (&mut self.fields.text, &*self.room);
         text.reserve_exact(json.len() + unescaped.len());
         text.push_str(json);
         if !unescaped.is_empty() {
             text.push_str(unescaped);
             let place = |at: u32| if at & IN_ROOM == 0 { at } else { (at - IN_ROOM) + json.len() as u32 };
-            for Span { value: (begin, end), .. } in &mut self.headers.spans {
+            for Span { value: (begin, end), .. } in &mut self.fields.spans {
                 (*begin, *end) = (place(*begin), place(*end));
             }
         }
@@ -225,16 +240,34 @@ fn decode_query(text: &str) -> String {
 
 /// Header fields in order; names compare without case.
 #[derive(Clone, Default)]
-pub struct Headers {
+pub struct Headers(Fields);
+
+/// Leaves its buffers to the next request.
+#[derive(Clone, Default)]
+struct Fields {
     /// All names and values in one piece: a request has some twenty, and two allocations serve them all. There may be
     /// other things between them.
     text: String,
     spans: Vec<Span>,
 }
 
-/// Where name and value of a field begin and end in [`Headers::text`].
+impl Fields {
+    /// None yet, in the buffers of a request before, if there are any.
+    fn spare() -> Self {
+        let (text, spans) = spare::fields();
+        Self { text, spans }
+    }
+}
+
+impl Drop for Fields {
+    fn drop(&mut self) {
+        spare::keep_fields(std::mem::take(&mut self.text), std::mem::take(&mut self.spans));
+    }
+}
+
+/// Where name and value of a field begin and end in [`Fields::text`].
 #[derive(Clone, Copy)]
-struct Span {
+pub(super) struct Span {
     name: (u32, u32),
     value: (u32, u32),
 }
@@ -242,12 +275,13 @@ struct Span {
 impl Headers {
     /// Appends a field; one of the same name stays.
     pub fn append(&mut self, name: &str, value: &str) {
+        let Fields { text, spans } = &mut self.0;
         // A frame has at most 16 MiB.
-        let begin = self.text.len() as u32;
-        self.text.push_str(name);
-        let middle = self.text.len() as u32;
-        self.text.push_str(value);
-        self.spans.push(Span { name: (begin, middle), value: (middle, self.text.len() as u32) });
+        let begin = text.len() as u32;
+        text.push_str(name);
+        let middle = text.len() as u32;
+        text.push_str(value);
+        spans.push(Span { name: (begin, middle), value: (middle, text.len() as u32) });
     }
 
     /// The first value of `name`.
@@ -262,8 +296,9 @@ impl Headers {
 
     /// All fields.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
-        let text = |(begin, end): (u32, u32)| &self.text[begin as usize..end as usize];
-        self.spans.iter().map(move |span| (text(span.name), text(span.value)))
+        let Fields { text, spans } = &self.0;
+        let text = |(begin, end): (u32, u32)| &text[begin as usize..end as usize];
+        spans.iter().map(move |span| (text(span.name), text(span.value)))
     }
 }
 
@@ -316,11 +351,15 @@ impl HttpResponse {
 
     /// 200 with bytes of any kind.
     pub fn bytes(content_type: impl Into<Cow<'static, str>>, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            status: 200,
-            headers: vec![(Cow::Borrowed("content-type"), content_type.into())],
-            body: body.into(),
-        }
+        let mut headers = spare::response_fields();
+        headers.push((Cow::Borrowed("content-type"), content_type.into()));
+        Self { status: 200, headers, body: body.into() }
+    }
+
+    /// Leaves its buffers to the next request.
+    pub(crate) fn leave_buffers(self) {
+        spare::keep_response_fields(self.headers);
+        spare::keep_short(self.body);
     }
 
     /// Changes the status.
@@ -535,7 +574,7 @@ mod tests {
             // Left to the other reader, because the id has an escape.
             &[("x-request-id", b"a\"b")],
         ];
-        let (mut room, mut usual) = (b"what was there".to_vec(), 0);
+        let (mut room, mut usual) = ("what was there".to_owned(), 0);
         for headers in some {
             for (path, body) in [("/", &b""[..]), ("/a?b=%20c&d", b"{\"k\":\n1}"), ("/%C3%A9?", b"\xff\x00")]
             {
@@ -565,6 +604,32 @@ mod tests {
             }
         }
         assert_eq!(usual, 4 * 3);
+    }
+
+    #[test]
+    fn small_buffers_are_left_empty_to_the_next_request() {
+        let leave_field = |bytes: usize| {
+            let mut headers = Headers::default();
+            headers.append("name", &"v".repeat(bytes));
+            assert_eq!(headers.get("name").map(str::len), Some(bytes));
+            drop(headers);
+            let (text, spans) = spare::fields();
+            assert!(text.is_empty() && spans.is_empty());
+            text.capacity()
+        };
+        assert!(leave_field(100) >= 100);
+        // Taken, it is not there a second time.
+        assert_eq!(spare::fields().0.capacity(), 0);
+        assert_eq!(leave_field(100_000), 0);
+        let leave_content = |bytes: usize| {
+            HttpResponse::text("x".repeat(bytes)).header("name", "value").leave_buffers();
+            let (short, fields) = (spare::short(), spare::response_fields());
+            assert!(short.is_empty() && fields.is_empty() && fields.capacity() >= 2);
+            short.capacity()
+        };
+        assert!(leave_content(100) >= 100);
+        assert_eq!(leave_content(0), 0);
+        assert_eq!(leave_content(100_000), 0);
     }
 
     #[test]

@@ -390,7 +390,7 @@ struct State {
     counts_handlers: bool,
     logs_lost: u64,
     /// The last timestamp and the millisecond that it is of: requests come faster than milliseconds pass.
-    timestamp: (u64, [u8; 24]),
+    timestamp: (u64, String),
 }
 
 fn since_1970() -> Duration {
@@ -412,9 +412,9 @@ impl State {
     ) -> R {
         let unix_ms = since_1970.as_millis() as u64;
         if self.timestamp.0 != unix_ms {
-            self.timestamp = (unix_ms, rfc3339_millis(unix_ms));
+            self.timestamp = (unix_ms, as_str(&rfc3339_millis(unix_ms)).to_owned());
         }
-        let (framing, timestamp) = (self.framing, as_str(&self.timestamp.1));
+        let (framing, timestamp) = (self.framing, &*self.timestamp.1);
         self.out.append(frame_bytes, |out| encode(out, framing, timestamp))
     }
 
@@ -518,7 +518,7 @@ impl Connection {
         since_1970: Duration,
         frame_bytes_max: usize,
     ) -> usize {
-        let (mut response, mut complaint) = match outcome {
+        let (response, complaint) = match outcome {
             Ok(Ok(response)) => match fault_of(&response) {
                 None => (response, None),
                 Some(fault) => (
@@ -532,8 +532,7 @@ impl Connection {
                 Some(format!("panicked: {}", panic_text(&*panic))),
             ),
         };
-        // Twice at most: what says that a response was too large is small.
-        let unwritten = loop {
+        let append = |response: &HttpResponse| {
             let mut state = lock(&self.state);
             let frame_bytes = SMALL_FRAME_BYTES + response.body.len();
             let encoded = state.append_at(since_1970, frame_bytes, |out, framing, timestamp| {
@@ -543,16 +542,16 @@ impl Connection {
             });
             let unwritten = state.unwritten();
             self.ask_for_turn(state);
-            let Err(error) = encoded else {
-                break unwritten;
-            };
-            if complaint.is_some() {
-                break unwritten;
-            }
-            complaint = Some(format!("made too large a response: {error}"));
-            let detail = "the plugin made a response larger than a message can be";
-            response = HttpResponse::problem(500, detail, ids.known_id);
+            (unwritten, encoded)
         };
+        let (mut unwritten, encoded) = append(&response);
+        let complaint = complaint.or_else(|| {
+            let error = encoded.err()?;
+            let detail = "the plugin made a response larger than a message can be";
+            (unwritten, _) = append(&HttpResponse::problem(500, detail, ids.known_id));
+            Some(format!("made too large a response: {error}"))
+        });
+        response.leave_buffers();
         if let Some(complaint) = complaint {
             ctx.log
                 .with(serde_json::json!({ "request_id": ids.known_id }))
@@ -753,11 +752,9 @@ pub(super) struct Driver {
     /// `init` has succeeded, which holds for good.
     is_started: bool,
     /// For what is unescaped of a request.
-    room: Vec<u8>,
-    /// When the last poll of a handler ended.
-    polled_at: Instant,
-    /// A moment of this turn, by both clocks: the time of day is asked for once for all answers.
-    turn_at: (Instant, Duration),
+    room: String,
+    /// The time of day, asked for once a turn; what handlers take is added.
+    since_1970: Duration,
 }
 
 impl Driver {
@@ -777,7 +774,7 @@ impl Driver {
                 is_due: false,
                 counts_handlers: false,
                 logs_lost: 0,
-                timestamp: (0, rfc3339_millis(0)),
+                timestamp: (u64::MAX, String::new()),
             }),
             room: Notify::new(),
             shared: Arc::clone(&server.shared),
@@ -785,7 +782,6 @@ impl Driver {
         let shared = Arc::clone(&server.shared);
         shared.connections.send_modify(|connections| connections.open += 1);
         let link = Arc::downgrade(&connection);
-        let now = Instant::now();
         Self {
             plugin: Arc::clone(&server.plugin),
             ctx: Arc::new(PluginContext::new(Arc::clone(&shared), link)),
@@ -803,9 +799,8 @@ impl Driver {
             inbox: None,
             is_lent: false,
             is_started: false,
-            room: Vec::new(),
-            polled_at: now,
-            turn_at: (now, since_1970()),
+            room: String::new(),
+            since_1970: since_1970(),
         }
     }
 
@@ -969,7 +964,7 @@ impl Driver {
             lock(&self.connection.state).framing = framing;
         }
         let mut handler = None;
-        self.turn_at = (Instant::now(), since_1970());
+        self.since_1970 = since_1970();
         loop {
             decoder.set_frame_bytes_max(self.shared.frame_bytes_max());
             let frame = match decoder.next_frame() {
@@ -1008,7 +1003,7 @@ impl Driver {
             }
         }
         if self.room.capacity() > ROOM_BYTES_KEPT {
-            self.room = Vec::new();
+            self.room = String::new();
         }
         self.decoder = decoder;
         result
@@ -1171,9 +1166,7 @@ impl Driver {
     /// Answers a request whose handler was polled last; gives the bytes that are unwritten then.
     fn respond(&mut self, ids: Ids<'_>, outcome: Result<PluginResult<HttpResponse>, Panic>) -> usize {
         let frame_bytes_max = self.shared.frame_bytes_max();
-        let (turn_at, since_1970) = self.turn_at;
-        let now = since_1970 + self.polled_at.saturating_duration_since(turn_at);
-        self.connection.respond(&self.ctx, ids, outcome, now, frame_bytes_max)
+        self.connection.respond(&self.ctx, ids, outcome, self.since_1970, frame_bytes_max)
     }
 
     fn poll_handler(
@@ -1184,8 +1177,9 @@ impl Driver {
         self.shared.lead().be_watched();
         let began = Instant::now();
         let polled = poll_guarded(future, &mut Context::from_waker(waker));
-        self.polled_at = Instant::now();
-        if self.polled_at.saturating_duration_since(began) > SLOW_POLL {
+        let took = began.elapsed();
+        self.since_1970 += took;
+        if took > SLOW_POLL {
             self.tasks_first = TASKS_AFTER_SLOW;
         }
         polled
@@ -1195,7 +1189,7 @@ impl Driver {
     fn poll_woken(&mut self) {
         let count = lock(&self.connection.state).woken.len();
         if count > 0 {
-            self.turn_at = (Instant::now(), since_1970());
+            self.since_1970 = since_1970();
         }
         for _ in 0..count {
             let number = {
@@ -1274,16 +1268,21 @@ impl Driver {
 type InitReceiver = watch::Receiver<InitState>;
 
 /// With `init`, waits for its end first.
-async fn handle(
+// An `async fn` would have room for each argument twice, and move the request from the one to the other.
+#[expect(clippy::manual_async_fn)]
+fn handle(
     plugin: Arc<dyn ToruPlugin>,
     ctx: Arc<PluginContext>,
     init: Option<InitReceiver>,
     request: HttpRequest,
-) -> PluginResult<HttpResponse> {
-    if let Some(init) = init {
-        wait_for_init(init).await?;
+) -> impl Future<Output = PluginResult<HttpResponse>> {
+    async move {
+        if let Some(init) = init {
+            // Apart, so that those that need not wait have no room for it.
+            Box::pin(wait_for_init(init)).await?;
+        }
+        plugin.handle_http(request, &ctx).await
     }
-    plugin.handle_http(request, &ctx).await
 }
 
 /// A 1.0 core does not wait for `ready`, so its first requests wait here.
