@@ -724,12 +724,17 @@ impl Wake for WakeHandler {
     }
 }
 
+/// What handlers of a connection are called on and with: both are held for a request by one count.
+struct Served {
+    plugin: Arc<dyn ToruPlugin>,
+    ctx: PluginContext,
+}
+
 /// What only a thread that gives the connection its turn has.
 pub(super) struct Driver {
-    plugin: Arc<dyn ToruPlugin>,
+    served: Arc<Served>,
     shared: Arc<Shared>,
     connection: Arc<Connection>,
-    ctx: Arc<PluginContext>,
     decoder: Decoder,
     waiting: HashMap<u64, Waiting>,
     /// Handlers that waited so far.
@@ -783,8 +788,10 @@ impl Driver {
         shared.connections.send_modify(|connections| connections.open += 1);
         let link = Arc::downgrade(&connection);
         Self {
-            plugin: Arc::clone(&server.plugin),
-            ctx: Arc::new(PluginContext::new(Arc::clone(&shared), link)),
+            served: Arc::new(Served {
+                plugin: Arc::clone(&server.plugin),
+                ctx: PluginContext::new(Arc::clone(&shared), link),
+            }),
             decoder: Decoder::detecting(shared.frame_bytes_max()),
             shared,
             connection,
@@ -1072,10 +1079,10 @@ impl Driver {
         *lock(&shared.control) = Arc::downgrade(&self.connection);
         if shared.start.set(start).is_ok() {
             shared.init.send_replace(InitState::Running);
-            let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
+            let served = Arc::clone(&self.served);
             let shared = Arc::clone(shared);
             tokio::spawn(async move {
-                let mut init = plugin.init(&ctx);
+                let mut init = served.plugin.init(&served.ctx);
                 let state = match guarded(init.as_mut()).await {
                     Ok(Ok(())) => InitState::Ready,
                     Ok(Err(error)) => InitState::Failed(error.to_string().into()),
@@ -1113,7 +1120,7 @@ impl Driver {
         request: HttpRequest,
         ids: Ids<'_>,
         place: &mut Option<Pin<Box<F>>>,
-        handle: impl FnOnce(Arc<dyn ToruPlugin>, Arc<PluginContext>, Option<InitReceiver>, HttpRequest) -> F,
+        handle: impl FnOnce(Arc<Served>, Option<InitReceiver>, HttpRequest) -> F,
     ) -> usize
     where
         F: Future<Output = PluginResult<HttpResponse>> + Send + 'static,
@@ -1126,7 +1133,7 @@ impl Driver {
                 init = Some(self.shared.init.subscribe());
             }
         }
-        let future = handle(Arc::clone(&self.plugin), Arc::clone(&self.ctx), init, request);
+        let future = handle(Arc::clone(&self.served), init, request);
         if self.tasks_first > 0 {
             self.tasks_first -= 1;
             return self.spawn_handler(Box::pin(future), RequestIds::new(ids));
@@ -1166,7 +1173,7 @@ impl Driver {
     /// Answers a request whose handler was polled last; gives the bytes that are unwritten then.
     fn respond(&mut self, ids: Ids<'_>, outcome: Result<PluginResult<HttpResponse>, Panic>) -> usize {
         let frame_bytes_max = self.shared.frame_bytes_max();
-        self.connection.respond(&self.ctx, ids, outcome, self.since_1970, frame_bytes_max)
+        self.connection.respond(&self.served.ctx, ids, outcome, self.since_1970, frame_bytes_max)
     }
 
     fn poll_handler(
@@ -1219,7 +1226,7 @@ impl Driver {
     fn spawn_handler(&self, mut future: HandlerFuture, ids: RequestIds) -> usize {
         let frame_bytes_max = self.shared.frame_bytes_max();
         let in_flight = self.in_flight();
-        let ctx = Arc::clone(&self.ctx);
+        let served = Arc::clone(&self.served);
         let key = ids.get().request_id.to_owned();
         // Held over the spawn, so that a handler that ends at once finds itself in the table.
         let mut state = lock(&self.connection.state);
@@ -1228,7 +1235,7 @@ impl Driver {
             connection.room().await;
             let outcome = guarded(future.as_mut()).await;
             lock(&connection.state).tasks.remove(ids.get().request_id);
-            connection.respond(&ctx, ids.get(), outcome, since_1970(), frame_bytes_max);
+            connection.respond(&served.ctx, ids.get(), outcome, since_1970(), frame_bytes_max);
         });
         state.tasks.insert(key, task.abort_handle());
         state.unwritten()
@@ -1240,26 +1247,26 @@ impl Driver {
             Ok(request) => KvRequest::from_message(request),
             Err(bad) => {
                 let outcome = Ok(Err(PluginError::status(400, bad.to_string())));
-                return self.connection.respond_kv(&self.ctx, &request_id, outcome, frame_bytes_max);
+                return self.connection.respond_kv(&self.served.ctx, &request_id, outcome, frame_bytes_max);
             }
         };
-        let (plugin, ctx) = (Arc::clone(&self.plugin), Arc::clone(&self.ctx));
+        let served = Arc::clone(&self.served);
         let init = self.shared.init.subscribe();
         let in_flight = self.in_flight();
         let key = request_id.clone();
         // Held over the spawn, for the reason given in `spawn_handler`.
         let mut state = lock(&self.connection.state);
         let task = tokio::spawn(async move {
-            let ctx_of_handler = Arc::clone(&ctx);
+            let of_handler = Arc::clone(&served);
             let mut future: Pin<Box<dyn Future<Output = PluginResult<KvResponse>> + Send>> =
                 Box::pin(async move {
                     wait_for_init(init).await?;
-                    plugin.handle_kv(request, &ctx_of_handler).await
+                    of_handler.plugin.handle_kv(request, &of_handler.ctx).await
                 });
             let outcome = guarded(future.as_mut()).await;
             let connection = &in_flight.0;
             lock(&connection.state).kv_tasks.remove(&request_id);
-            connection.respond_kv(&ctx, &request_id, outcome, frame_bytes_max);
+            connection.respond_kv(&served.ctx, &request_id, outcome, frame_bytes_max);
         });
         state.kv_tasks.insert(key, task.abort_handle());
     }
@@ -1271,8 +1278,7 @@ type InitReceiver = watch::Receiver<InitState>;
 // An `async fn` would have room for each argument twice, and move the request from the one to the other.
 #[expect(clippy::manual_async_fn)]
 fn handle(
-    plugin: Arc<dyn ToruPlugin>,
-    ctx: Arc<PluginContext>,
+    served: Arc<Served>,
     init: Option<InitReceiver>,
     request: HttpRequest,
 ) -> impl Future<Output = PluginResult<HttpResponse>> {
@@ -1281,7 +1287,7 @@ fn handle(
             // Apart, so that those that need not wait have no room for it.
             Box::pin(wait_for_init(init)).await?;
         }
-        plugin.handle_http(request, &ctx).await
+        served.plugin.handle_http(request, &served.ctx).await
     }
 }
 
