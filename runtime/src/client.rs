@@ -5,22 +5,21 @@
 //! told. One request is answered at a time, so an answer in pieces needs no more than one
 //! buffer.
 
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use monoio::buf::IoBuf as _;
-use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
+use monoio::io::{AsyncWriteRent, AsyncWriteRentExt};
 use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Response, ResponseHead};
 use toru_plugin_api::from_core::{HttpRequestFrame, RequestStart};
 use toru_plugin_api::time::as_str;
 
 use crate::answer::{Failure, LocalAnswer, add_field};
 use crate::api;
+use crate::arrivals::{Presence, READ_BYTES_MAX};
 use crate::config::Access;
 use crate::driver::{Pace, waiting};
 use crate::exchange::ExchangeId;
@@ -29,12 +28,12 @@ use crate::forward::{Own, usable_request_id};
 use crate::history;
 use crate::route::{Destination, route};
 use crate::work::{ExchangeGuard, Flight, Otherwise, Progress, Recipient, Request, Words, Work, Working};
-use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Presence, Target, Worker};
+use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
 
-/// What an idle connection keeps for reading; most heads fit.
+/// Read at a time; most heads fit.
 const READ_BYTES: usize = 2 * 1024;
-/// What it reads into while a large content comes.
-const READ_BYTES_LARGE: usize = 64 * 1024;
+/// The same while content comes.
+const READ_BYTES_LARGE: usize = READ_BYTES_MAX;
 /// How long, and how much, a closing connection still takes of what the client sends: a close with unread bytes resets
 /// the connection, and the client may lose its last answer (RFC 9112 section 9.6). Many read it only when all that they
 /// have to send is out, so this is as much as a fast one sends in that time.
@@ -57,17 +56,14 @@ struct Account {
 /// Serves a client until it or the server has had enough.
 pub async fn serve<S: ClientStream>(
     worker: Rc<Worker>,
-    stream: S,
+    mut stream: S,
     peer: Peer,
     slot: Rc<ClientSlot>,
     entry: ClientEntry,
 ) {
     let mut connection = Connection::new(worker.http_limits());
-    let (half, mut writer) = stream.into_split();
-    // Dropped before the halves, so that the sweep never shuts down a descriptor that is somebody else's by then.
+    // Dropped before the socket, so that the sweep never shuts down a descriptor that is somebody else's by then.
     let _entry = entry;
-    let mut resting = Some((half, Vec::with_capacity(READ_BYTES)));
-    let mut reading = pin!(None);
     let mut working: Option<Working> = None;
     let mut pace = Pace::default();
     let mut request: Option<Request> = None;
@@ -77,6 +73,8 @@ pub async fn serve<S: ClientStream>(
     let mut gone_at: Option<Instant> = None;
     // More of an answer follows at once.
     let mut steady = false;
+    // The client has closed its sending side, and all before that was read.
+    let mut ended = false;
     // The time of the last look at the clock, while it is as good as now.
     let mut looked: Option<Instant> = None;
     // Since when the connection is in its phase. A new request is news even where the phase looks the same afterwards,
@@ -160,16 +158,16 @@ pub async fn serve<S: ClientStream>(
                     }
                 }
                 Event::Closed => {
-                    flush(&worker, &mut connection, &mut writer, &slot, &mut None).await.ok();
-                    if !slot.expired.get() && (resting.is_some() || reading.is_some()) {
-                        linger(&slot, resting, reading.as_mut().as_pin_mut()).await;
+                    flush(&worker, &mut connection, &mut stream, &slot, &mut None).await.ok();
+                    if !slot.expired.get() && !ended {
+                        linger(&worker, &slot).await;
                     }
                     break 'client;
                 }
             }
         };
         let answering = !connection.output().is_empty();
-        if flush(&worker, &mut connection, &mut writer, &slot, &mut looked).await.is_err() {
+        if flush(&worker, &mut connection, &mut stream, &slot, &mut looked).await.is_err() {
             break;
         }
         if answering && gone_at.is_some() {
@@ -183,43 +181,28 @@ pub async fn serve<S: ClientStream>(
             }
         }
         set_deadline(&worker, &connection, &slot, &mut phase, looked.take());
-        if reading.is_none()
-            && connection.wants_input()
-            && let Some((half, mut buffer)) = resting.take()
-        {
-            let large = connection.phase() == HttpPhase::Body;
-            let room = if large { READ_BYTES_LARGE } else { READ_BYTES };
-            if buffer.capacity() != room && (large || buffer.capacity() > READ_BYTES) {
-                buffer = Vec::with_capacity(room);
-            }
-            reading.set(Some(read(half, buffer)));
-        }
         if answer_due && working.is_none() {
             // Every complete request is either answered or being worked on; this is our own mistake.
             let failure = Failure::Internal("the request got lost inside the server".into());
             respond(&worker, &mut connection, failure.to_answer(""), "");
             continue;
         }
-        // Enough has come for now: only the sweep can see that the client goes.
-        let unread = reading.is_none() && resting.is_some();
+        let reads = !ended && connection.wants_input();
         let happening = std::future::poll_fn(|cx| {
-            if unread {
-                match slot.presence.get() {
+            // Enough has come for now: no read would tell.
+            if !reads && !ended {
+                match slot.arrival.presence() {
                     Presence::Gone => return Poll::Ready(Happened::Gone),
                     Presence::SentAll if gone_at.is_none() => return Poll::Ready(Happened::SentAll),
                     Presence::SentAll | Presence::Here => {}
                 }
-                if slot.watcher.replace(Some(cx.waker().clone())).is_none() {
-                    worker.begin_watch();
-                }
+                let _ = slot.arrival.poll_news(cx);
             }
             if let Poll::Ready(progress) = Working::poll(&mut working, &worker, cx) {
                 return Poll::Ready(Happened::Progress(progress));
             }
-            if let Some(read) = reading.as_mut().as_pin_mut()
-                && let Poll::Ready((half, buffer, outcome)) = read.poll(cx)
-            {
-                return Poll::Ready(Happened::Read(half, buffer, outcome));
+            if reads && slot.arrival.poll_readable(cx).is_ready() {
+                return Poll::Ready(Happened::Readable);
             }
             Poll::Pending
         });
@@ -236,9 +219,6 @@ pub async fn serve<S: ClientStream>(
             }
         };
         pace.keep(waited).await;
-        if unread {
-            slot.watcher.take();
-        }
         match happened {
             // The client is gone; dropping the work frees its place and tells the plugin.
             Happened::Gone => break,
@@ -246,25 +226,32 @@ pub async fn serve<S: ClientStream>(
             Happened::SentAll => {
                 gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
             }
-            Happened::Read(half, buffer, outcome) => {
-                reading.set(None);
+            Happened::Readable => {
+                let outcome = {
+                    let mut buffer = worker.arrivals.buffer();
+                    let large = connection.phase() == HttpPhase::Body;
+                    let room = if large { READ_BYTES_LARGE } else { READ_BYTES };
+                    let outcome = slot.read(&mut buffer[..room]);
+                    if let Ok(Some(count @ 1..)) = outcome {
+                        connection.handle_input(&buffer[..count]);
+                    }
+                    outcome
+                };
                 match outcome {
-                    Ok(0) if slot.expired.get() => {
+                    Ok(None | Some(1..)) => {}
+                    Ok(Some(0)) if slot.expired.get() => {
                         // One that was refused at its head has its answer.
                         let unanswered = connection.phase() == HttpPhase::Head
                             || connection.phase() == HttpPhase::Body && connection.can_respond();
                         if unanswered {
-                            let _ = writer.write_all(canned(&worker, &Failure::ClientTooSlow)).await;
+                            let _ = stream.write_all(canned(&worker, &Failure::ClientTooSlow)).await;
                         }
                         break;
                     }
-                    Ok(0) => {
+                    Ok(Some(0)) => {
+                        ended = true;
                         connection.handle_eof();
                         gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
-                    }
-                    Ok(count) => {
-                        connection.handle_input(&buffer[..count]);
-                        resting = Some((half, buffer));
                     }
                     Err(_) => break,
                 }
@@ -288,17 +275,11 @@ pub async fn serve<S: ClientStream>(
     }
 }
 
-enum Happened<H> {
-    Read(H, Vec<u8>, io::Result<usize>),
+enum Happened {
+    Readable,
     Progress(Progress),
     SentAll,
     Gone,
-}
-
-/// A read that owns its socket half, so that it can go on while other things happen.
-async fn read<H: AsyncReadRent>(mut half: H, buffer: Vec<u8>) -> (H, Vec<u8>, io::Result<usize>) {
-    let (outcome, buffer) = half.read(buffer).await;
-    (half, buffer, outcome)
 }
 
 /// Writes what there is for the client. `looked` is the time if it was looked at just now, and nothing once this had to wait.
@@ -345,32 +326,21 @@ async fn flush(
 }
 
 /// Lets the client read its last answer before the close.
-async fn linger<H, F>(slot: &ClientSlot, resting: Option<(H, Vec<u8>)>, reading: Option<Pin<&mut F>>)
-where
-    H: AsyncReadRent,
-    F: Future<Output = (H, Vec<u8>, io::Result<usize>)>,
-{
+async fn linger(worker: &Worker, slot: &ClientSlot) {
     slot.shutdown_write();
     slot.body.set(None);
     slot.idle.set(false);
     slot.deadline.set(Some(Instant::now() + LINGER));
-    let (mut half, mut buffer) = match (resting, reading) {
-        (Some(resting), _) => resting,
-        (None, Some(reading)) => match reading.await {
-            (half, buffer, Ok(1..)) => (half, buffer),
-            _ => return,
-        },
-        (None, None) => return,
-    };
     let mut dropped = 0;
+    let mut pace = Pace::default();
     // What comes after the end of time is still read by the kernel's rules, so that end has to be looked at.
     while dropped < LINGER_BYTES_MAX && !slot.expired.get() {
-        let outcome;
-        (half, buffer, outcome) = read(half, buffer).await;
-        let Ok(count @ 1..) = outcome else { return };
-        dropped += count;
-        if count == buffer.capacity() && count < READ_BYTES_LARGE {
-            buffer = Vec::with_capacity(READ_BYTES_LARGE);
+        let (waited, ()) = waiting(std::future::poll_fn(|cx| slot.arrival.poll_readable(cx))).await;
+        pace.keep(waited).await;
+        match slot.read(&mut worker.arrivals.buffer()) {
+            Ok(Some(count @ 1..)) => dropped += count,
+            Ok(None) => {}
+            Ok(Some(0)) | Err(_) => return,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which event loop a worker runs on: io_uring where the kernel allows it, else epoll.
 //!
-//! This file, `worker.rs`, `client.rs`, `work.rs`, `turns.rs`, `link.rs` and `legacy.rs` are the only ones on a
-//! request's way that know monoio.
+//! This file, `worker.rs`, `arrivals.rs`, `client.rs`, `work.rs`, `turns.rs`, `link.rs` and `legacy.rs` are the only ones
+//! on a request's way that know monoio.
 
 use std::future::Future;
 use std::io;
@@ -179,6 +179,15 @@ fn probe() -> Result<(), String> {
         return Err("the kernel lacks IORING_FEAT_EXT_ARG".into());
     }
     Ok(())
+}
+
+/// Runs `life` on each driver that there is.
+#[cfg(test)]
+pub fn on_each(life: impl AsyncFn(Driver)) {
+    let (best, _) = choose(DriverChoice::Auto).expect("one can be had");
+    for driver in [best, Driver::Epoll] {
+        block_on(driver, false, async |driver| life(driver).await).expect("a loop");
+    }
 }
 
 #[cfg(test)]

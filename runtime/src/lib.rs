@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+mod arrivals;
 pub mod authoring;
 pub mod cli;
 mod client;

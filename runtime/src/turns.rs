@@ -197,17 +197,13 @@ async fn listen(turns: Rc<Turns>, mut heard: UnixStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DriverChoice;
-    use crate::driver::{block_on, choose};
+    use crate::driver::on_each;
 
     type Taken = Rc<RefCell<String>>;
 
     /// Runs `life` on each driver that there is, with turns that are being had.
     fn on_each_driver(life: impl AsyncFn(Rc<Turns>, Driver)) {
-        let (best, _) = choose(DriverChoice::Auto).expect("one can be had");
-        for driver in [best, Driver::Epoll] {
-            block_on(driver, false, async |driver| life(Turns::new(driver), driver).await).expect("a loop");
-        }
+        on_each(async |driver| life(Turns::new(driver), driver).await);
     }
 
     async fn request(turns: Rc<Turns>, line: Rc<Line>, name: char, taken: Taken) {

@@ -15,11 +15,10 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
-use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelHandle, Canceller, Split};
+use monoio::io::{AsyncWriteRent, CancelHandle, Canceller};
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::ioctl::{Getter, ioctl};
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
@@ -28,6 +27,7 @@ use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_supervisor::{Command, KvAnswer, Level, PluginView};
 
 use crate::answer::Failure;
+use crate::arrivals::{Arrival, Arrivals};
 use crate::client;
 use crate::clock::Clock;
 use crate::config::{Config, HttpConfig};
@@ -62,8 +62,6 @@ const CROWD_TOLD_EVERY: Duration = Duration::from_secs(10);
 const SWEEPS_PER_TIMEOUT: u32 = 16;
 const SWEEP_MIN: Duration = Duration::from_millis(5);
 const SWEEP_MAX: Duration = Duration::from_millis(250);
-/// While clients are watched that nothing is read from: what they asked for ends soon after they have gone.
-const SWEEP_WATCHING: Duration = Duration::from_millis(50);
 
 /// What all threads of the daemon share; nothing in here is locked on a request's path.
 pub struct Shared {
@@ -162,10 +160,19 @@ pub enum Message {
 pub type Mailbox = UnboundedSender<Message>;
 
 /// What clients come on.
-pub trait ClientStream: AsyncReadRent + AsyncWriteRent + Split + AsRawFd + 'static {}
+pub trait ClientStream: AsyncWriteRent + AsRawFd + 'static {
+    /// Whether a read that brings less than it could has brought all that there was.
+    const READS_ALL: bool;
+}
 
-impl ClientStream for TcpStream {}
-impl ClientStream for UnixStream {}
+impl ClientStream for TcpStream {
+    const READS_ALL: bool = true;
+}
+
+impl ClientStream for UnixStream {
+    /// What came with descriptors is read by itself.
+    const READS_ALL: bool = false;
+}
 
 /// Where a worker's clients come from.
 pub enum Door {
@@ -215,19 +222,8 @@ pub struct ClientSlot {
     untaken: Cell<Option<(Instant, u64)>>,
     /// The sweep cut the connection.
     pub expired: Cell<bool>,
-    /// Whom to wake when the client goes. Set while nothing is read from it, since then no read would tell.
-    pub watcher: RefCell<Option<Waker>>,
-    /// What the watcher was last woken for.
-    pub presence: Cell<Presence>,
-}
-
-/// What is known of a client that nothing is read from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Presence {
-    Here,
-    /// It has closed its sending side, and perhaps both: only what is written to it can tell.
-    SentAll,
-    Gone,
+    /// What has come from it.
+    pub arrival: Arrival,
 }
 
 /// A client that was told that there is no room for it, until it has had a moment to read that.
@@ -276,6 +272,7 @@ pub struct Worker {
     targets: RefCell<Targets>,
     pub turns: Rc<Turns>,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
+    pub arrivals: Arrivals,
     refused: RefCell<VecDeque<Refused>>,
     pub clock: Clock,
     /// Buffers for words of requests and for answers.
@@ -291,10 +288,6 @@ pub struct Worker {
     pub history: History,
     sweep_period: Cell<Duration>,
     sweeper: Cell<Option<Waker>>,
-    /// A client began to be watched since the last sweep.
-    watch_begun: Cell<bool>,
-    /// Tells the sweep so while it sleeps.
-    watch: Cell<Option<Waker>>,
     /// Wakes the main task when the last client has gone.
     emptied: Cell<Option<Waker>>,
 }
@@ -335,6 +328,7 @@ pub async fn run(
         targets: RefCell::default(),
         turns: Turns::new(driver),
         clients: RefCell::default(),
+        arrivals: Arrivals::new()?,
         refused: RefCell::default(),
         clock: Clock::default(),
         spare: Spare::default(),
@@ -345,12 +339,11 @@ pub async fn run(
         history: History::default(),
         sweep_period: Cell::new(sweep_period(config)),
         sweeper: Cell::new(None),
-        watch_begun: Cell::new(false),
-        watch: Cell::new(None),
         emptied: Cell::new(None),
     });
     monoio::spawn(read_mail(worker.clone(), inbox));
     monoio::spawn(sweep(worker.clone()));
+    monoio::spawn(tell_of_arrivals(worker.clone()));
     match door {
         // The ring wants blocking listeners (a non-blocking one fails instead of waiting), epoll the opposite.
         Door::Public(listener) => {
@@ -433,6 +426,20 @@ impl AcceptTrouble {
     }
 }
 
+/// Wakes the clients from whom something has come.
+async fn tell_of_arrivals(worker: Rc<Worker>) {
+    loop {
+        let told = worker.arrivals.tell(|key, news| {
+            if let Some(slot) = worker.clients.borrow().get(key) {
+                slot.arrival.note(news);
+            }
+        });
+        let Err(error) = told.await;
+        worker.log(Level::Error, &format!("cannot wait for clients: {error}; pausing"));
+        monoio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
 async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
     while let Ok(message) = inbox.recv().await {
         match message {
@@ -460,7 +467,6 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
 /// a fraction of itself late does it no harm.
 async fn sweep(worker: Rc<Worker>) {
     let mut lag = Lag::default();
-    let mut watching = false;
     loop {
         std::future::poll_fn(|cx| {
             if worker.has_deadlines() {
@@ -472,27 +478,14 @@ async fn sweep(worker: Rc<Worker>) {
             Poll::Pending
         })
         .await;
-        let period = worker.sweep_period.get();
-        let due = Instant::now() + if watching { period.min(SWEEP_WATCHING) } else { period };
-        let mut sleep = pin!(monoio::time::sleep_until(due.into()));
-        std::future::poll_fn(|cx| {
-            // The first look comes soon also when this sleep is a long one.
-            if worker.watch_begun.take() && !watching {
-                watching = true;
-                sleep.as_mut().reset((Instant::now() + SWEEP_WATCHING).min(due).into());
-            }
-            worker.watch.set(Some(cx.waker().clone()));
-            sleep.as_mut().poll(cx)
-        })
-        .await;
+        let due = Instant::now() + worker.sweep_period.get();
+        monoio::time::sleep_until(due.into()).await;
         let now = Instant::now();
         worker.stats().lag_us.store(lag.worst(now, now.saturating_duration_since(due)), Relaxed);
-        watching = false;
         worker.close_refused(now);
         let config = worker.config();
         for slot in worker.clients.borrow().iter().map(|(_, slot)| slot) {
             slot.check(&config.http, now);
-            watching |= slot.look();
         }
         let expired = worker.exchanges.borrow_mut().expire(now);
         for (id, link) in expired {
@@ -591,11 +584,13 @@ impl Worker {
             body: Cell::new(None),
             untaken: Cell::new(None),
             expired: Cell::new(false),
-            watcher: RefCell::new(None),
-            presence: Cell::new(Presence::Here),
+            arrival: Arrival::new(S::READS_ALL),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
         let entry = ClientEntry { worker: self.clone(), key };
+        if let Err(error) = self.arrivals.enter(slot.socket(), key) {
+            return self.log(Level::Error, &format!("cannot wait for a client, which is closed: {error}"));
+        }
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.wake();
         }
@@ -808,14 +803,6 @@ impl Worker {
         }
     }
 
-    /// Has the sweep look soon whether a client goes that nothing is read from.
-    pub fn begin_watch(&self) {
-        self.watch_begun.set(true);
-        if let Some(sweep) = self.watch.take() {
-            sweep.wake();
-        }
-    }
-
     fn drain(&self) {
         self.draining.set(true);
         if let Some(canceller) = self.accepting.borrow_mut().take() {
@@ -932,21 +919,9 @@ impl ClientSlot {
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
-    /// Looks whether the client goes, if that is watched for; whether it is.
-    fn look(&self) -> bool {
-        let Some(watcher) = &*self.watcher.borrow() else { return false };
-        let mut asked = [PollFd::from_borrowed_fd(self.socket(), PollFlags::RDHUP)];
-        if poll(&mut asked, Some(&Timespec::default())) != Ok(1) {
-            return true;
-        }
-        // Behind bytes that nobody has read yet, an end of input is told by this flag alone.
-        let news = asked[0].revents();
-        let gone = news.intersects(PollFlags::HUP | PollFlags::ERR);
-        let presence = if gone { Presence::Gone } else { Presence::SentAll };
-        if self.presence.replace(presence) < presence {
-            watcher.wake_by_ref();
-        }
-        true
+    /// Reads what has come; see [`Arrival::read`].
+    pub fn read(&self, buffer: &mut [u8]) -> std::io::Result<Option<usize>> {
+        self.arrival.read(self.fd, buffer)
     }
 
     /// Sends what the socket takes at once; see [`send_now`].
@@ -976,6 +951,7 @@ pub struct ClientEntry {
 impl Drop for ClientEntry {
     fn drop(&mut self) {
         let mut clients = self.worker.clients.borrow_mut();
+        self.worker.arrivals.leave(clients[self.key].socket());
         clients.remove(self.key);
         self.worker.shared.connections.fetch_sub(1, Relaxed);
         self.worker.count_clients(-1);
