@@ -1,26 +1,30 @@
-//! Giving memory back once the start is over.
+//! Giving memory back once the start is over, and after work.
 //!
 //! Reading the configuration, opening the database and building command lines touch most of the binary's code and leave
 //! holes in the heap; a core that then waits for requests needs a small part of either.
-//! On a small machine that is worth one look a few seconds after the start.
+//! On a small machine that is worth one look when the start is over, and one when there were requests and now are none.
 
 use std::ffi::c_void;
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
 
-/// When the start is over, its plugins' included.
-pub const SETTLED: Duration = Duration::from_secs(5);
+/// When the start is over: of most, and of those whose plugins take their time.
+pub const SETTLED: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 
 /// Unmaps the pages of the program's code and constants, which come back from the page cache as they are used, and gives
 /// free heap back to the system. Does nothing where `/proc` cannot be read.
 pub fn give_back() {
-    for (start, bytes) in unwritten_in(&fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
-        // SAFETY: the range is a private, file-backed mapping without write permission and without a page of its own, as
-        // the kernel has just listed it, and nothing unmaps or relocates the program any more: its pages hold what the
-        // file holds, so dropping them loses nothing, and the next access reads them anew.
-        let _ = unsafe { madvise(start as *mut c_void, bytes, Advice::LinuxDontNeed) };
+    // In pieces: whatever this took at once would be what is left in the heap.
+    if let Ok(smaps) = File::open("/proc/self/smaps") {
+        each_unwritten(BufReader::new(smaps), |start, bytes| {
+            // SAFETY: the range is a private, file-backed mapping without write permission and without a page of its own,
+            // as the kernel has just listed it, and nothing unmaps or relocates the program any more: its pages hold what
+            // the file holds, so dropping them loses nothing, and the next access reads them anew.
+            let _ = unsafe { madvise(start as *mut c_void, bytes, Advice::LinuxDontNeed) };
+        });
     }
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the allocator's own locks, and touches free memory alone.
@@ -29,21 +33,24 @@ pub fn give_back() {
     }
 }
 
-/// Address and length of each mapping that holds what its file holds: not writable, and no page was changed before it
-/// became so, as those are that the loader relocates.
-fn unwritten_in(smaps: &str) -> Vec<(usize, usize)> {
-    let mut found = Vec::new();
+/// Gives address and length of each mapping that holds what its file holds: not writable, and no page was changed before
+/// it became so, as those are that the loader relocates. Stops where it cannot be read further.
+fn each_unwritten(mut smaps: impl BufRead, mut unwritten: impl FnMut(usize, usize)) {
     let mut current = None;
-    for line in smaps.lines() {
+    let mut line = String::new();
+    while smaps.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
         let mut fields = line.split_ascii_whitespace();
-        let Some(first) = fields.next() else { continue };
-        if first == "Anonymous:" {
-            found.extend(current.take().filter(|_| fields.next() == Some("0")));
-        } else if !first.ends_with(':') {
-            current = mapping_of(first, fields);
+        if let Some(first) = fields.next() {
+            if first == "Anonymous:" {
+                if let Some((start, bytes)) = current.take().filter(|_| fields.next() == Some("0")) {
+                    unwritten(start, bytes);
+                }
+            } else if !first.ends_with(':') {
+                current = mapping_of(first, fields);
+            }
         }
+        line.clear();
     }
-    found
 }
 
 fn mapping_of<'a>(range: &str, mut rest: impl Iterator<Item = &'a str>) -> Option<(usize, usize)> {
@@ -58,7 +65,15 @@ fn mapping_of<'a>(range: &str, mut rest: impl Iterator<Item = &'a str>) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn unwritten_in(smaps: &str) -> Vec<(usize, usize)> {
+        let mut found = Vec::new();
+        each_unwritten(smaps.as_bytes(), |start, bytes| found.push((start, bytes)));
+        found
+    }
 
     #[test]
     fn only_what_its_file_holds_is_unmapped() {

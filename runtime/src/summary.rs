@@ -23,18 +23,23 @@ struct Before {
 /// Logs for ever, on the control thread, which has the time.
 pub async fn run(worker: Rc<Worker>) {
     monoio::spawn(async {
-        monoio::time::sleep(memory::SETTLED).await;
-        memory::give_back();
+        for wait in memory::SETTLED {
+            monoio::time::sleep(wait).await;
+            memory::give_back();
+        }
     });
     let mut before: HashMap<usize, Before> = HashMap::new();
+    let mut worked = false;
     loop {
         worker.sleep_as_set(|config| config.log.summary_interval).await;
         let Ok(plugins) = supervised(&worker).await else { return };
+        let mut works = false;
         for plugin in &plugins {
             let now = status::describe(&worker, plugin);
             let latency = status::latency(&worker, plugin.index);
             let before = before.entry(plugin.index).or_default();
             let (requests, errors) = (now.requests - before.requests, now.errors - before.errors);
+            works |= requests > 0;
             let recent = latency.since(&before.latency);
             let ms = |share| recent.quantile_us(share).map(|us| us as f64 / 1000.0);
             let rate = if requests == 0 { 0.0 } else { errors as f64 / requests as f64 };
@@ -58,6 +63,9 @@ pub async fn run(worker: Rc<Worker>) {
                 logger.core(Level::Info, "plugin_supervisor", "Plugin summary", Some(&now.id), fields);
             }
             *before = Before { requests: now.requests, errors: now.errors, latency };
+        }
+        if std::mem::replace(&mut worked, works) && !works {
+            memory::give_back();
         }
     }
 }
