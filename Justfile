@@ -121,6 +121,11 @@ bench-scaling *flags:
     cargo build --release --workspace --bins
     python3 benches/load/scaling.py {{flags}}
 
+# Which functions run in a daemon at rest, for the linker to put side by side (runtime/order.ld). Two minutes.
+order *flags:
+    cargo build --release --workspace --bins
+    python3 benches/load/order.py {{flags}}
+
 # Everything that has to pass before a change lands.
 ci:
     .ci/run
