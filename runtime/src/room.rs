@@ -20,6 +20,8 @@ const SPARE: usize = 12;
 const BY_PLUGIN: usize = 5;
 /// Of a thread's event loop.
 const BY_LOOP: usize = 2;
+/// Of the set of clients of one that serves some: itself, and as its loop waits for it.
+const BY_SET: usize = 2;
 
 /// Descriptors of the whole process, and whom they are for.
 pub struct Descriptors {
@@ -57,7 +59,7 @@ impl Descriptors {
         let share = limit.map_or(usize::MAX, |limit| rest_of(limit) / 4);
         let descriptors = Self {
             limit,
-            own: open + BY_LOOP * (workers + 2),
+            own: open + BY_LOOP * (workers + 2) + BY_SET * (workers + 1),
             crowd_max: share.min(CROWD_MAX),
             control_max: share.min(CONTROL_MAX),
             workers,
