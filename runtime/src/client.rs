@@ -15,7 +15,6 @@ use monoio::buf::IoBuf as _;
 use monoio::io::{AsyncWriteRent, AsyncWriteRentExt};
 use toru_http::{Connection, Event, Length, Phase as HttpPhase, RequestHead, Response, ResponseHead};
 use toru_plugin_api::from_core::{HttpRequestFrame, RequestStart};
-use toru_plugin_api::time::as_str;
 
 use crate::answer::{Failure, LocalAnswer, add_field};
 use crate::api;
@@ -485,7 +484,7 @@ fn begin(
         let stamp = worker.clock.timestamp(started);
         let start = RequestStart {
             request_id: id.as_str(),
-            timestamp: as_str(&stamp),
+            timestamp: &stamp,
             method: head.method,
             path: &path_and_query,
             remote_addr: Some(&peer.address),

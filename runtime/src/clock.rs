@@ -1,9 +1,9 @@
 //! What a worker knows of the time of day: one look at the clock serves all that is written of a moment.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use toru_plugin_api::time::rfc3339_millis;
+use toru_plugin_api::time::{as_str, rfc3339_millis};
 
 /// For so long the time of day is reckoned from that of the last look: so soon a clock that was set is noticed.
 const RECKONED_MAX: Duration = Duration::from_millis(100);
@@ -13,7 +13,8 @@ const RECKONED_MAX: Duration = Duration::from_millis(100);
 pub struct Clock {
     /// What time of day it was at a moment, since 1970.
     seen: Cell<Option<(Instant, Duration)>>,
-    timestamp: Cell<(u64, [u8; 24])>,
+    /// As text: looking through the bytes for each request costs more than to copy them.
+    timestamp: RefCell<(u64, String)>,
     date: RefCell<(u64, String)>,
 }
 
@@ -32,14 +33,13 @@ impl Clock {
     }
 
     /// As frames bear it.
-    pub fn timestamp(&self, now: Instant) -> [u8; 24] {
+    pub fn timestamp(&self, now: Instant) -> Ref<'_, str> {
         let unix_ms = self.unix(now).as_millis() as u64;
-        let (of, mut text) = self.timestamp.get();
-        if of != unix_ms {
-            text = rfc3339_millis(unix_ms);
-            self.timestamp.set((unix_ms, text));
+        if self.timestamp.borrow().0 != unix_ms {
+            as_str(&rfc3339_millis(unix_ms)).clone_into(&mut self.timestamp.borrow_mut().1);
+            self.timestamp.borrow_mut().0 = unix_ms;
         }
-        text
+        Ref::map(self.timestamp.borrow(), |(_, text)| text.as_str())
     }
 
     /// As answers bear it in `date`.
@@ -56,7 +56,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use toru_plugin_api::time::{as_str, unix_ms_of};
+    use toru_plugin_api::time::unix_ms_of;
 
     #[test]
     fn both_texts_tell_the_time_of_day() {
@@ -64,9 +64,9 @@ mod tests {
         for _ in 0..3 {
             let before = SystemTime::now() - Duration::from_millis(1);
             let now = Instant::now();
-            let stamp = clock.timestamp(now);
+            let stamp = clock.timestamp(now).to_owned();
             let date = clock.with_date(now, |date| httpdate::parse_http_date(date).expect("a date"));
-            let stamp = UNIX_EPOCH + Duration::from_millis(unix_ms_of(as_str(&stamp)).expect("a time"));
+            let stamp = UNIX_EPOCH + Duration::from_millis(unix_ms_of(&stamp).expect("a time"));
             let after = SystemTime::now() + Duration::from_millis(1);
             assert!(before <= stamp + Duration::from_millis(1) && stamp <= after, "{before:?} {stamp:?}");
             assert!(
@@ -81,7 +81,7 @@ mod tests {
         let clock = Clock::default();
         let now = Instant::now();
         clock.timestamp(now);
-        let text = |at| as_str(&clock.timestamp(at)).to_owned();
+        let text = |at| clock.timestamp(at).to_owned();
         let (first, later) = (text(now + Duration::from_millis(20)), text(now + Duration::from_millis(50)));
         let apart = unix_ms_of(&later).expect("a time") - unix_ms_of(&first).expect("a time");
         assert!(first < later && apart <= 31, "{first} {later}");

@@ -26,7 +26,6 @@ use toru_http::{encode_field, is_reserved_in_response};
 use toru_plugin_api::frame::{Decoder, Framing};
 use toru_plugin_api::from_core::encode_cancel;
 use toru_plugin_api::from_plugin::{HttpResponse, PluginMessage};
-use toru_plugin_api::time::as_str;
 use toru_supervisor::{Command, KvAnswer, Level, Phase};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
@@ -296,9 +295,9 @@ impl Link {
     pub fn cancel(&self, worker: &Worker, id: ExchangeId) {
         // A plugin that does not read does not care either.
         if self.outbox.borrow().len() < OUTBOX_BYTES_MAX {
-            let stamp = worker.timestamp();
+            let stamp = worker.timestamp().to_owned();
             self.send(|outbox| {
-                encode_cancel(outbox, self.framing, as_str(&stamp), id.text().as_str());
+                encode_cancel(outbox, self.framing, &stamp, id.text().as_str());
             });
         }
     }
@@ -314,10 +313,10 @@ impl Link {
         }
         let busy = busy();
         let answer = if waiting > OUTBOX_BYTES_MAX { &busy } else { answer };
-        let stamp = worker.timestamp();
+        let stamp = worker.timestamp().to_owned();
         let max = worker.config().message_bytes_max;
         self.send(|outbox| {
-            answer.encode(outbox, self.framing, as_str(&stamp), request_id, max);
+            answer.encode(outbox, self.framing, &stamp, request_id, max);
         });
     }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use toru_plugin_api::status::{Limits, PluginOnWorker, PluginStatus, Snapshot, WorkerStatus};
-use toru_plugin_api::time::as_str;
 use toru_supervisor::PluginStatus as Supervised;
 
 use crate::driver::Driver;
@@ -27,7 +26,7 @@ pub fn snapshot(worker: &Worker, plugins: &[Supervised]) -> Snapshot {
     // The last one is the control thread, which serves no public client.
     let public = &shared.workers[..shared.workers.len() - 1];
     Snapshot {
-        timestamp: as_str(&worker.timestamp()).to_owned(),
+        timestamp: worker.timestamp().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_ms: shared.started.elapsed().as_millis() as u64,

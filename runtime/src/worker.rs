@@ -2,7 +2,7 @@
 //!
 //! Workers share nothing on a request's path but each plugin's [`Gate`]. News comes as messages; nobody reaches in.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -834,7 +834,7 @@ impl Worker {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
-    pub fn timestamp(&self) -> [u8; 24] {
+    pub fn timestamp(&self) -> Ref<'_, str> {
         self.clock.timestamp(Instant::now())
     }
 

@@ -768,8 +768,8 @@ impl Plugin {
                     }
                 });
             }
-            "calm" => {
-                self.calm.store(true, Ordering::SeqCst);
+            "calm" | "flooded" => {
+                self.calm.fetch_or(deed == "calm", Ordering::SeqCst);
                 let flooded = self.flooded.load(Ordering::SeqCst).to_string();
                 connection.send(&ok(json!({"status": 200, "headers": {}, "body": flooded})));
             }
