@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::task::{Context, Poll, Waker};
 
@@ -23,7 +23,9 @@ const EVENTS_MAX: usize = 256;
 
 /// The set of one worker.
 pub struct Arrivals {
-    set: OwnedFd,
+    /// As the loop knows it, which waits for nothing but its own types: all that is asked of this one is whether it is
+    /// readable.
+    set: UnixStream,
     buffer: RefCell<Vec<u8>>,
 }
 
@@ -48,10 +50,15 @@ pub enum Presence {
 }
 
 impl Arrivals {
-    /// Errors: no descriptor, or no memory for the set.
+    /// A set for this thread's loop. Errors: no descriptor, or no memory for it.
     pub fn new() -> io::Result<Self> {
-        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { set, buffer: RefCell::default() })
+        let set = StdUnixStream::from(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        Ok(Self { set: UnixStream::from_std(set)?, buffer: RefCell::default() })
+    }
+
+    fn set(&self) -> BorrowedFd<'_> {
+        // SAFETY: open until `self.set` is dropped, which the borrow of `self` forbids.
+        unsafe { BorrowedFd::borrow_raw(self.set.as_raw_fd()) }
     }
 
     /// Has the set tell of `socket` under the name `key`, from now on until it is left.
@@ -59,28 +66,26 @@ impl Arrivals {
     /// Errors: no memory, or more watched sockets than the system allows.
     pub fn enter(&self, socket: impl AsFd, key: usize) -> io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key as u64), flags)?)
+        Ok(epoll::add(self.set(), socket, epoll::EventData::new_u64(key as u64), flags)?)
     }
 
     /// To be called before the socket is closed.
     pub fn leave(&self, socket: impl AsFd) {
-        let _ = epoll::delete(&self.set, socket);
+        let _ = epoll::delete(self.set(), socket);
     }
 
     /// Tells of what comes, for ever: the key, and what to note of it there.
     ///
     /// Errors: the set cannot be waited for.
     pub async fn tell(&self, mut each: impl FnMut(usize, News)) -> io::Result<Infallible> {
-        // The loop waits for nothing but its own types; all that is asked of this one is whether it is readable.
-        let watched = UnixStream::from_std(StdUnixStream::from(self.set.try_clone()?))?;
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
-            match watched.readable(false).await {
+            match self.set.readable(false).await {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Ok(()) | Err(_) => {}
             }
             match epoll::wait(
-                &self.set,
+                self.set(),
                 rustix::buffer::spare_capacity(&mut events),
                 Some(&Default::default()),
             ) {
@@ -181,7 +186,7 @@ mod tests {
     use std::io::Write as _;
     use std::mem::MaybeUninit;
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsRawFd as _;
+    use std::os::fd::OwnedFd;
     use std::rc::Rc;
     use std::time::Duration;
 

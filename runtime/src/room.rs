@@ -18,10 +18,8 @@ const CLIENTS_MIN: usize = 4;
 const SPARE: usize = 12;
 /// Of a process: its pidfd, its two streams, the supervisor's connection and its log.
 const BY_PLUGIN: usize = 5;
-/// Of a thread's event loop.
+/// Of a thread's event loop; that of one that serves clients has one more, for their set.
 const BY_LOOP: usize = 2;
-/// Of the set of clients of one that serves some: itself, and as its loop waits for it.
-const BY_SET: usize = 2;
 
 /// Descriptors of the whole process, and whom they are for.
 pub struct Descriptors {
@@ -59,8 +57,9 @@ impl Descriptors {
         let share = limit.map_or(usize::MAX, |limit| rest_of(limit) / 4);
         let descriptors = Self {
             limit,
-            own: open + BY_LOOP * (workers + 2) + BY_SET * (workers + 1),
-            crowd_max: share.min(CROWD_MAX),
+            own: open + BY_LOOP * (workers + 2) + (workers + 1),
+            // Fewer than operators: they only wait for having read that there is no room.
+            crowd_max: (share / 4 * 3).min(CROWD_MAX),
             control_max: share.min(CONTROL_MAX),
             workers,
             legacy_connections,
