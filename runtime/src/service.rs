@@ -17,6 +17,9 @@ use toru_supervisor::{Command, Handle};
 /// How often the status text is renewed where no watchdog asks for more.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
+/// What is said only once is worth waiting for a service manager that is busy.
+const WORD_PATIENCE: Duration = Duration::from_secs(1);
+
 pub struct Service {
     /// `None` where no service manager listens.
     interval: Option<Duration>,
@@ -58,7 +61,7 @@ impl Service {
         let listens = self.interval.is_some();
         move || {
             if listens {
-                let _ = notify(&[NotifyState::Ready]);
+                let _ = notify(&[NotifyState::Ready], Some(WORD_PATIENCE));
             }
         }
     }
@@ -79,25 +82,32 @@ impl Service {
             // Before that, a count would be of those that were quick.
             let reading = if scanned.load(Relaxed) { "" } else { "still reading plugins: " };
             let status = format!("{reading}{} plugin{many}, {running} running", plugins.len());
-            // A service manager that has gone away is no trouble of ours.
-            let _ = notify(&[NotifyState::Status(&status), NotifyState::Watchdog]);
+            // A service manager that has gone away or does not read is no trouble of ours.
+            let _ = notify(&[NotifyState::Status(&status), NotifyState::Watchdog], None);
         })));
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
         if self.interval.is_some() {
-            let _ = notify(states);
+            let _ = notify(states, Some(WORD_PATIENCE));
         }
     }
 }
 
-/// As `sd_notify::notify`, which knows no abstract address: one that begins with `@`, such as a container's manager
-/// gives. Source: sd_notify(3), "Environment".
-fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
+/// As `sd_notify::notify`, which waits for as long as the manager does not read, and knows no abstract address: one that
+/// begins with `@`, such as a container's manager gives. `patience` is how long one that reads slowly is waited for.
+/// Source: sd_notify(3), "Environment".
+fn notify(states: &[NotifyState<'_>], patience: Option<Duration>) -> io::Result<()> {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let Some(name) = address.as_bytes().strip_prefix(b"@") else { return sd_notify::notify(states) };
+    let address = match address.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&address)?,
+    };
     let message: String = states.iter().map(|state| format!("{state}\n")).collect();
-    UnixDatagram::unbound()?
-        .send_to_addr(message.as_bytes(), &SocketAddr::from_abstract_name(name)?)
-        .map(drop)
+    let socket = UnixDatagram::unbound()?;
+    match patience {
+        None => socket.set_nonblocking(true)?,
+        Some(patience) => socket.set_write_timeout(Some(patience))?,
+    }
+    socket.send_to_addr(message.as_bytes(), &address).map(drop)
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use toru_tests::{DEADLINE, Daemon, Lines, Stage, binary, has_program, output, spawn, wait_for};
 
@@ -114,6 +114,23 @@ fn a_service_manager_may_listen_at_an_abstract_address() {
     hear(&socket, "WATCHDOG=1");
     assert_eq!(daemon.terminate().code(), Some(0));
     hear(&socket, "STOPPING=1");
+}
+
+#[test]
+fn a_service_manager_that_reads_nothing_holds_nobody_up() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let _socket = manager(&stage);
+    let path = stage.root().join("notify");
+    let mut daemon =
+        stage.environment("NOTIFY_SOCKET", path.clone()).environment("WATCHDOG_USEC", "30000").start();
+    daemon.wait_ready("p");
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"X=1", &path).is_ok() {}
+    // By the supervisor, whose life is told every ten milliseconds.
+    kill_process(daemon.plugin_pid("p"), Signal::KILL).unwrap();
+    daemon.wait_event("p", "started", 2);
+    assert_eq!(daemon.terminate().code(), Some(0));
 }
 
 /// Stops the thread of this id until its standard input closes; says `stopped` once it has.
