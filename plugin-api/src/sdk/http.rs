@@ -45,8 +45,11 @@ impl HttpRequest {
     pub(crate) fn from_message(request_id: String, message: HttpRequestMessage<'_>) -> Self {
         let (path, query) = path_and_query(&message.path);
         let mut headers = Headers::default();
-        headers.0.spans.reserve(message.headers.len());
-        headers.0.text.reserve(message.headers.iter().map(|(name, value)| name.len() + value.len()).sum());
+        headers.fields.spans.reserve(message.headers.len());
+        headers
+            .fields
+            .text
+            .reserve(message.headers.iter().map(|(name, value)| name.len() + value.len()).sum());
         for (name, value) in &message.headers {
             headers.append(name, value);
         }
@@ -77,7 +80,7 @@ impl HttpRequest {
             method: usual.method.to_owned(),
             path,
             query,
-            headers: Headers(fields.fields),
+            headers: Headers { fields: fields.fields },
             body: usual.body.into_owned(),
             remote_addr: usual.remote_addr.map(str::to_owned),
             timeout: usual.timeout_ms.map(Duration::from_millis),
@@ -240,7 +243,9 @@ fn decode_query(text: &str) -> String {
 
 /// Header fields in order; names compare without case.
 #[derive(Clone, Default)]
-pub struct Headers(Fields);
+pub struct Headers {
+    fields: Fields,
+}
 
 /// Leaves its buffers to the next request.
 #[derive(Clone, Default)]
@@ -275,7 +280,7 @@ pub(super) struct Span {
 impl Headers {
     /// Appends a field; one of the same name stays.
     pub fn append(&mut self, name: &str, value: &str) {
-        let Fields { text, spans } = &mut self.0;
+        let Fields { text, spans } = &mut self.fields;
         // A frame has at most 16 MiB.
         let begin = text.len() as u32;
         text.push_str(name);
@@ -296,7 +301,7 @@ impl Headers {
 
     /// All fields.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
-        let Fields { text, spans } = &self.0;
+        let Fields { text, spans } = &self.fields;
         let text = |(begin, end): (u32, u32)| &text[begin as usize..end as usize];
         spans.iter().map(move |span| (text(span.name), text(span.value)))
     }
