@@ -84,18 +84,28 @@ impl Arrivals {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Ok(()) | Err(_) => {}
             }
-            match epoll::wait(
-                self.set(),
-                rustix::buffer::spare_capacity(&mut events),
-                Some(&Default::default()),
-            ) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            for event in events.drain(..) {
-                each(event.data.u64() as usize, News(event.flags));
-            }
+            self.take(&mut events, &mut each)?;
         }
+    }
+
+    /// The same for what has come until now.
+    pub fn tell_at_once(&self, mut each: impl FnMut(usize, News)) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        while self.take(&mut events, &mut each)? == EVENTS_MAX {}
+        Ok(())
+    }
+
+    /// Takes some of what has come; gives how many there were.
+    fn take(&self, events: &mut Vec<epoll::Event>, each: &mut impl FnMut(usize, News)) -> io::Result<usize> {
+        match epoll::wait(self.set(), rustix::buffer::spare_capacity(events), Some(&Default::default())) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let count = events.len();
+        for event in events.drain(..) {
+            each(event.data.u64() as usize, News(event.flags));
+        }
+        Ok(count)
     }
 
     /// Where all reads go.

@@ -27,7 +27,7 @@ use toru_plugin_api::from_plugin::PluginMessageReader;
 use toru_supervisor::{Command, KvAnswer, Level, PluginView};
 
 use crate::answer::Failure;
-use crate::arrivals::{Arrival, Arrivals};
+use crate::arrivals::{Arrival, Arrivals, News};
 use crate::client;
 use crate::clock::Clock;
 use crate::config::{Config, HttpConfig};
@@ -73,7 +73,7 @@ pub struct Shared {
     pub supervisor: toru_supervisor::Handle,
     /// The management token.
     pub token: String,
-    /// Of all clients.
+    /// Of all clients of the public address.
     pub connections: AtomicUsize,
     /// Clients beyond what it has room for are told so.
     pub descriptors: Arc<Descriptors>,
@@ -379,6 +379,7 @@ async fn accept_public(worker: &Rc<Worker>, listener: TcpListener) {
                 // Answers are written whole: waiting for more would only delay their last segment.
                 let _ = stream.set_nodelay(true);
                 let origin = Origin::remote(peer.ip(), &worker.config().http.trusted_proxies);
+                worker.make_room(false).await;
                 worker.admit(stream, Peer { address: peer.to_string(), origin, trusted: false });
             }
             Err(error) => trouble.wait(worker, &error).await,
@@ -396,6 +397,7 @@ async fn accept_control(worker: &Rc<Worker>, listener: UnixListener) {
             Ok((stream, _)) => match stream.peer_cred() {
                 Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => {
                     let origin = Origin::local();
+                    worker.make_room(true).await;
                     worker.admit(stream, Peer { address: "control".into(), origin, trusted: true });
                 }
                 Ok(peer) => worker.log(Level::Warn, &format!("user {} is not let in", peer.uid())),
@@ -429,12 +431,7 @@ impl AcceptTrouble {
 /// Wakes the clients from whom something has come.
 async fn tell_of_arrivals(worker: Rc<Worker>) {
     loop {
-        let told = worker.arrivals.tell(|key, news| {
-            if let Some(slot) = worker.clients.borrow().get(key) {
-                slot.arrival.note(news);
-            }
-        });
-        let Err(error) = told.await;
+        let Err(error) = worker.arrivals.tell(|key, news| worker.note_arrival(key, news)).await;
         worker.log(Level::Error, &format!("cannot wait for clients: {error}; pausing"));
         monoio::time::sleep(ACCEPT_PAUSE).await;
     }
@@ -562,18 +559,41 @@ impl Worker {
         self.accepting.borrow().as_ref().map(Canceller::handle)
     }
 
-    /// Takes a client in, or tells it that there is no room.
-    fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
-        let others = self.shared.connections.fetch_add(1, Relaxed);
-        let crowded = if peer.trusted {
+    fn note_arrival(&self, key: usize, news: News) {
+        if let Some(slot) = self.clients.borrow().get(key) {
+            slot.arrival.note(news);
+        }
+    }
+
+    /// Whether there is no place for one more client, beside so many `others` of all workers.
+    fn is_full(&self, at_control: bool, others: usize) -> bool {
+        if at_control {
             self.clients.borrow().len() >= self.shared.descriptors.control_max
         } else {
             others >= self.config().http.connections_max.min(self.shared.descriptors.clients_max())
-        };
-        if crowded {
-            self.shared.connections.fetch_sub(1, Relaxed);
-            self.tell_of_crowd(peer.trusted);
-            return self.refuse(stream, peer.trusted);
+        }
+    }
+
+    /// Before a client is refused: who has left this worker gives up the place, also where nobody has looked since.
+    async fn make_room(&self, at_control: bool) {
+        if !self.is_full(at_control, self.shared.connections.load(Relaxed)) {
+            return;
+        }
+        if self.arrivals.tell_at_once(|key, news| self.note_arrival(key, news)).is_ok() {
+            // Has its turn behind all who were told of.
+            monoio::spawn(async {}).await;
+        }
+    }
+
+    /// Takes a client in, or tells it that there is no room.
+    fn admit<S: ClientStream>(self: &Rc<Self>, stream: S, peer: Peer) {
+        let at_control = peer.trusted;
+        // Counted first: each of several workers may take the last place. Operators take none of it.
+        let others = self.shared.connections.fetch_add(usize::from(!at_control), Relaxed);
+        if self.is_full(at_control, others) {
+            self.shared.connections.fetch_sub(usize::from(!at_control), Relaxed);
+            self.tell_of_crowd(at_control);
+            return self.refuse(stream, at_control);
         }
         self.count_clients(1);
         let slot = Rc::new(ClientSlot {
@@ -587,7 +607,7 @@ impl Worker {
             arrival: Arrival::new(S::READS_ALL),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
-        let entry = ClientEntry { worker: self.clone(), key };
+        let entry = ClientEntry { worker: self.clone(), key, at_control };
         if let Err(error) = self.arrivals.enter(slot.socket(), key) {
             return self.log(Level::Error, &format!("cannot wait for a client, which is closed: {error}"));
         }
@@ -946,6 +966,7 @@ pub fn untaken(socket: BorrowedFd<'_>) -> u64 {
 pub struct ClientEntry {
     worker: Rc<Worker>,
     key: usize,
+    at_control: bool,
 }
 
 impl Drop for ClientEntry {
@@ -953,7 +974,7 @@ impl Drop for ClientEntry {
         let mut clients = self.worker.clients.borrow_mut();
         self.worker.arrivals.leave(clients[self.key].socket());
         clients.remove(self.key);
-        self.worker.shared.connections.fetch_sub(1, Relaxed);
+        self.worker.shared.connections.fetch_sub(usize::from(!self.at_control), Relaxed);
         self.worker.count_clients(-1);
         if clients.is_empty()
             && let Some(emptied) = self.worker.emptied.take()

@@ -355,6 +355,21 @@ fn past_the_limit_of_connections_each_is_told_at_once() {
     wait_for("room again", || (daemon.get("/api/plugins/p/x").status == 200).then_some(()));
 }
 
+#[test]
+fn the_place_of_a_client_that_has_left_is_free_at_once() {
+    let daemon = started(Stage::new().set("http.connections_max", 1).set("server.workers", 1));
+    // One that comes while the worker is kept from its processor may still be early.
+    let refused = || (0..300).filter(|_| daemon.get("/api/plugins/p/x").status != 200).count();
+    let alone = refused();
+    assert!(alone < 30, "{alone} of 300, each with nobody else there");
+    let mut operators: Vec<_> = (0..10).map(|_| daemon.control()).collect();
+    for operator in &mut operators {
+        assert_eq!(operator.get("/healthz").status, 200);
+    }
+    let beside_operators = refused();
+    assert!(beside_operators < 30, "{beside_operators} of 300, who take nobody's place");
+}
+
 // Row: no descriptors left
 #[test]
 fn without_descriptors_for_more_clients_each_is_told_at_once() {
