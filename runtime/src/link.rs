@@ -37,6 +37,7 @@ use crate::misfits::Advice;
 use crate::place::{self, Counted};
 use crate::said;
 use crate::spare::{self, Spare};
+use crate::turns::Line;
 use crate::worker::{Message, Target, Worker, untaken};
 
 /// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
@@ -89,6 +90,8 @@ pub struct Link {
     strays: Cell<(Option<Instant>, u32)>,
     /// Requests that were given up while the plugin read nothing.
     deaf: Cell<Deaf>,
+    /// For turns with what comes.
+    answers: Rc<Line>,
     log_budget: LineBudget,
     /// Bytes of kv answers between the store and the outbox.
     answers_underway: Arc<AtomicUsize>,
@@ -259,6 +262,7 @@ impl Link {
             frame_since: Cell::new(None),
             strays: Cell::new((None, 0)),
             deaf: Cell::default(),
+            answers: Rc::default(),
             log_budget: LineBudget::default(),
             answers_underway: Arc::default(),
         }
@@ -593,6 +597,7 @@ async fn read(
                 Err(error) => return End::Broken(error.to_string()),
             };
             frames += 1;
+            worker.turns.pace(&link.answers).await;
             let read = worker.reader.borrow_mut().read(frame, |message| take(worker, target, link, message));
             match read {
                 Ok(Ok(())) => {}

@@ -4,7 +4,10 @@
 //! once, and everybody else would wait for all of them, with the request and once more with its answer. So each plugin has
 //! a quantum for one turn of the loop; what is beyond it waits in a line of that plugin.
 //! The loop does not say when a turn is over: a byte that the worker sends to itself does, since it comes back only when
-//! the driver has been asked for all that is ready.
+//! the driver has been asked for all that is ready. That holds for a read that waits in the kernel already. One that finds
+//! its byte is done as soon as it is submitted, and the loop, which submits whenever tasks have woken others, could go on
+//! for as long as there is a line and neither look at sockets nor at timers. So two bells ring in turn: when one does,
+//! the read of the other was submitted before.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -76,7 +79,9 @@ impl Line {
 pub struct Turns {
     driver: Driver,
     /// Made for the first who has to wait: a descriptor is not for what may never be.
-    bell: OnceCell<StdUnixStream>,
+    bells: OnceCell<[StdUnixStream; 2]>,
+    /// Which of them is next.
+    next_bell: Cell<usize>,
     rung: Cell<bool>,
     /// Nobody listens to it any more.
     is_deaf: Cell<bool>,
@@ -92,7 +97,8 @@ impl Turns {
     pub fn new(driver: Driver) -> Rc<Self> {
         Rc::new(Self {
             driver,
-            bell: OnceCell::new(),
+            bells: OnceCell::new(),
+            next_bell: Cell::default(),
             rung: Cell::new(false),
             is_deaf: Cell::new(false),
             lines: RefCell::default(),
@@ -108,9 +114,19 @@ impl Turns {
         if last != this && !last.is_null() {
             self.shared.set(TURNS_REMEMBERED);
         }
-        if line.try_take(self.quantum()) {
-            return;
+        if !line.try_take(self.quantum()) {
+            self.wait(line).await;
         }
+    }
+
+    /// Has what a plugin sends wait for its turn, too, while the worker serves several.
+    pub async fn pace(self: &Rc<Self>, line: &Rc<Line>) {
+        if self.shared.get() > 0 && !line.try_take(self.quantum()) {
+            self.wait(line).await;
+        }
+    }
+
+    async fn wait(self: &Rc<Self>, line: &Rc<Line>) {
         let mut place = None;
         poll_fn(|cx| {
             let place = *place.get_or_insert_with(|| self.join(line, cx.waker().clone()));
@@ -149,20 +165,26 @@ impl Turns {
 
     /// Has a turn begin when the driver has been asked for what is ready.
     fn sound(self: &Rc<Self>) -> io::Result<()> {
-        let bell = match self.bell.get() {
-            Some(bell) => bell,
+        let bells = match self.bells.get() {
+            Some(bells) => bells,
             None => {
-                let (bell, heard) = StdUnixStream::pair()?;
-                // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
-                heard.set_nonblocking(self.driver == Driver::Epoll)?;
-                monoio::spawn(listen(self.clone(), UnixStream::from_std(heard)?));
-                self.bell.get_or_init(|| bell)
+                let bells = [self.cast_bell()?, self.cast_bell()?];
+                self.bells.get_or_init(|| bells)
             }
         };
+        let bell = &bells[self.next_bell.replace(1 - self.next_bell.get())];
         match send_now(bell.as_raw_fd(), b".")? {
             1.. if !self.is_deaf.get() => Ok(()),
             _ => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn cast_bell(self: &Rc<Self>) -> io::Result<StdUnixStream> {
+        let (bell, heard) = StdUnixStream::pair()?;
+        // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
+        heard.set_nonblocking(self.driver == Driver::Epoll)?;
+        monoio::spawn(listen(self.clone(), UnixStream::from_std(heard)?));
+        Ok(bell)
     }
 
     fn begin_turn(self: &Rc<Self>) {
@@ -232,6 +254,64 @@ mod tests {
                 request.await;
             }
             assert_eq!(taken.borrow().len(), 502, "nobody is forgotten");
+        });
+    }
+
+    #[test]
+    fn between_turns_the_driver_is_asked_for_what_others_wait_for() {
+        on_each_driver(async |turns, driver| {
+            let (flooded, other, taken) = (Rc::<Line>::default(), Rc::<Line>::default(), Taken::default());
+            request(turns.clone(), other.clone(), 'o', taken.clone()).await;
+            let (bell, heard) = StdUnixStream::pair().expect("descriptors");
+            heard.set_nonblocking(driver == Driver::Epoll).expect("a socket");
+            let mut heard = UnixStream::from_std(heard).expect("a socket");
+            let seen = taken.clone();
+            let reading = monoio::spawn(async move {
+                assert_eq!(heard.read(vec![0; 1]).await.0.expect("a byte"), 1);
+                seen.borrow().len()
+            });
+            // The read waits in the kernel before there is anything to read.
+            monoio::time::sleep(std::time::Duration::from_millis(5)).await;
+            let flood = (0..500)
+                .map(|number| {
+                    let request = request(turns.clone(), flooded.clone(), 'f', taken.clone());
+                    let bell = (number == 100).then(|| bell.try_clone().expect("a descriptor"));
+                    monoio::spawn(async {
+                        request.await;
+                        if let Some(bell) = bell {
+                            send_now(bell.as_raw_fd(), b".").expect("a byte");
+                        }
+                        // Others have something to do because of it, as the writer to the plugin has.
+                        for _ in 0..3 {
+                            monoio::spawn(async {}).await;
+                        }
+                    })
+                })
+                .collect::<Vec<_>>();
+            let before = reading.await;
+            assert!(before <= 100 + 8 * QUANTUM_SHARED as usize, "behind {before} others");
+            for request in flood {
+                request.await;
+            }
+        });
+    }
+
+    #[test]
+    fn what_a_plugin_sends_has_turns_where_it_is_not_alone() {
+        on_each_driver(async |turns, _| {
+            let (sent, other) = (Rc::<Line>::default(), Rc::<Line>::default());
+            for _ in 0..10 * QUANTUM_ALONE {
+                turns.pace(&sent).await;
+            }
+            assert!(turns.bells.get().is_none(), "alone, nobody waits");
+            for line in [&sent, &other] {
+                turns.take(line).await;
+            }
+            for _ in 0..10 * QUANTUM_SHARED {
+                turns.pace(&sent).await;
+            }
+            assert!(turns.bells.get().is_some());
+            assert!(sent.admitted.get() >= 9, "{} turns", sent.admitted.get());
         });
     }
 
