@@ -13,7 +13,7 @@ use std::{
 
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::{Value, json};
-use toru_tests::{Daemon, Stage, request_bytes};
+use toru_tests::{Daemon, Stage, request_bytes, wait_for};
 
 use crate::clients::connections_that_fit;
 
@@ -321,6 +321,22 @@ fn one_bad_plugin_does_not_slow_another() {
         disturbed < quiet * 20 + Duration::from_millis(20),
         "{quiet:?} when quiet, {disturbed:?} beside a bad plugin"
     );
+}
+
+#[test]
+fn what_work_took_of_memory_is_given_back_when_it_is_over() {
+    let daemon = Stage::new().set("log.summary_interval_s", 1).faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    // What the start took is given back after five seconds, which is not meant here.
+    thread::sleep(Duration::from_secs(6));
+    for _ in 0..100 {
+        assert_eq!(daemon.get("/api/plugins/p/bytes/1000").status, 200);
+    }
+    let working = daemon.memory_kib("RssFile");
+    wait_for("less memory after an interval without requests", || {
+        (daemon.memory_kib("RssFile") < working * 3 / 4).then_some(())
+    });
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200, "and it lives on");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Buffers that one request leaves to the next on its thread.
 //!
-//! Most handlers are done with a request before the next is read, and each buffer that is allocated and freed between is
-//! a hundred and fifty instructions of some five thousand. One of each kind is kept: who waits takes it along, and whoever
-//! comes next makes another.
+//! Most handlers are done with a request before the next is read, and to allocate and free buffers in between would be a
+//! good part of what a short request costs. One of each kind is kept: who waits takes it along, and whoever comes next
+//! makes another.
 
 use std::borrow::Cow;
 use std::cell::Cell;
