@@ -13,7 +13,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::ptr;
 use std::rc::Rc;
@@ -78,12 +78,13 @@ impl Line {
 /// The turns of one worker's loop, counted only while somebody waits for one.
 pub struct Turns {
     driver: Driver,
-    /// Made for the first who has to wait: a descriptor is not for what may never be.
-    bells: OnceCell<[StdUnixStream; 2]>,
+    /// The two ends of one connection: what is written to the one is heard at the other. Made for the first who has to
+    /// wait: a descriptor is not for what may never be.
+    bells: OnceCell<[RawFd; 2]>,
     /// Which of them is next.
     next_bell: Cell<usize>,
     rung: Cell<bool>,
-    /// Nobody listens to it any more.
+    /// Somebody listens to one of them no more, and has closed it.
     is_deaf: Cell<bool>,
     /// Those in which somebody waits.
     lines: RefCell<Vec<Rc<Line>>>,
@@ -168,23 +169,29 @@ impl Turns {
         let bells = match self.bells.get() {
             Some(bells) => bells,
             None => {
-                let bells = [self.cast_bell()?, self.cast_bell()?];
+                let bells = self.cast_bells()?;
                 self.bells.get_or_init(|| bells)
             }
         };
-        let bell = &bells[self.next_bell.replace(1 - self.next_bell.get())];
-        match send_now(bell.as_raw_fd(), b".")? {
-            1.. if !self.is_deaf.get() => Ok(()),
-            _ => Err(io::ErrorKind::WouldBlock.into()),
-        }
+        let bell = bells[self.next_bell.replace(1 - self.next_bell.get())];
+        // One that is closed is not rung: its descriptor may be somebody else's.
+        let rung = if self.is_deaf.get() { 0 } else { send_now(bell, b".")? };
+        if rung == 1 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
-    fn cast_bell(self: &Rc<Self>) -> io::Result<StdUnixStream> {
-        let (bell, heard) = StdUnixStream::pair()?;
-        // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
-        heard.set_nonblocking(self.driver == Driver::Epoll)?;
-        monoio::spawn(listen(self.clone(), UnixStream::from_std(heard)?));
-        Ok(bell)
+    fn cast_bells(self: &Rc<Self>) -> io::Result<[RawFd; 2]> {
+        let (one, other) = StdUnixStream::pair()?;
+        let bells = [one.as_raw_fd(), other.as_raw_fd()];
+        let heard = |bell: StdUnixStream| {
+            // The ring wants blocking sockets (a non-blocking one fails instead of waiting), epoll the opposite.
+            bell.set_nonblocking(self.driver == Driver::Epoll)?;
+            UnixStream::from_std(bell)
+        };
+        // Both or none: who hears the end of a bell takes all for closed.
+        for heard in [heard(one)?, heard(other)?] {
+            monoio::spawn(listen(self.clone(), heard));
+        }
+        Ok(bells)
     }
 
     fn begin_turn(self: &Rc<Self>) {
@@ -207,7 +214,7 @@ async fn listen(turns: Rc<Turns>, mut heard: UnixStream) {
         match outcome {
             Ok(1..) => turns.begin_turn(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The other end is in `turns`.
+            // The other end is in a task like this, which ends with the loop.
             Ok(0) | Err(_) => {
                 turns.is_deaf.set(true);
                 return turns.admit_all();
