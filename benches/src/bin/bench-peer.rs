@@ -11,7 +11,7 @@
 //! The backends answer `GET /` with 30 bytes of JSON, `GET /bytes/N` with N bytes, and `POST` with what was posted.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -64,13 +64,15 @@ fn answer(output: &mut Vec<u8>, content_type: &str, content: &[u8]) {
     output.extend_from_slice(content);
 }
 
+/// One read, appended to `input`. What is read into is not cleared first: that alone takes longer than a request.
+fn read(socket: impl AsFd, input: &mut Vec<u8>) -> Result<usize, Errno> {
+    input.reserve(READ_BYTES);
+    rustix::io::read(socket, rustix::buffer::spare_capacity(input))
+}
+
 /// One nonblocking read; `false` when the peer is gone.
 fn fill(client: &mut Client) -> bool {
-    let from = client.input.len();
-    client.input.resize(from + READ_BYTES, 0);
-    let outcome = rustix::io::read(&client.socket, &mut client.input[from..]);
-    client.input.truncate(from + *outcome.as_ref().unwrap_or(&0));
-    matches!(outcome, Ok(1..) | Err(Errno::AGAIN))
+    matches!(read(&client.socket, &mut client.input), Ok(1..) | Err(Errno::AGAIN))
 }
 
 /// Writes what can be written; `false` when the peer is gone.
@@ -218,11 +220,7 @@ fn front(address: &str, socket: &str) -> std::io::Result<()> {
     };
     let take = |clients: &mut HashMap<u64, Client>| {
         let mut ready = vec![];
-        let from = inbox.len();
-        inbox.resize(from + READ_BYTES, 0);
-        let count = (&link).read(&mut inbox[from..]).unwrap_or(0);
-        inbox.truncate(from + count);
-        if count == 0 {
+        if read(&link, &mut inbox).unwrap_or(0) == 0 {
             std::process::exit(0);
         }
         frames(&mut inbox, |key, content| {
@@ -247,11 +245,7 @@ fn plugin(socket: &str) -> std::io::Result<()> {
     let (mut link, _) = UnixListener::bind(socket)?.accept()?;
     let (mut inbox, mut outbox) = (Vec::new(), Vec::new());
     loop {
-        let from = inbox.len();
-        inbox.resize(from + READ_BYTES, 0);
-        let count = link.read(&mut inbox[from..])?;
-        inbox.truncate(from + count);
-        if count == 0 {
+        if read(&link, &mut inbox)? == 0 {
             return Ok(());
         }
         frames(&mut inbox, |key, _| frame(&mut outbox, key, ANSWER));
