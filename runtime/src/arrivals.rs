@@ -18,8 +18,9 @@ use rustix::event::epoll;
 
 /// The most that one read takes.
 pub const READ_BYTES_MAX: usize = 64 * 1024;
-/// Events that are taken from the set at a time.
-const EVENTS_MAX: usize = 256;
+/// Events that are taken from the set at a time: what so many clients' tasks need stays in the processor's caches until
+/// they have their turn.
+const EVENTS_MAX: usize = 64;
 
 /// The set of one worker.
 pub struct Arrivals {
