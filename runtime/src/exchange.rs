@@ -56,16 +56,23 @@ impl ExchangeId {
 
     /// `None` for whatever this core cannot have sent.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('-').map(|part| {
-            // from_str_radix would also take a sign.
-            let hex = !part.is_empty() && part.len() <= 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
-            hex.then(|| u64::from_str_radix(part, 16).ok()).flatten()
-        });
-        let (worker, sequence, slot) = (parts.next()??, parts.next()??, parts.next()??);
-        if parts.next().is_some() {
-            return None;
+        let mut numbers = [0_u64; 3];
+        let (mut index, mut digits) = (0, 0);
+        for byte in text.bytes() {
+            if byte == b'-' {
+                if digits == 0 {
+                    return None;
+                }
+                (index, digits) = (index + 1, 0);
+            } else {
+                digits += 1;
+                let number = numbers.get_mut(index).filter(|_| digits <= u64::BITS / 4)?;
+                *number = *number << 4 | u64::from(char::from(byte).to_digit(16)?);
+            }
         }
-        Some(Self { worker: worker.try_into().ok()?, sequence, slot: slot.try_into().ok()? })
+        let [worker, sequence, slot] = numbers;
+        let whole = (index, digits > 0) == (2, true);
+        whole.then_some(Self { worker: worker.try_into().ok()?, sequence, slot: slot.try_into().ok()? })
     }
 }
 

@@ -692,43 +692,54 @@ fn take(
 pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits, spare: &Spare) -> Result<Pieces, &'static str> {
     // With room for the request's id.
     let mut fields = spare.take();
-    let mut content_type = None;
+    let mut content_type;
     let connection = response.headers.clone().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
     let names = |name: &str| {
         let mut options = connection.clone().flat_map(|(_, value)| value.split(','));
         options.any(|option| option.trim_matches([' ', '\t']).eq_ignore_ascii_case(name))
     };
-    // Hardly any plugin has one, and each field is looked for in it.
-    let any_named = connection.clone().next().is_some();
-    let (mut count, mut bytes) = (0, 0);
-    for (name, value) in response.headers {
-        // Also those that are dropped: each is looked at.
-        count += 1;
-        bytes += name.len() + value.len() + ": \r\n".len();
-        if count > limits.fields_max {
-            return Err("the plugin's answer has more fields than http.answer_fields_max");
+    // Hardly any plugin has one, and each field would be looked for in it: only where there is one all begins again.
+    let mut any_named = false;
+    'fields: loop {
+        fields.clear();
+        content_type = None;
+        let (mut count, mut bytes) = (0, 0);
+        for (name, value) in response.headers.clone() {
+            if !any_named && name.eq_ignore_ascii_case("connection") {
+                any_named = true;
+                continue 'fields;
+            }
+            // Also those that are dropped: each is looked at.
+            count += 1;
+            bytes += name.len() + value.len() + ": \r\n".len();
+            if count > limits.fields_max {
+                return Err("the plugin's answer has more fields than http.answer_fields_max");
+            }
+            if bytes > limits.bytes_max {
+                return Err(
+                    "the fields of the plugin's answer have more bytes than http.answer_head_bytes_max",
+                );
+            }
+            // Which of two holds, each client would decide in its own way.
+            let again = name.eq_ignore_ascii_case("content-type")
+                && match content_type.replace(value) {
+                    Some(before) if !is_same_type(before, value) => {
+                        return Err("the plugin's answer has two content types");
+                    }
+                    before => before.is_some(),
+                };
+            // The core frames the answer and names the request; what the plugin says about that would only contradict it.
+            let dropped = again
+                || is_reserved_in_response(name)
+                || name.eq_ignore_ascii_case("x-request-id")
+                || (any_named && names(name));
+            if !dropped {
+                // The reader has refused whatever this could refuse.
+                let encoded = encode_field(&mut fields, name, value);
+                debug_assert!(encoded.is_ok(), "{name}: {value:?}");
+            }
         }
-        if bytes > limits.bytes_max {
-            return Err("the fields of the plugin's answer have more bytes than http.answer_head_bytes_max");
-        }
-        // Which of two holds, each client would decide in its own way.
-        let again = name.eq_ignore_ascii_case("content-type")
-            && match content_type.replace(value) {
-                Some(before) if !is_same_type(before, value) => {
-                    return Err("the plugin's answer has two content types");
-                }
-                before => before.is_some(),
-            };
-        // The core frames the answer and names the request; what the plugin says about that would only contradict it.
-        let dropped = again
-            || is_reserved_in_response(name)
-            || name.eq_ignore_ascii_case("x-request-id")
-            || (any_named && names(name));
-        if !dropped {
-            // The reader has refused whatever this could refuse.
-            let encoded = encode_field(&mut fields, name, value);
-            debug_assert!(encoded.is_ok(), "{name}: {value:?}");
-        }
+        break;
     }
     // Of a string nobody but the plugin knows what it is; a JSON value is one.
     if response.body_is_json && content_type.is_none() {

@@ -159,7 +159,7 @@ fn order(path: &str) -> Option<Order> {
 
 /// The first segment, and what follows from its slash on.
 fn cut_segment(path: &str) -> (&str, Option<&str>) {
-    match path.find('/') {
+    match path.bytes().position(|byte| byte == b'/') {
         Some(slash) => (&path[..slash], Some(&path[slash..])),
         None => (path, None),
     }
