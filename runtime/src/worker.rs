@@ -295,8 +295,8 @@ pub struct Worker {
 #[derive(Default)]
 struct Targets {
     by_index: HashMap<usize, Rc<Target>>,
-    by_id: HashMap<String, Rc<Target>>,
-    by_route: HashMap<String, Rc<Target>>,
+    by_id: HashMap<String, Rc<Target>, foldhash::fast::RandomState>,
+    by_route: HashMap<String, Rc<Target>, foldhash::fast::RandomState>,
 }
 
 /// Runs a worker until it has drained. The thread's whole life.
