@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use toru_http::{Connection, Event, Limits, Response, ResponseHead, encode_field};
 use toru_plugin_api::frame::{Decoder, FRAME_BYTES_MAX_DEFAULT, Framing};
-use toru_plugin_api::from_core::{CoreMessage, HttpRequestFrame, KvReply, RequestStart, encode_kv_reply};
+use toru_plugin_api::from_core::{
+    CoreMessage, EncodedHeaders, HttpRequestFrame, KvReply, RequestStart, encode_kv_reply,
+};
 use toru_plugin_api::from_plugin::{
     KvRequest, PluginMessage, PluginMessageReader, ResponseStart, encode_http_response, encode_kv_request,
 };
@@ -106,7 +108,8 @@ fn append_request(out: Vec<u8>, body: &[u8]) -> Vec<u8> {
         ("forwarded", b"for=\"127.0.0.1:51234\";proto=http;host=\"127.0.0.1:3000\""),
         ("x-request-id", b"0192d3a4b5c6d7e8"),
     ];
-    HttpRequestFrame::start_in(out, Framing::Length, Protocol::V1_1, &start, headers.into_iter())
+    let more = EncodedHeaders::default();
+    HttpRequestFrame::start_in(out, Framing::Length, Protocol::V1_1, &start, headers.into_iter(), &more)
         .finish(body, LIMIT)
         .expect("it fits")
 }

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::frame::{FrameError, FrameMark, Framing, begin_frame, end_frame};
 use crate::from_plugin::BadKvRequest;
+pub use crate::headers::EncodedHeaders;
 use crate::headers::{Repeats, write_headers};
 use crate::json::{Writer, is_text, write_string, write_u64};
 use crate::message::MessageError;
@@ -81,18 +82,21 @@ impl HttpRequestFrame {
         headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
     ) -> Self {
         let out = Vec::with_capacity(1024 + request.path.len());
-        Self::start_in(out, framing, protocol, request, headers)
+        Self::start_in(out, framing, protocol, request, headers, &EncodedHeaders::default())
     }
 
-    /// The same behind what `out` already holds, so that a buffer can be used again.
+    /// The same behind what `out` already holds, so that a buffer can be used again, and with more fields.
+    ///
+    /// Bounds: none of the names that are `encoded` is among `headers`.
     pub fn start_in<'f>(
         mut out: Vec<u8>,
         framing: Framing,
         protocol: Protocol,
         request: &RequestStart<'_>,
         headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+        encoded: &EncodedHeaders,
     ) -> Self {
-        let mark = write_request_head(&mut out, framing, protocol, request, headers);
+        let mark = write_request_head(&mut out, framing, protocol, request, headers, encoded);
         Self { out, mark, protocol }
     }
 
@@ -119,7 +123,8 @@ pub fn encode_http_request<'f>(
     body: &[u8],
     frame_bytes_max: usize,
 ) -> Result<(), EncodeError> {
-    let mark = write_request_head(out, framing, protocol, request, headers);
+    let encoded = EncodedHeaders::default();
+    let mark = write_request_head(out, framing, protocol, request, headers, &encoded);
     write_request_body(out, mark, protocol, body, frame_bytes_max)
 }
 
@@ -129,6 +134,7 @@ fn write_request_head<'f>(
     protocol: Protocol,
     request: &RequestStart<'_>,
     headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+    encoded: &EncodedHeaders,
 ) -> FrameMark {
     let mark = begin_frame(out, framing);
     let mut to = Writer::new(out, HEAD_ROOM + request.path.len());
@@ -145,7 +151,7 @@ fn write_request_head<'f>(
         Protocol::V1_0 => Repeats::Joined,
         Protocol::V1_1 => Repeats::Array,
     };
-    write_headers(&mut to, repeats, headers);
+    write_headers(&mut to, repeats, headers, encoded);
     if protocol >= Protocol::V1_1 {
         if let Some(remote_addr) = request.remote_addr {
             to.literal(",\"remote_addr\":\"");

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::frame::{FrameError, Framing, begin_frame, end_frame};
 use crate::from_core::{begin_lifecycle, begin_message, end_small, write_content, write_envelope};
-use crate::headers::{Repeats, write_headers};
+use crate::headers::{EncodedHeaders, Repeats, write_headers};
 use crate::json::{Writer, is_text, write_string, write_u64};
 
 #[cfg(feature = "core")]
@@ -109,7 +109,8 @@ pub fn encode_http_response<'f>(
     to.literal("{\"status\":");
     to.number(u64::from(response.status));
     to.literal(",\"headers\":");
-    write_headers(&mut to, Repeats::Array, headers.map(|(name, value)| (name, value.as_bytes())));
+    let headers = headers.map(|(name, value)| (name, value.as_bytes()));
+    write_headers(&mut to, Repeats::Array, headers, &EncodedHeaders::default());
     to.literal(",\"body\":");
     // What is longer than the frame before escaping needs no escaping to be refused.
     let json_bytes = to.len() - json_at + body.len();

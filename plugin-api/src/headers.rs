@@ -21,11 +21,29 @@ pub(crate) enum Repeats {
     Joined,
 }
 
-/// Appends `{"name":"value",…}`, names in lower case, each name once at its first place.
+/// Header fields as frames bear them, written once for many requests.
+#[derive(Clone, Debug, Default)]
+pub struct EncodedHeaders(Vec<u8>);
+
+impl EncodedHeaders {
+    /// Bounds: each name once, whatever its case.
+    pub fn new<'f>(headers: impl Iterator<Item = (&'f str, &'f [u8])>) -> Self {
+        let mut encoded = Vec::new();
+        let mut to = Writer::new(&mut encoded, 0);
+        headers.for_each(|(name, value)| write_field(&mut to, name, value));
+        to.finish();
+        // What made room for one more would be kept for nothing.
+        encoded.shrink_to_fit();
+        Self(encoded)
+    }
+}
+
+/// Appends `{"name":"value",…}`, names in lower case, each name once at its first place, and then what is `encoded` already.
 pub(crate) fn write_headers<'f>(
     to: &mut Writer<'_>,
     repeats: Repeats,
     headers: impl Iterator<Item = (&'f str, &'f [u8])> + Clone,
+    encoded: &EncodedHeaders,
 ) {
     to.literal("{\"");
     let open = to.len();
@@ -44,6 +62,7 @@ pub(crate) fn write_headers<'f>(
         seen[word] |= bit;
         write_field(to, name, value);
     }
+    to.encoded(&encoded.0);
     // Without what was meant for one more.
     to.cut_back(if to.len() > open { to.len() - ",\"".len() } else { open - "\"".len() });
     to.literal("}");
@@ -161,7 +180,7 @@ mod tests {
     fn written(repeats: Repeats, fields: &[(&str, &[u8])]) -> String {
         let mut out = Vec::new();
         let mut to = Writer::new(&mut out, 0);
-        write_headers(&mut to, repeats, fields.iter().copied());
+        write_headers(&mut to, repeats, fields.iter().copied(), &EncodedHeaders::default());
         to.finish();
         String::from_utf8(out).expect("JSON is text")
     }
@@ -186,6 +205,26 @@ mod tests {
             written(Repeats::Joined, fields),
             r#"{"host":"a","cookie":"a=1; b=2","x-é":"1","x-latin":"café","accept":"x\"y, z"}"#
         );
+    }
+
+    #[test]
+    fn what_is_encoded_already_follows_as_if_it_were_written_now() {
+        let fields: &[(&str, &[u8])] =
+            &[("Host", b"a"), ("host", b"b"), ("X-Mine", b"caf\xe9 \"1\""), ("x-last", b"")];
+        let long = vec![b'"'; 5000];
+        let more: &[(&str, &[u8])] = &[("x-long", &long), ("X-Mine", b"2"), ("x-last", b"\xff")];
+        for repeats in [Repeats::Array, Repeats::Joined] {
+            for (count, behind) in
+                [(4, &fields[4..]), (2, &fields[2..]), (0, &fields[1..]), (2, more), (0, &[])]
+            {
+                let mut out = Vec::new();
+                let mut to = Writer::new(&mut out, 0);
+                let encoded = EncodedHeaders::new(behind.iter().copied());
+                write_headers(&mut to, repeats, fields[..count].iter().copied(), &encoded);
+                to.finish();
+                assert_eq!(out, written(repeats, &[&fields[..count], behind].concat()).as_bytes());
+            }
+        }
     }
 
     #[test]

@@ -119,6 +119,14 @@ impl<'v> Writer<'v> {
         self.at = end;
     }
 
+    /// Appends what was written by another.
+    pub fn encoded(&mut self, piece: &[u8]) {
+        if self.out.len() - self.at < piece.len() {
+            self.out.resize(self.at + piece.len() + ESCAPED_STEP, 0);
+        }
+        self.known(piece);
+    }
+
     /// Appends what goes between the quotes of a string.
     #[inline]
     pub fn text(&mut self, text: &str) {

@@ -21,7 +21,6 @@ use crate::api;
 use crate::arrivals::{Presence, READ_BYTES_MAX};
 use crate::config::Access;
 use crate::driver::{Pace, waiting};
-use crate::exchange::ExchangeId;
 use crate::files::{self, Ask};
 use crate::forward::{Own, usable_request_id};
 use crate::history;
@@ -82,6 +81,8 @@ pub async fn serve<S: ClientStream>(
     'client: loop {
         // Take in what has come, as far as it goes.
         let answer_due = loop {
+            // Who was meant by a request that was refused.
+            let mut refused = None;
             match connection.poll_event() {
                 Event::NeedInput => break false,
                 Event::Head(head) => match begin(&worker, &head, &peer) {
@@ -96,19 +97,16 @@ pub async fn serve<S: ClientStream>(
                         // Its content is dropped, and may take no longer for that.
                         slot.body.set(head.has_content().then(|| (Instant::now(), 0)));
                         if let Some(target) = &target {
-                            let refused = failure.status();
-                            if refused >= 500 {
-                                count_answer(&worker, target, refused);
+                            let status = failure.status();
+                            if status >= 500 {
+                                count_answer(&worker, target, status);
                             }
                             words.add(head.method, &plugin_path(&head, peer.trusted));
-                            note(&worker, target, &words, refused, Duration::ZERO);
+                            note(&worker, target, &words, status, Duration::ZERO);
                         }
                         respond(&worker, &mut connection, failure.to_answer(words.id()), words.id());
                         worker.spare.keep(words.into_buffer());
-                        if let Some(target) = target {
-                            // A refusal takes nearly as much of a turn as a request.
-                            worker.turns.take(&target.line).await;
-                        }
+                        refused = target;
                     }
                 },
                 Event::Body(piece) => {
@@ -120,7 +118,9 @@ pub async fn serve<S: ClientStream>(
                     }
                 }
                 Event::End => {
-                    if let Some(mut whole) = request.take() {
+                    // Where it lies, until it is sent: what is moved is copied, and what is kept over an await is room that
+                    // each connection has for it.
+                    if let Some(whole) = &mut request {
                         let (target, runs) = match &whole.to {
                             Recipient::Plugin { target, .. }
                             | Recipient::File { otherwise: Otherwise::Plugin { target, .. }, .. } => {
@@ -141,6 +141,8 @@ pub async fn serve<S: ClientStream>(
                             started: whole.started,
                             status: 0,
                         });
+                    }
+                    if let Some(whole) = request.take() {
                         working = Some(Working::begin(&worker, Work::Launch(whole)));
                     }
                 }
@@ -163,6 +165,10 @@ pub async fn serve<S: ClientStream>(
                     }
                     break 'client;
                 }
+            }
+            if let Some(target) = refused {
+                // A refusal takes nearly as much of a turn as a request.
+                worker.turns.take(&target.line).await;
             }
         };
         let answering = !connection.output().is_empty();
@@ -389,13 +395,15 @@ fn begin(
     peer: &Peer,
 ) -> Result<Request, (Failure, Words, Option<Rc<Target>>)> {
     let exchange = ExchangeGuard::open(worker);
+    let id = exchange.id.text();
+    let id = id.as_str();
     let mut words = Words::of_id(match usable_request_id(head) {
         Some(theirs) => {
             let mut id = worker.spare.take_text();
             id.push_str(theirs);
             id
         }
-        None => made_id(worker, exchange.id),
+        None => made_id(worker, id),
     });
     let refuse = |words: Words, failure, target| Err((failure, words, target));
     if head.method == "TRACE" || head.method == "CONNECT" {
@@ -480,10 +488,9 @@ fn begin(
     let started = Instant::now();
     let frame = {
         let view = target.view.borrow();
-        let id = exchange.id.text();
         let stamp = worker.clock.timestamp(started);
         let start = RequestStart {
-            request_id: id.as_str(),
+            request_id: id,
             timestamp: &stamp,
             method: head.method,
             path: &path_and_query,
@@ -491,12 +498,11 @@ fn begin(
             timeout_ms: Some(worker.time_limit(&view).as_millis() as u64),
         };
         let keep_secret = config.plugins_need_token || api::authorized(worker, head);
-        let own = Own::new(head, &peer.origin, words.id(), keep_secret, worker.spare.take());
+        let own = Own::new(head, words.id(), keep_secret);
+        let mut sources = worker.sources.borrow_mut();
+        let source = sources.of(head, &peer.origin);
         let (framing, protocol) = (view.metadata.framing, view.metadata.protocol);
-        let frame =
-            HttpRequestFrame::start_in(worker.take_frame(), framing, protocol, &start, own.fields(head));
-        worker.spare.keep(own.into_buffer());
-        frame
+        HttpRequestFrame::start_in(worker.take_frame(), framing, protocol, &start, own.fields(head), source)
     };
     if config.log.access != Access::Off {
         words.add(head.method, &path_and_query);
@@ -700,16 +706,15 @@ fn note(worker: &Worker, target: &Target, words: &Words, status: u16, took: Dura
 
 /// An id for a failure that belongs to no request.
 fn fresh_id(worker: &Rc<Worker>) -> String {
-    made_id(worker, ExchangeGuard::open(worker).id)
+    made_id(worker, ExchangeGuard::open(worker).id.text().as_str())
 }
 
 /// A request id that no other run of this installation gives out.
-fn made_id(worker: &Worker, id: ExchangeId) -> String {
-    let text = id.text();
+fn made_id(worker: &Worker, id: &str) -> String {
     let boot = &worker.shared.boot;
     let mut made = worker.spare.take_text();
     made.push_str(boot);
     made.push('-');
-    made.push_str(text.as_str());
+    made.push_str(id);
     made
 }

@@ -8,9 +8,13 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use toru_http::{Field, RequestHead, is_authority};
+use toru_plugin_api::from_core::EncodedHeaders;
 
 /// Longer request ids of clients are replaced.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// So many pairs of client and host are remembered, of hosts up to this length: 12 KiB at most.
+const SOURCES_KEPT: usize = 16;
+const KNOWN_HOST_BYTES_MAX: usize = 128;
 
 /// An address with the number of its leading bits that count, as in `10.0.0.0/8`. An address alone stands for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,29 +103,18 @@ impl Origin {
     }
 }
 
-/// What the core says of a request in its own name.
-pub struct Own<'a> {
-    request_id: &'a str,
+/// What the core says of where a request comes from.
+struct Source<'a> {
     forwarded_for: Cow<'a, [u8]>,
     forwarded: Vec<u8>,
     proto: &'static str,
     host: Option<&'a [u8]>,
-    /// The client's trace context is passed on.
-    traced: bool,
-    /// `authorization` bears the core's own token, or is what the core lets in by: no business of a plugin.
-    keep_secret: bool,
 }
 
-impl<'a> Own<'a> {
-    /// `forwarded` is an empty buffer; [`Own::into_buffer`] gives it back.
-    pub fn new(
-        head: &RequestHead<'a>,
-        origin: &'a Origin,
-        request_id: &'a str,
-        keep_secret: bool,
-        mut forwarded: Vec<u8>,
-    ) -> Self {
+impl<'a> Source<'a> {
+    fn new(head: &RequestHead<'a>, origin: &'a Origin) -> Self {
         let mut forwarded_for = Cow::Borrowed(origin.plain.as_bytes());
+        let mut forwarded = Vec::with_capacity(128);
         let mut proto = "http";
         let mut host = head.host.map(str::as_bytes);
         if origin.believed {
@@ -144,15 +137,75 @@ impl<'a> Own<'a> {
             forwarded.extend_from_slice(b"\";");
         }
         forwarded.extend_from_slice(b"proto=http");
+        Self { forwarded_for, forwarded, proto, host }
+    }
+
+    fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
+        let fields = [
+            Some(("forwarded", self.forwarded.as_slice())),
+            Some(("x-forwarded-for", &*self.forwarded_for)),
+            Some(("x-forwarded-proto", self.proto.as_bytes())),
+            self.host.map(|host| ("x-forwarded-host", host)),
+        ];
+        fields.into_iter().flatten()
+    }
+}
+
+/// The fields that say where requests come from, as frames bear them: the same for all that one client asks of one host, and
+/// many ask for more than one thing.
+#[derive(Default)]
+pub struct Sources {
+    kept: [Option<KnownSource>; SOURCES_KEPT],
+    /// That of the last request, where it is not kept.
+    other: EncodedHeaders,
+}
+
+struct KnownSource {
+    node: String,
+    host: Option<String>,
+    encoded: EncodedHeaders,
+}
+
+impl Sources {
+    /// The fields that say where this request comes from.
+    ///
+    /// They are `forwarded` and `x-forwarded-*`, which are never among those of [`Own::fields`].
+    pub fn of(&mut self, head: &RequestHead<'_>, origin: &Origin) -> &EncodedHeaders {
+        let encode = || EncodedHeaders::new(Source::new(head, origin).fields());
+        if origin.believed || head.host.is_some_and(|host| host.len() > KNOWN_HOST_BYTES_MAX) {
+            self.other = encode();
+            return &self.other;
+        }
+        // Addresses differ in their last bytes, hosts in their length at least.
+        let mixed = origin.plain.bytes().rev().take(4).fold(0, |mixed, byte| mixed * 5 + usize::from(byte));
+        let kept = &mut self.kept[(mixed + head.host.map_or(0, str::len)) % SOURCES_KEPT];
+        match kept {
+            Some(known) if known.node == origin.node && known.host.as_deref() == head.host => {}
+            _ => {
+                let (node, host) = (origin.node.clone(), head.host.map(str::to_owned));
+                *kept = Some(KnownSource { node, host, encoded: encode() });
+            }
+        }
+        kept.as_ref().map_or(&self.other, |known| &known.encoded)
+    }
+}
+
+/// What a plugin gets of a request's fields, and what the core calls it.
+pub struct Own<'a> {
+    request_id: &'a str,
+    /// The client's trace context is passed on.
+    traced: bool,
+    /// `authorization` bears the core's own token, or is what the core lets in by: no business of a plugin.
+    keep_secret: bool,
+}
+
+impl<'a> Own<'a> {
+    pub fn new(head: &RequestHead<'a>, request_id: &'a str, keep_secret: bool) -> Self {
         let traced = only(head.fields.get_all("traceparent")).is_some_and(is_traceparent);
-        Self { request_id, forwarded_for, forwarded, proto, host, traced, keep_secret }
+        Self { request_id, traced, keep_secret }
     }
 
-    pub fn into_buffer(self) -> Vec<u8> {
-        self.forwarded
-    }
-
-    /// The fields that the plugin gets.
+    /// The fields that the plugin gets, but for those of [`Sources::of`].
     pub fn fields<'s>(
         &'s self,
         head: &'s RequestHead<'_>,
@@ -163,14 +216,7 @@ impl<'a> Own<'a> {
                 Some(host) if field.name.eq_ignore_ascii_case("host") => (field.name, host.as_bytes()),
                 _ => (field.name, field.value),
             });
-        let ours = [
-            Some(("x-request-id", self.request_id.as_bytes())),
-            Some(("forwarded", self.forwarded.as_slice())),
-            Some(("x-forwarded-for", &*self.forwarded_for)),
-            Some(("x-forwarded-proto", self.proto.as_bytes())),
-            self.host.map(|host| ("x-forwarded-host", host)),
-        ];
-        theirs.chain(ours.into_iter().flatten())
+        theirs.chain(std::iter::once(("x-request-id", self.request_id.as_bytes())))
     }
 
     /// Whether this field goes no further.
@@ -275,8 +321,9 @@ mod tests {
         connection.handle_input(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes());
         let Event::Head(head) = connection.poll_event() else { panic!("{fields}") };
         let id = usable_request_id(&head).unwrap_or("made");
-        let own = Own::new(&head, origin, id, keep_secret, Vec::new());
-        own.fields(&head).map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value))).collect()
+        let (own, source) = (Own::new(&head, id, keep_secret), Source::new(&head, origin));
+        let fields = own.fields(&head).chain(source.fields());
+        fields.map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value))).collect()
     }
 
     fn client() -> Origin {
@@ -357,6 +404,39 @@ mod tests {
         assert_eq!(passed("host: a\r\n", &origin, false)[2..4], expect);
         let expect = ["forwarded: for=unknown;host=\"a\";proto=http", "x-forwarded-for: unknown"];
         assert_eq!(passed("host: a\r\n", &Origin::local(), false)[2..4], expect);
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_source_is_what_would_be_written() {
+        let mut origins: Vec<_> = (0..=255)
+            .flat_map(|byte| {
+                let mapped = format!("::ffff:192.0.2.{byte}");
+                [format!("192.0.2.{byte}"), format!("2001:db8::{byte:x}"), mapped]
+            })
+            .map(|address| Origin::remote(address.parse().expect("an address"), &[]))
+            .collect();
+        origins.extend([Origin::local(), proxy()]);
+        let long = "h".repeat(KNOWN_HOST_BYTES_MAX);
+        let hosts = [
+            "host: a\r\n",
+            "host: b\r\n",
+            "host: b:1\r\n",
+            &format!("host: {long}\r\n"),
+            &format!("host: {long}h\r\n"),
+        ];
+        let mut sources = Sources::default();
+        for round in 0..3 {
+            for (index, origin) in origins.iter().enumerate() {
+                let fields = hosts[(index + round) % hosts.len()];
+                let mut connection = Connection::new(Arc::new(Limits::default()));
+                connection.handle_input(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes());
+                let Event::Head(head) = connection.poll_event() else { panic!("{fields}") };
+                let expect = EncodedHeaders::new(Source::new(&head, origin).fields());
+                for _ in 0..2 {
+                    assert_eq!(format!("{:?}", sources.of(&head, origin)), format!("{expect:?}"));
+                }
+            }
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::config::{Config, HttpConfig};
 use crate::driver::{Driver, Pace, send_now, waiting};
 use crate::exchange::Exchanges;
 use crate::files::{Files, KeptFiles, Readers};
-use crate::forward::Origin;
+use crate::forward::{Origin, Sources};
 use crate::gate::Gate;
 use crate::histogram::Histogram;
 use crate::history::{self, History, Resting};
@@ -277,6 +277,7 @@ pub struct Worker {
     pub clock: Clock,
     /// Buffers for words of requests and for answers.
     pub spare: Spare,
+    pub sources: RefCell<Sources>,
     pub draining: Cell<bool>,
     /// When a client for whom there was no room was last told of, and how many there were since.
     crowded: Cell<(Option<Instant>, u64)>,
@@ -332,6 +333,7 @@ pub async fn run(
         refused: RefCell::default(),
         clock: Clock::default(),
         spare: Spare::default(),
+        sources: RefCell::default(),
         draining: Cell::new(false),
         crowded: Cell::default(),
         accepting: RefCell::new(Some(Canceller::new())),
