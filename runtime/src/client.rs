@@ -299,7 +299,7 @@ async fn flush(
         return Ok(());
     }
     let mut output = connection.take_output();
-    // One answer is sent sooner and for less without a turn of the loop; of several, the ring sends all in one go.
+    // Sent sooner and for less without a turn of the loop; of many, the ring sends all in one go.
     let mut written = if worker.crowded_answers.get() { 0 } else { slot.send_now(&output)? };
     if written == output.len() {
         slot.idle.set(false);

@@ -49,6 +49,9 @@ const OUTBOX_BYTES_KEPT: usize = 256 * 1024;
 /// Room for one read; more while a frame larger than that is on its way.
 const READ_BYTES: usize = 16 * 1024;
 const READ_BYTES_LARGE: usize = 256 * 1024;
+/// More answers than this at a time go to their clients through the ring, all with one system call. Of fewer each is sent at
+/// once, which sets its client going while the others are still written.
+const CROWD: usize = 32;
 /// Answers to nobody within a second, beyond which the plugin is taken for broken: one that answers late sends as many
 /// as it was asked, one that floods does not stop there.
 const STRAYS_PER_SECOND_MAX: u32 = 10_000;
@@ -605,7 +608,7 @@ async fn read(
                 Err(error) => return End::Broken(error.to_string()),
             }
         }
-        worker.crowded_answers.set(frames > 1);
+        worker.crowded_answers.set(frames > CROWD);
         link.deaf.take();
         let mid_frame = decoder.is_mid_frame();
         // Where one was finished, what has begun is another: under load there is always one that has.
