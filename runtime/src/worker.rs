@@ -264,7 +264,7 @@ pub struct Worker {
     pub mailbox: Mailbox,
     pub exchanges: RefCell<Exchanges>,
     pub reader: RefCell<PluginMessageReader>,
-    /// The last read from a plugin brought several messages: answers to several clients go out in this turn of the loop.
+    /// The last read from a plugin brought many messages: answers to many clients go out in this turn of the loop.
     pub crowded_answers: Cell<bool>,
     pub kept_files: KeptFiles,
     /// For the next request's frame: one is begun and submitted in one go, unless it has content or has to wait.
