@@ -85,7 +85,11 @@ impl Arrivals {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Ok(()) | Err(_) => {}
             }
-            self.take(&mut events, &mut each)?;
+            if self.take(&mut events, &mut each)? == EVENTS_MAX {
+                // There may be more, and where nothing has to be waited for, all of it would be told before anybody had a turn.
+                // A task that wakes itself has its next turn before all others; behind another one it waits for them.
+                monoio::spawn(async {}).await;
+            }
         }
     }
 
@@ -274,6 +278,37 @@ mod tests {
             watched.arrivals.leave(&watched.socket);
             client.write_all(b"unheard").unwrap();
             assert!(watched.tells_nothing().await);
+        });
+    }
+
+    #[test]
+    fn who_is_told_of_has_its_turn_before_all_others_are_told_of() {
+        on_each(async |_| {
+            let arrivals = Rc::new(Arrivals::new().unwrap());
+            let pairs: Vec<_> = (0..3 * EVENTS_MAX).map(|_| StdUnixStream::pair().unwrap()).collect();
+            for (key, (client, socket)) in pairs.iter().enumerate() {
+                (&mut &*client).write_all(b"x").unwrap();
+                arrivals.enter(socket, key).unwrap();
+            }
+            let (arrival, told) = (Rc::new(Arrival::new(false)), Rc::new(Cell::new(0)));
+            let (waits, before) = (arrival.clone(), told.clone());
+            let turn = monoio::spawn(async move {
+                poll_fn(|cx| waits.poll_readable(cx)).await;
+                before.get()
+            });
+            let (set, counted) = (arrivals.clone(), told.clone());
+            monoio::spawn(async move {
+                set.tell(|_, news| {
+                    counted.set(counted.get() + 1);
+                    arrival.note(news);
+                })
+                .await
+            });
+            let before = turn.await;
+            assert!(before <= EVENTS_MAX, "behind {before} others");
+            while told.get() < pairs.len() {
+                monoio::time::sleep(Duration::from_millis(1)).await;
+            }
         });
     }
 
