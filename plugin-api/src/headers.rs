@@ -12,6 +12,9 @@ use crate::json::has_none;
 /// Up to here repeats are looked for pairwise; beyond, by sorting. Browsers send 10 to 20 fields.
 const PAIRWISE_MAX: usize = 32;
 
+/// Bytes of room that [`EncodedHeaders`] keep for the next ones.
+const ROOM_KEPT: usize = 4096;
+
 /// What becomes of a field that occurs more than once.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeats {
@@ -28,13 +31,20 @@ pub struct EncodedHeaders(Vec<u8>);
 impl EncodedHeaders {
     /// Bounds: each name once, whatever its case.
     pub fn new<'f>(headers: impl Iterator<Item = (&'f str, &'f [u8])>) -> Self {
-        let mut encoded = Vec::new();
-        let mut to = Writer::new(&mut encoded, 0);
+        let mut encoded = Self::default();
+        encoded.replace(headers);
+        encoded
+    }
+
+    /// Writes these in the place of those before. Up to 4 KiB of room are used again.
+    pub fn replace<'f>(&mut self, headers: impl Iterator<Item = (&'f str, &'f [u8])>) {
+        if self.0.capacity() > ROOM_KEPT {
+            self.0 = Vec::new();
+        }
+        self.0.clear();
+        let mut to = Writer::new(&mut self.0, 0);
         headers.for_each(|(name, value)| write_field(&mut to, name, value));
         to.finish();
-        // What made room for one more would be kept for nothing.
-        encoded.shrink_to_fit();
-        Self(encoded)
     }
 }
 
@@ -214,12 +224,13 @@ mod tests {
         let long = vec![b'"'; 5000];
         let more: &[(&str, &[u8])] = &[("x-long", &long), ("X-Mine", b"2"), ("x-last", b"\xff")];
         for repeats in [Repeats::Array, Repeats::Joined] {
+            let mut encoded = EncodedHeaders::default();
             for (count, behind) in
                 [(4, &fields[4..]), (2, &fields[2..]), (0, &fields[1..]), (2, more), (0, &[])]
             {
                 let mut out = Vec::new();
                 let mut to = Writer::new(&mut out, 0);
-                let encoded = EncodedHeaders::new(behind.iter().copied());
+                encoded.replace(behind.iter().copied());
                 write_headers(&mut to, repeats, fields[..count].iter().copied(), &encoded);
                 to.finish();
                 assert_eq!(out, written(repeats, &[&fields[..count], behind].concat()).as_bytes());

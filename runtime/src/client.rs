@@ -118,8 +118,8 @@ pub async fn serve<S: ClientStream>(
                     }
                 }
                 Event::End => {
-                    // Where it lies, until it is sent: what is moved is copied, and what is kept over an await is room that
-                    // each connection has for it.
+                    // It stays in its place until it is sent: to move it is to copy it, and a second place, kept over the
+                    // await, would be room in each connection's task.
                     if let Some(whole) = &mut request {
                         let (target, runs) = match &whole.to {
                             Recipient::Plugin { target, .. }
@@ -299,7 +299,7 @@ async fn flush(
         return Ok(());
     }
     let mut output = connection.take_output();
-    // Sent sooner and for less without a turn of the loop; of many, the ring sends all in one go.
+    // An answer is sent sooner and for less without a turn of the loop; of many, the ring sends all in one go.
     let mut written = if worker.crowded_answers.get() { 0 } else { slot.send_now(&output)? };
     if written == output.len() {
         slot.idle.set(false);

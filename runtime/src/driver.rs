@@ -133,8 +133,8 @@ impl Pace {
             self.since = None;
         } else if self.since.get_or_insert_with(Instant::now).elapsed() > TURN {
             self.since = None;
-            // To wake itself would not do: timers are looked at only when no task is ready. Boxed: a timer is half as large as
-            // all that a connection needs, which is room that every client's task would have for it.
+            // To wake itself would not do: timers are looked at only when no task is ready. Boxed: a timer takes half as
+            // much room again as a client's task needs without it.
             Box::pin(monoio::time::sleep(Duration::from_millis(1))).await;
         }
     }

@@ -260,7 +260,22 @@ mod tests {
 
     #[test]
     fn signs_and_leftovers_are_no_ids() {
-        for text in ["", "1-2", "1-2-3-4", "+1-2-3", "1--3", "100-1-1", "1-11111111111111111-1", "g-1-1"] {
+        let long = "1-11111111111111111-1";
+        let odd = [
+            "",
+            "1-2",
+            "1-2-",
+            "1-2-3-",
+            "-1-2",
+            "1-2-3-4",
+            "+1-2-3",
+            "1--3",
+            "100-1-1",
+            long,
+            "g-1-1",
+            "1-1-\u{663}",
+        ];
+        for text in odd {
             assert_eq!(ExchangeId::parse(text), None, "{text}");
         }
     }

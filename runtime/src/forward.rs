@@ -12,8 +12,9 @@ use toru_plugin_api::from_core::EncodedHeaders;
 
 /// Longer request ids of clients are replaced.
 const REQUEST_ID_BYTES_MAX: usize = 128;
-/// So many pairs of client and host are remembered, of hosts up to this length: 12 KiB at most.
+/// So many pairs of client and host each worker remembers.
 const SOURCES_KEPT: usize = 16;
+/// Of hosts up to this length: then all of them take 16 KiB at most.
 const KNOWN_HOST_BYTES_MAX: usize = 128;
 
 /// An address with the number of its leading bits that count, as in `10.0.0.0/8`. An address alone stands for itself.
@@ -112,9 +113,9 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(head: &RequestHead<'a>, origin: &'a Origin) -> Self {
+    /// `forwarded` is an empty buffer.
+    fn new(head: &RequestHead<'a>, origin: &'a Origin, mut forwarded: Vec<u8>) -> Self {
         let mut forwarded_for = Cow::Borrowed(origin.plain.as_bytes());
-        let mut forwarded = Vec::with_capacity(128);
         let mut proto = "http";
         let mut host = head.host.map(str::as_bytes);
         if origin.believed {
@@ -155,11 +156,15 @@ impl<'a> Source<'a> {
 /// many ask for more than one thing.
 #[derive(Default)]
 pub struct Sources {
-    kept: [Option<KnownSource>; SOURCES_KEPT],
+    known: [KnownSource; SOURCES_KEPT],
     /// That of the last request, where it is not kept.
     other: EncodedHeaders,
+    /// What is written into before it is encoded.
+    buffer: Vec<u8>,
 }
 
+/// Of nobody as long as its node is empty.
+#[derive(Default)]
 struct KnownSource {
     node: String,
     host: Option<String>,
@@ -171,26 +176,34 @@ impl Sources {
     ///
     /// They are `forwarded` and `x-forwarded-*`, which are never among those of [`Own::fields`].
     pub fn of(&mut self, head: &RequestHead<'_>, origin: &Origin) -> &EncodedHeaders {
-        let encode = || EncodedHeaders::new(Source::new(head, origin).fields());
+        let buffer = &mut self.buffer;
+        let mut encode = |encoded: &mut EncodedHeaders| {
+            let source = Source::new(head, origin, std::mem::take(buffer));
+            encoded.replace(source.fields());
+            *buffer = source.forwarded;
+            buffer.clear();
+        };
         if origin.believed || head.host.is_some_and(|host| host.len() > KNOWN_HOST_BYTES_MAX) {
-            self.other = encode();
+            encode(&mut self.other);
             return &self.other;
         }
-        // Addresses differ in their last bytes, hosts in their length at least.
+        // By the last bytes of the address and the length of the host.
         let mixed = origin.plain.bytes().rev().take(4).fold(0, |mixed, byte| mixed * 5 + usize::from(byte));
-        let kept = &mut self.kept[(mixed + head.host.map_or(0, str::len)) % SOURCES_KEPT];
-        match kept {
-            Some(known) if known.node == origin.node && known.host.as_deref() == head.host => {}
-            _ => {
-                let (node, host) = (origin.node.clone(), head.host.map(str::to_owned));
-                *kept = Some(KnownSource { node, host, encoded: encode() });
+        let known = &mut self.known[(mixed + head.host.map_or(0, str::len)) % SOURCES_KEPT];
+        if known.node != origin.node || known.host.as_deref() != head.host {
+            known.node.clear();
+            encode(&mut known.encoded);
+            match (&mut known.host, head.host) {
+                (Some(known), Some(host)) => host.clone_into(known),
+                (known, host) => *known = host.map(str::to_owned),
             }
+            known.node.push_str(&origin.node);
         }
-        kept.as_ref().map_or(&self.other, |known| &known.encoded)
+        &known.encoded
     }
 }
 
-/// What a plugin gets of a request's fields, and what the core calls it.
+/// What a plugin gets of a request's fields, and the id that the core calls the request by.
 pub struct Own<'a> {
     request_id: &'a str,
     /// The client's trace context is passed on.
@@ -321,7 +334,7 @@ mod tests {
         connection.handle_input(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes());
         let Event::Head(head) = connection.poll_event() else { panic!("{fields}") };
         let id = usable_request_id(&head).unwrap_or("made");
-        let (own, source) = (Own::new(&head, id, keep_secret), Source::new(&head, origin));
+        let (own, source) = (Own::new(&head, id, keep_secret), Source::new(&head, origin, Vec::new()));
         let fields = own.fields(&head).chain(source.fields());
         fields.map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value))).collect()
     }
@@ -431,7 +444,7 @@ mod tests {
                 let mut connection = Connection::new(Arc::new(Limits::default()));
                 connection.handle_input(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes());
                 let Event::Head(head) = connection.poll_event() else { panic!("{fields}") };
-                let expect = EncodedHeaders::new(Source::new(&head, origin).fields());
+                let expect = EncodedHeaders::new(Source::new(&head, origin, Vec::new()).fields());
                 for _ in 0..2 {
                     assert_eq!(format!("{:?}", sources.of(&head, origin)), format!("{expect:?}"));
                 }
