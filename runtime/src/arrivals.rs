@@ -7,14 +7,14 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::task::{Context, Poll, Waker};
 
 use monoio::net::UnixStream;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 /// The most that one read takes.
 pub const READ_BYTES_MAX: usize = 64 * 1024;
@@ -103,7 +103,7 @@ impl Arrivals {
     /// Takes some of what has come; gives how many there were.
     fn take(&self, events: &mut Vec<epoll::Event>, each: &mut impl FnMut(usize, News)) -> io::Result<usize> {
         match epoll::wait(self.set(), rustix::buffer::spare_capacity(events), Some(&Default::default())) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let count = events.len();
@@ -176,20 +176,20 @@ impl Arrival {
     /// Nothing more is looked for until the kernel tells of it once a read has found nothing or, on a socket that
     /// `reads_all`, less than it could have taken.
     /// Errors: the client has reset the connection, and whatever else recv(2) fails with.
-    pub fn read(&self, socket: RawFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match recv(socket, buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(count) => {
+    pub fn read(&self, socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((count, _)) => {
                 // An end is told once, and perhaps has been.
                 if self.reads_all && count < buffer.len() && self.presence.get() == Presence::Here {
                     self.may_read.set(false);
                 }
                 Ok(Some(count))
             }
-            Err(Errno::EAGAIN) => {
+            Err(Errno::AGAIN) => {
                 self.may_read.set(false);
                 Ok(None)
             }
-            Err(Errno::EINTR) => Ok(None),
+            Err(Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -237,7 +237,7 @@ mod tests {
         /// What one read brings, of `room` bytes at most.
         fn read(&self, room: usize) -> io::Result<Option<String>> {
             let buffer = &mut self.arrivals.buffer()[..room];
-            let count = self.arrival.read(self.socket.as_raw_fd(), buffer)?;
+            let count = self.arrival.read(&self.socket, buffer)?;
             Ok(count.map(|count| String::from_utf8_lossy(&buffer[..count]).into_owned()))
         }
 

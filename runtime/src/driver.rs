@@ -5,12 +5,12 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 
 use crate::config::DriverChoice;
 
@@ -158,10 +158,10 @@ pub async fn waiting<F: Future>(future: F) -> (bool, F::Output) {
 /// Most sends can be done at once, and then a system call costs less than a submission, its completion and the turn of
 /// the loop in between. Whatever is left goes the long way, which waits.
 /// Errors: the other side is gone.
-pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    match send(socket, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Ok(count) => Ok(count),
-        Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
@@ -194,7 +194,6 @@ pub fn on_each(life: impl AsyncFn(Driver)) {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
-    use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -203,14 +202,14 @@ mod tests {
     fn a_full_socket_takes_nothing_and_keeps_nobody_waiting() {
         let (socket, mut peer) = UnixStream::pair().expect("a pair");
         let bytes = vec![b'x'; 64 * 1024];
-        let send = || send_now(socket.as_raw_fd(), &bytes).expect("the peer is there");
+        let send = || send_now(&socket, &bytes).expect("the peer is there");
         let taken: usize = (0..10_000).map(|_| send()).take_while(|count| *count > 0).sum();
         assert!(taken > 0 && send() == 0, "{taken} bytes");
         let mut read = vec![0; taken];
         peer.read_exact(&mut read).expect("all that was taken");
         assert!(send() > 0);
         drop(peer);
-        let gone = send_now(socket.as_raw_fd(), &bytes).expect_err("nobody is there");
+        let gone = send_now(&socket, &bytes).expect_err("nobody is there");
         assert!(matches!(gone.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset), "{gone}");
     }
 }

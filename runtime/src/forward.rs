@@ -1,4 +1,5 @@
-//! Which of a request's fields reach its plugin, and what the core says there in its own name. Pure.
+//! Which of a request's fields reach its plugin, and what the core says there in its own name. Pure, but for
+//! what is remembered of where requests come from.
 //!
 //! What only a proxy may say (`forwarded`, `x-forwarded-*`, `x-real-ip`) is replaced, unless the client is a proxy that
 //! the configuration trusts: a plugin may believe these fields.

@@ -85,7 +85,8 @@ pub struct Link {
     pub connected: Cell<bool>,
     /// So many requests wait for it to be.
     pub unsent: Cell<u64>,
-    /// While connected. For shutdown(2) alone: it ends pending reads and writes under either driver.
+    /// While connected. What the tasks that read and write own beside: shutdown(2) ends what is pending there under either
+    /// driver, and a direct send goes no long way.
     fd: Cell<Option<RawFd>>,
     write_since: Cell<Option<Instant>>,
     /// When the frame began of which only a part is there.
@@ -414,8 +415,7 @@ impl Link {
 
     /// What the plugin has not read of what was sent, with what the kernel adds to it; none while there is no connection.
     fn unread(&self) -> Option<u64> {
-        // SAFETY: the link's task closes its socket only once it has taken the descriptor out of the link.
-        self.fd.get().map(|fd| untaken(unsafe { BorrowedFd::borrow_raw(fd) }))
+        self.socket().map(untaken)
     }
 
     /// Looks whether a plugin that is suspected of reading nothing does read; any other costs nothing.
@@ -430,6 +430,11 @@ impl Link {
 
     pub fn has_deadline(&self) -> bool {
         self.write_since.get().is_some() || self.frame_since.get().is_some()
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the link's task closes its socket only once it has taken the descriptor out of the link.
+        self.fd.get().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
     fn close(&self) {
@@ -548,7 +553,7 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
         target.line.note_sent();
         link.watch_reading(Deaf::before_write);
-        let sent = link.fd.get().map_or(Ok(0), |fd| send_now(fd, &batch));
+        let sent = link.socket().map_or(Ok(0), |socket| send_now(socket, &batch));
         let Ok(sent) = sent else { return link.close() };
         link.watch_reading(Deaf::after_write);
         spare = batch;

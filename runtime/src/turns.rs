@@ -13,7 +13,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::ptr;
 use std::rc::Rc;
@@ -175,7 +175,12 @@ impl Turns {
         };
         let bell = bells[self.next_bell.replace(1 - self.next_bell.get())];
         // One that is closed is not rung: its descriptor may be somebody else's.
-        let rung = if self.is_deaf.get() { 0 } else { send_now(bell, b".")? };
+        if self.is_deaf.get() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // SAFETY: whoever closes a bell says so in `is_deaf`.
+        let bell = unsafe { BorrowedFd::borrow_raw(bell) };
+        let rung = send_now(bell, b".")?;
         if rung == 1 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
@@ -252,7 +257,7 @@ mod tests {
             let (bell, heard) = StdUnixStream::pair().expect("descriptors");
             heard.set_nonblocking(driver == Driver::Epoll).expect("a socket");
             let mut heard = UnixStream::from_std(heard).expect("a socket");
-            send_now(bell.as_raw_fd(), b".").expect("a byte");
+            send_now(&bell, b".").expect("a byte");
             assert_eq!(heard.read(vec![0; 1]).await.0.expect("a byte"), 1);
             request(turns.clone(), other.clone(), 'o', taken.clone()).await;
             let before = taken.borrow().len();
@@ -286,7 +291,7 @@ mod tests {
                     monoio::spawn(async {
                         request.await;
                         if let Some(bell) = bell {
-                            send_now(bell.as_raw_fd(), b".").expect("a byte");
+                            send_now(&bell, b".").expect("a byte");
                         }
                         // Others have something to do because of it, as the writer to the plugin has.
                         for _ in 0..3 {

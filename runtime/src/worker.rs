@@ -637,10 +637,11 @@ impl Worker {
     /// Tells a client that there is no room, on the spot: a crowd has to be told as fast as it comes, since who waits
     /// behind it may be a client that there is room for.
     fn refuse<S: ClientStream>(self: &Rc<Self>, stream: S, at_control: bool) {
-        let fd = stream.as_raw_fd();
+        // SAFETY: open as long as `stream` is, which outlives this.
+        let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
         // All of it fits into a new socket; a client that has gone needs none.
-        let _ = send_now(fd, &client::canned(self, &Failure::Crowded));
-        let _ = shutdown(fd, Shutdown::Write);
+        let _ = send_now(socket, &client::canned(self, &Failure::Crowded));
+        let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
         let shared = &self.shared;
         let kept = if at_control {
             shared.descriptors.control_max / 4
@@ -943,12 +944,12 @@ impl ClientSlot {
 
     /// Reads what has come; see [`Arrival::read`].
     pub fn read(&self, buffer: &mut [u8]) -> std::io::Result<Option<usize>> {
-        self.arrival.read(self.fd, buffer)
+        self.arrival.read(self.socket(), buffer)
     }
 
     /// Sends what the socket takes at once; see [`send_now`].
     pub fn send_now(&self, bytes: &[u8]) -> std::io::Result<usize> {
-        send_now(self.fd, bytes)
+        send_now(self.socket(), bytes)
     }
 
     pub fn shutdown_write(&self) {
