@@ -66,12 +66,12 @@ serve *flags:
 console *flags:
     cargo run --release -p toru-console -- {{flags}}
 
-# Many idle plugins: start, cost at rest, stop. Needs a release build of the workspace's binaries.
+# Many idle plugins: start, cost at rest, stop.
 bench-plugins *flags:
     cargo build --release --workspace --bins
     python3 benches/load/plugins.py {{flags}}
 
-# A Python plugin behind Toru, beside the same application under uvicorn behind nginx. Needs a release build.
+# A Python plugin behind Toru, beside the same application under uvicorn behind nginx. Needs wrk and nginx.
 bench-python *flags:
     cargo build --release --workspace --bins
     python3 benches/load/python.py {{flags}}
@@ -86,7 +86,7 @@ picture:
     cargo build --workspace --bins
     console/picture.py
 
-# What an open connection at rest costs. Needs a release build of the workspace's binaries.
+# What an open connection at rest costs.
 bench-idle *flags:
     cargo build --release --workspace --bins
     python3 benches/load/idle.py {{flags}}
@@ -96,27 +96,27 @@ bench-crowd *flags:
     cargo build --release --workspace --bins
     python3 benches/load/crowd.py {{flags}}
 
-# Beside nginx, HAProxy and Caddy on this machine: just bench-peers --quick, or --save to keep the rows.
+# Beside nginx, HAProxy and Caddy on this machine; the rows are kept in benches/runs. Needs wrk. Shorter: just bench-peers --quick
 bench-peers *flags:
     cargo build --release --workspace --bins
     python3 benches/load/peers.py {{flags}}
 
-# The latency of one plugin beside another that is slow or flooded. Needs a release build, and wrk.
+# The latency of one plugin beside another that is slow or flooded. Needs wrk.
 bench-fairness *flags:
     cargo build --release --workspace --bins
     python3 benches/load/fairness.py {{flags}}
 
-# A thousand requests in flight to one plugin. Needs a release build.
+# A thousand requests in flight to one plugin.
 bench-flight *flags:
     cargo build --release --workspace --bins
     python3 benches/load/flight.py {{flags}}
 
-# Ten minutes of load of mixed sizes: is memory flat? Needs a release build, and wrk.
+# Ten minutes of load of mixed sizes: is memory flat? Needs wrk.
 bench-soak *flags:
     cargo build --release --workspace --bins
     python3 benches/load/soak.py {{flags}}
 
-# CPU of a request as workers, plugins and connections grow. Needs a release build, and wrk.
+# CPU of a request as workers, plugins and connections grow. Needs wrk.
 bench-scaling *flags:
     cargo build --release --workspace --bins
     python3 benches/load/scaling.py {{flags}}

@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# Where a program has another package's name.
+PACKAGES = {"prlimit": "util-linux", "nm": "binutils", "uvicorn": "python3-uvicorn"}
 ECHO_REQUEST = b"GET /api/plugins/echo/ HTTP/1.1\r\nhost: toru\r\n\r\n"
 
 
@@ -29,10 +31,11 @@ def arguments(doc, *binaries, programs=("wrk",)):
     parser.add_argument("--bin", type=Path, default=ROOT / "target/release", help="where the binaries are")
 
     def finish():
+        args = parser.parse_args()
         for program in programs:
             if shutil.which(program) is None:
-                raise SystemExit(f"{program} is not installed (Debian: apt-get install {program})")
-        args = parser.parse_args()
+                package = PACKAGES.get(program, program)
+                raise SystemExit(f"{program} is not installed (Debian: apt-get install {package})")
         args.bin = args.bin.resolve()
         for name in ("toru", "toru-plugin-echo", *binaries):
             if not (args.bin / name).exists():
@@ -204,11 +207,13 @@ class Toru(Processes):
             if value is not None:
                 command += [f"--{flag}", value]
         began = time.monotonic()
-        self.process = self.start(command, stdout=subprocess.PIPE, text=True)
+        said = place / "stderr"
+        with said.open("w") as stderr:
+            self.process = self.start(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.pid = self.process.pid
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"toru ended at its start, exit code {self.process.wait()}")
+            raise SystemExit(f"toru ended at its start, exit code {self.process.wait()}: {said.read_text().strip()}")
         self.address = line.split()[-1].removeprefix("http://")
         wait_for("plugins", lambda: self.running() == len(ids) + len(scripts), 120)
         self.seconds_to_start = time.monotonic() - began
@@ -244,8 +249,8 @@ class Toru(Processes):
 
 
 def microseconds(text):
-    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
-    return float(number) * {"us": 1, "ms": 1e3, "s": 1e6, "m": 6e7}[unit]
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m|h)", text).groups()
+    return float(number) * {"us": 1, "ms": 1e3, "s": 1e6, "m": 6e7, "h": 3.6e9}[unit]
 
 
 def wrk_command(url, connections, seconds, script=None):
@@ -256,7 +261,7 @@ def wrk_command(url, connections, seconds, script=None):
 def wrk_result(text):
     """What wrk printed: requests, requests a second, latencies in µs, and what went wrong."""
     latency = {key: microseconds(value) for key, value in re.findall(r"(?m)^\s+(50|99)%\s+(\S+)", text)}
-    count, elapsed = re.search(r"(\d+) requests in ([\d.]+)(?:s|m)", text).groups()
+    count, elapsed = re.search(r"(\d+) requests in ([\d.]+)(?:s|m|h)", text).groups()
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text).group(1)
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     broken = re.search(r"Socket errors: (.*)", text)

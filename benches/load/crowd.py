@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """A crowd that connects at once: what a new client, and one that is served already, wait meanwhile.
 
-    python3 benches/load/crowd.py [--connections 10000] [--nofile 4096] [--silent] [--driver auto] [--bin target/release]
+    python3 benches/load/crowd.py [--connections 10000] [--nofile 4096] [--silent] [--driver auto] [--rounds 3]
 
 Starts a daemon with one echo plugin under a limit of open files, has all clients of the crowd connect at once and ask
 (or, with --silent, say nothing), and meanwhile measures from another process: each 10 ms a request on a new connection,
 answered or told 503, and one on a connection that was there before.
-Overflows are connections that the kernel dropped because too many waited to be accepted; such a client tries again after
-a second.
+Overflows are connections that the kernel dropped because too many waited to be accepted; such a client tries again
+after a second.
 """
 
 import errno

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Toru beside nginx, HAProxy and Caddy, each in front of one process on a Unix socket, in one interleaved run.
 
-    python3 benches/load/peers.py [--quick] [--seconds 3] [--rounds 3] [--backend raw|axum|both] [--bin target/release]
+    python3 benches/load/peers.py [--quick] [--seconds 2] [--rounds 5] [--backend raw|axum|both] [--bin target/release]
     python3 benches/load/peers.py --table [FILE]
 
 Needs `cargo build --release --workspace --bins`, and wrk; peers that are not installed are named and left out.
@@ -11,14 +11,16 @@ could write, or with `--backend axum` to `bench-peer axum`, what people would wr
 as Toru's without any routing, checks or counters.
 Each cell is measured `--rounds` times, all fronts in turn (A B A B), so that what the machine does meanwhile hits all
 of them; the tables give medians, and ratios against the best of nginx and HAProxy in the same run.
-CPU is user and system time of front and backend (or plugin) per request, from /proc; memory is PSS of each front at
-rest, started alone.
-`--save` keeps machine, kernel, commit and the raw rows in benches/runs/; `--table` prints the README's table from such a
-file, by default the newest.
+CPU is user and system time of front and backend (or plugin) per request, from /proc, and of it the front's; memory is
+PSS of each front at rest, started alone.
+What is answered and posted is one letter many times, but for the 30 B, which are JSON: nothing of it is escaped.
+Machine, kernel, commit, the command and the raw rows are kept in benches/runs/; `--table` prints the README's table
+from such a file, by default the newest of all cells and fronts.
 """
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -32,6 +34,7 @@ from common import posting, pss_mb, tree, wait_for, wrk
 
 RUNS = ROOT / "benches" / "runs"
 PEERS = ["nginx", "haproxy", "caddy"]
+FRONTS = ["toru io_uring", "toru epoll", *PEERS, "ceiling"]
 CONNECTIONS = [1, 16, 64, 256]
 
 # name: path of the request, bytes posted, connections
@@ -132,9 +135,6 @@ def start_all(binaries, place, wanted, backends, processes):
         for name in PEERS:
             if name not in wanted:
                 continue
-            if shutil.which(name) is None:
-                missing += [f"{name}: not installed"] * (backend == backends[0])
-                continue
             try:
                 base, pid = start_peer(name, place / f"{name}-{backend}", socket, processes)
             except SystemExit as error:
@@ -174,7 +174,9 @@ def at_rest(binaries, place, wanted, backends):
 def measure(front, cell, seconds, place):
     name, path, posted, connections = cell
     script = posting(place, posted) if posted else None
+    own, before = front.own(), cpu_seconds(*front.own())
     row = wrk(front.base + path, connections, seconds, script, front.processes())
+    row["front_cpu_us"] = (cpu_seconds(*own) - before) / max(row["requests"], 1) * 1e6
     return {"front": front.name, "cell": name, **row}
 
 
@@ -209,7 +211,8 @@ def ratio(value, base):
 
 def table(rows, rivals):
     """Medians by cell, with ratios against the best of `rivals`."""
-    lines = ["| | front | req/s (min to max) | against the best | p50 µs | p99 µs | against | CPU µs/req | against |"]
+    lines = ["| | front | req/s (min to max) | against the best | p50 µs | p99 µs | against "]
+    lines[0] += "| CPU µs/req (the front's) | against |"
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for cell in rows.cells:
         best = rows.best(cell, rivals, "per_second", max)
@@ -219,22 +222,29 @@ def table(rows, rivals):
             spread = rows.of(cell, front, "per_second")
             if not spread:
                 continue
-            rate, p50, p99, cpu = (
-                rows.median(cell, front, key) for key in ("per_second", "p50_us", "p99_us", "cpu_us")
+            rate, p50, p99, cpu, own = (
+                rows.median(cell, front, key) for key in ("per_second", "p50_us", "p99_us", "cpu_us", "front_cpu_us")
             )
             lines.append(
                 f"| {cell} | {front} | {rate:,.0f} ({min(spread):,.0f} to {max(spread):,.0f}) | {ratio(rate, best)} "
-                f"| {p50:,.0f} | {p99:,.0f} | {ratio(p99, calm)} | {cpu:.1f} | {ratio(cpu, thrifty)} |"
+                f"| {p50:,.0f} | {p99:,.0f} | {ratio(p99, calm)} | {cpu:.1f} ({own:.1f}) | {ratio(cpu, thrifty)} |"
             )
     return "\n".join(lines)
 
 
 def newest_run():
-    """The newest stored run."""
-    runs = [(json.loads(path.read_text())["machine"]["date"], path) for path in RUNS.glob("peers-*.json")]
-    if not runs:
-        raise SystemExit(f"no run is stored in {RUNS}: peers.py --save stores one")
-    return max(runs)[1]
+    """The newest stored run of all cells and fronts."""
+    runs = [(json.loads(path.read_text()), path) for path in RUNS.glob("peers-*.json")]
+    whole = [(run["machine"]["date"], path) for run, path in runs if is_whole(run["rows"])]
+    if not whole:
+        raise SystemExit(f"no run of all cells and fronts is stored in {RUNS}: peers.py stores one")
+    return max(whole)[1]
+
+
+def is_whole(rows):
+    """Whether these are of everything that the README's table shows."""
+    found = Rows(rows)
+    return set(found.cells) == {cell[0] for cell in CELLS} and set(found.fronts) >= set(FRONTS)
 
 
 def readme_table(path):
@@ -245,7 +255,8 @@ def readme_table(path):
     ours = "toru io_uring"
     # In front of the fastest backend alone: the other one is kinder to us.
     shown = [name for name in rows.fronts if name != ours and not name.endswith("axum")]
-    lines = [f"| requests a second | **toru** | {' | '.join(shown)} | toru against the better of {' and '.join(rivals)} |"]
+    against = f"toru against the better of {' and '.join(rivals)}"
+    lines = [f"| requests a second | **toru** | {' | '.join(shown)} | {against} |"]
     lines.append("| --- |" + " --- |" * (len(shown) + 2))
     for cell in rows.cells:
         rates = [rows.median(cell, name, "per_second") for name in [ours] + shown]
@@ -269,20 +280,20 @@ def readme_table(path):
     versions = ", ".join(named)
     lines += [
         "",
-        f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, commit {about['commit']}, {about['date'][:10]}; "
-        f"{versions}; medians of {run['rounds']} rounds of {run['seconds']} s; raw rows in `{path.relative_to(ROOT)}`.",
+        f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, commit {about['commit']}, "
+        f"{about['date'][:10]}; {versions}; medians of {run['rounds']} rounds of {run['seconds']} s; "
+        f"raw rows in `{path.relative_to(ROOT)}`.",
     ]
     return "\n".join(lines)
 
 
 def main():
     parser, finish = arguments(__doc__, "bench-peer")
-    parser.add_argument("--seconds", type=int, default=3, help="of load for each cell and round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=2, help="of load for each cell and round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="three cells instead of all")
-    parser.add_argument("--fronts", default="toru io_uring,toru epoll,nginx,haproxy,caddy,ceiling")
+    parser.add_argument("--fronts", default=",".join(FRONTS), help="of these, with commas between them")
     parser.add_argument("--backend", choices=["raw", "axum", "both"], default="raw", help="behind the peers")
-    parser.add_argument("--save", action="store_true", help="keep the rows in benches/runs/")
     if "--table" in sys.argv[1:]:
         rest = [word for word in sys.argv[1:] if word != "--table"]
         print(readme_table(Path(rest[0]).resolve() if rest else newest_run()))
@@ -290,12 +301,23 @@ def main():
     args = finish()
     cells = [cell for cell in CELLS if not args.quick or cell[0] in QUICK]
     backends = ["raw", "axum"] if args.backend == "both" else [args.backend]
+    wanted = args.fronts.split(",")
+    if unknown := [name for name in wanted if name not in FRONTS]:
+        raise SystemExit(f"--fronts: {', '.join(unknown)}: known are {', '.join(FRONTS)}")
+    for name in wanted:
+        if name in PEERS and shutil.which(name) is None:
+            print(f"left out: {name}: not installed (Debian: apt-get install {name})", file=sys.stderr)
+    wanted = [name for name in wanted if name not in PEERS or shutil.which(name)]
+    if not wanted:
+        raise SystemExit("nothing is left to be measured")
     with tempfile.TemporaryDirectory(prefix="toru-", dir="/tmp") as folder, Processes() as processes:
-        place, rows, wanted = Path(folder), [], args.fronts.split(",")
+        place, rows = Path(folder), []
         memory = at_rest(args.bin, place, wanted, backends)
         fronts, missing = start_all(args.bin, place, wanted, backends, processes)
         for line in missing:
             print(f"left out: {line}", file=sys.stderr)
+        if not fronts:
+            raise SystemExit("nothing is left to be measured")
         for front in fronts:
             wrk(front.base, 16, 1)
         total = len(cells) * args.rounds * len(fronts)
@@ -318,13 +340,14 @@ def main():
     print("\n| at rest | memory of the front (PSS) |\n| --- | --- |")
     for name, megabytes in memory.items():
         print(f"| {name} | {megabytes:.1f} MB |")
-    if args.save:
-        RUNS.mkdir(exist_ok=True)
-        about = {**machine(), "versions": versions}
-        target = RUNS / f"peers-{about['date'][:10]}-{about['commit']}.json"
-        body = {"machine": about, "seconds": args.seconds, "rounds": args.rounds, "memory_mb": memory, "rows": rows}
-        target.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-        print(f"\nkept in {target.relative_to(ROOT)}")
+    RUNS.mkdir(exist_ok=True)
+    about = {**machine(), "versions": versions}
+    minute = re.sub(r"\D", "", about["date"])[:12]
+    target = RUNS / f"peers-{minute}-{about['commit']}.json"
+    body = {"machine": about, "command": sys.argv[1:], "seconds": args.seconds, "rounds": args.rounds}
+    body |= {"memory_mb": memory, "rows": rows}
+    target.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+    print(f"\nkept in {target.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -44,14 +44,16 @@ def main():
                 rows[cell].append(row)
     middle = lambda cell, key: statistics.median(row[key] for row in rows[cell])
     print(f"{headline()}; {args.rounds} rounds of {args.seconds} s\n")
-    print("| workers | plugins | connections | req/s | p99 µs | CPU µs a request | of it the core | against the base |")
+    print("| workers | plugins | connections | requests a second | p99 µs | CPU µs a request ", end="")
+    print("| of it the core | against the first |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for cell in CELLS:
         rate, p99, cpu, core = (middle(cell, key) for key in ("per_second", "p99_us", "cpu_us", "core_us"))
         against = cpu / middle(BASE, "cpu_us")
         workers, plugins, connections = cell
         print(
-            f"| {workers} | {plugins} | {connections} | {rate:,.0f} | {p99:,.0f} | {cpu:.1f} | {core:.1f} | {against:.2f} |"
+            f"| {workers} | {plugins} | {connections} | {rate:,.0f} | {p99:,.0f} "
+            f"| {cpu:.1f} | {core:.1f} | {against:.2f} |"
         )
     bad = sum(row["not_2xx"] for found in rows.values() for row in found)
     print(f"\nnot 200: {bad}")

@@ -59,7 +59,8 @@ def main():
     print(f"{row['requests']:,} requests in {args.seconds} s, c={args.connections}, mixed sizes, ", end="")
     print(f"{row['not_2xx']} not 2xx, socket errors: {row['socket_errors'] or 'none'}, ", end="")
     print(f"{used / row['requests'] * 1e6:.0f} µs CPU a request\n")
-    print("| memory (PSS), MB | first third | last third | ratio | least | most |\n| --- | --- | --- | --- | --- | --- |")
+    print("| memory (PSS), MB | first third | last third | ratio | least | most |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, column in (("core", 1), ("plugin", 2)):
         values = [reading[column] for reading in readings]
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
