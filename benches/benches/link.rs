@@ -1,7 +1,8 @@
 //! One link, three runtimes: frames go over a pair of Unix sockets to an echo and back, both on one thread.
 //!
 //! `cargo bench -p toru-benches --bench link`; `cargo test` runs each once.
-//! monoio is what the core runs on, with io_uring and with epoll; tokio and tokio-uring are what it could.
+//! monoio is what the core runs on, with io_uring and with epoll; tokio and tokio-uring are what it could. Each as it is
+//! without settings, and without a direct send, which the core tries first.
 
 use std::hint::black_box;
 use std::os::unix::net::UnixStream as StdStream;

@@ -93,7 +93,18 @@ fn append_answer(out: &mut Vec<u8>, request_id: &str, body: &[u8]) {
     encode_http_response(out, Framing::Length, &start, headers.into_iter(), body, LIMIT).expect("it fits");
 }
 
-fn append_request(out: Vec<u8>, body: &[u8]) -> Vec<u8> {
+/// What the core says of where requests come from, which it writes once for many of them.
+fn source() -> EncodedHeaders {
+    let fields: [(&str, &[u8]); 4] = [
+        ("forwarded", b"for=127.0.0.1;host=\"127.0.0.1:3000\";proto=http"),
+        ("x-forwarded-for", b"127.0.0.1"),
+        ("x-forwarded-proto", b"http"),
+        ("x-forwarded-host", b"127.0.0.1:3000"),
+    ];
+    EncodedHeaders::new(fields.into_iter())
+}
+
+fn append_request(out: Vec<u8>, source: &EncodedHeaders, body: &[u8]) -> Vec<u8> {
     let start = RequestStart {
         request_id: "0-1f-3",
         timestamp: STAMP,
@@ -102,14 +113,9 @@ fn append_request(out: Vec<u8>, body: &[u8]) -> Vec<u8> {
         remote_addr: Some("127.0.0.1:51234"),
         timeout_ms: Some(30_000),
     };
-    let headers: [(&str, &[u8]); 4] = [
-        ("content-type", b"application/json"),
-        ("accept", b"*/*"),
-        ("forwarded", b"for=\"127.0.0.1:51234\";proto=http;host=\"127.0.0.1:3000\""),
-        ("x-request-id", b"0192d3a4b5c6d7e8"),
-    ];
-    let more = EncodedHeaders::default();
-    HttpRequestFrame::start_in(out, Framing::Length, Protocol::V1_1, &start, headers.into_iter(), &more)
+    let headers: [(&str, &[u8]); 3] =
+        [("content-type", b"application/json"), ("accept", b"*/*"), ("x-request-id", b"0192d3a4b5c6d7e8")];
+    HttpRequestFrame::start_in(out, Framing::Length, Protocol::V1_1, &start, headers.into_iter(), source)
         .finish(body, LIMIT)
         .expect("it fits")
 }
@@ -181,15 +187,15 @@ fn answer() -> Case {
 }
 
 fn write_request(size: usize) -> Case {
-    let (body, mut out) = (content(size), Vec::new());
+    let (body, source, mut out) = (content(size), source(), Vec::new());
     Case::new(format!("core: write a request with {size} bytes"), size, move || {
         out.clear();
-        out = append_request(std::mem::take(&mut out), black_box(&body));
+        out = append_request(std::mem::take(&mut out), &source, black_box(&body));
     })
 }
 
 fn read_request(size: usize) -> Case {
-    let (frame, mut decoder) = (append_request(Vec::new(), &content(size)), decoder());
+    let (frame, mut decoder) = (append_request(Vec::new(), &source(), &content(size)), decoder());
     Case::new(format!("plugin: read a request with {size} bytes"), frame.len(), move || {
         decoder.feed(black_box(&frame));
         let json = decoder.next_frame().expect("valid").expect("whole");
@@ -271,11 +277,13 @@ fn supervisor_step() -> Case {
     })
 }
 
-/// A request from the bytes of the client to the bytes of the answer, core and plugin, without sockets.
+/// The pure parts of a request together, from the bytes of the client to the bytes of the answer, core and plugin: without
+/// sockets, and without what the core and the SDK keep of it in between.
 fn whole_request(size: usize) -> Case {
     let mut connection = Connection::new(Arc::new(Limits::default()));
     let (mut to_plugin, mut to_core, body) = (Vec::new(), Vec::new(), content(size));
     let (mut in_core, mut in_plugin, mut reader) = (decoder(), decoder(), PluginMessageReader::new());
+    let source = source();
     Case::new(format!("whole request, answer of {size} bytes"), size, move || {
         to_plugin.clear();
         to_core.clear();
@@ -284,7 +292,7 @@ fn whole_request(size: usize) -> Case {
             match connection.poll_event() {
                 Event::Head(head) => {
                     let _ = black_box(toru_runtime::route::route(head.method, head.target.path(), false));
-                    to_plugin = append_request(std::mem::take(&mut to_plugin), b"");
+                    to_plugin = append_request(std::mem::take(&mut to_plugin), &source, b"");
                 }
                 Event::ResponseDue => break,
                 Event::End => {}
