@@ -2,7 +2,7 @@
 //!
 //! Reading the configuration, opening the database and building command lines touch most of the binary's code and leave
 //! holes in the heap; a core that then waits for requests needs a small part of either.
-//! On a small machine that is worth one look when the start is over, and one when there were requests and now are none.
+//! On a small machine that is worth a look or two when the start is over, and one when there were requests and now are none.
 
 use std::ffi::c_void;
 use std::fs::File;

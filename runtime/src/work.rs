@@ -250,7 +250,8 @@ pub enum Progress {
 
 /// Does the next thing for an answer, to its end.
 ///
-/// A connection at rest keeps room for this future, so all but the usual way to a 1.1 plugin is boxed.
+/// Boxed as a whole for as long as it works; what it waits for is boxed once more, so that the usual does not take the room
+/// of the largest.
 async fn advance(worker: Rc<Worker>, work: Work) -> Progress {
     let outcome = match work {
         Work::Launch(Request { to: Recipient::Core { call, head_only }, body, .. }) => {

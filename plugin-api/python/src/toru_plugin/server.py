@@ -1,4 +1,5 @@
-"""The plugin's side of the socket, on asyncio: all I/O of this package is in this file.
+"""The plugin's side of the socket, on asyncio: all I/O of this package is in this file, but for making the socket that
+`listen.py` binds.
 
 One `_Connection` for each connection of the core; `_Server` is what they share.
 A read may bring many frames; everything that is ready in one turn of the loop goes out in one write.
