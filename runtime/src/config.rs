@@ -522,6 +522,12 @@ impl File {
             processes,
             data_dir,
         };
+        if config.sockets_dir == config.data_dir {
+            return Err(ConfigError(format!(
+                "{} is both the folder of the sockets and that of the data; name two",
+                config.data_dir.display()
+            )));
+        }
         let longest = config.sockets_dir.join("x.sock");
         for socket in [&config.control_socket, &longest] {
             if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
@@ -746,12 +752,35 @@ fn plugin_tables(
             let message = format!("`plugins.{}`: no plugin can have this id", id.as_ref());
             return Err(source.error(&id, &message));
         }
-        let json = serde_json::to_string(&table.own)
-            .map_err(|error| source.error(&id, &format!("`plugins.{}`: {error}", id.as_ref())))?;
+        let json = table_to_json(table.own)
+            .map_err(|reason| source.error(&id, &format!("`plugins.{}`: {reason}", id.as_ref())))?;
+        let json = serde_json::Value::Object(json).to_string();
         processes.insert(id.as_ref().clone(), table.process.resolve(id.as_ref(), source)?);
         plugins.insert(id.into_inner(), json);
     }
     Ok((plugins, processes))
+}
+
+/// As JSON, in which a date or a time is text.
+///
+/// Errors: a number that JSON has no word for, with its key.
+fn table_to_json(table: toml::Table) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    table.into_iter().map(|(key, value)| Ok((key.clone(), to_json(&key, value)?))).collect()
+}
+
+fn to_json(key: &str, value: toml::Value) -> Result<serde_json::Value, String> {
+    Ok(match value {
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) if number.is_finite() => number.into(),
+        toml::Value::Float(number) => return Err(format!("`{key}` is {number}, which JSON does not have")),
+        toml::Value::Boolean(is_true) => is_true.into(),
+        toml::Value::Datetime(moment) => moment.to_string().into(),
+        toml::Value::Array(values) => {
+            values.into_iter().map(|value| to_json(key, value)).collect::<Result<Vec<_>, _>>()?.into()
+        }
+        toml::Value::Table(table) => table_to_json(table)?.into(),
+    })
 }
 
 impl ProcessTable {
@@ -871,6 +900,29 @@ mod tests {
             let error = load(&format!("[plugins.acme.process]\n{line}\n")).expect_err(line).to_string();
             assert!(error.contains(expect), "{line:?} gave {error:?}");
         }
+    }
+
+    #[test]
+    fn a_plugin_gets_its_table_as_json() {
+        let text =
+            "[plugins.acme]\nday = 2026-01-31\nat = [07:32:00]\nx = { y = 2026-01-01T10:00:00Z, z = 1.5 }\n";
+        let expect = serde_json::json!({
+            "day": "2026-01-31", "at": ["07:32:00"], "x": { "y": "2026-01-01T10:00:00Z", "z": 1.5 },
+        });
+        assert_eq!(load(text).expect("valid").plugins["acme"], expect.to_string());
+        for (text, expect) in [
+            ("[plugins.acme]\nlimit = nan\n", "`plugins.acme`: `limit` is NaN"),
+            ("[plugins.acme]\na = [{ b = -inf }]\n", "line 1, column 10: `plugins.acme`: `b` is -inf"),
+        ] {
+            let error = load(text).expect_err(text).to_string();
+            assert!(error.contains(expect), "{text:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_and_data_have_folders_of_their_own() {
+        let error = load("[paths]\nsockets = \"/run/x\"\ndata = \"/run/x\"\n").expect_err("one for both");
+        assert!(error.to_string().contains("/run/x is both"), "{error}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::spare::{self, Spare};
 use crate::turns::Line;
 use crate::worker::{Message, Target, Worker, untaken};
 
-/// Bytes that may wait for a plugin that does not read; beyond it requests are refused with 503.
+/// Bytes that may wait for a plugin that does not read, and the frame that goes beyond; then requests are refused with 503.
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of kv answers that may be on their way from the store to one connection; beyond it they are `busy`.
 const ANSWERS_UNDERWAY_MAX: usize = 32 * 1024 * 1024;
@@ -291,7 +291,7 @@ impl Link {
         if self.closed.get() {
             return Err(Failure::PluginGone("the connection to the plugin has just ended"));
         }
-        if self.outbox.borrow().len() + frame.len() > OUTBOX_BYTES_MAX {
+        if self.outbox.borrow().len() > OUTBOX_BYTES_MAX {
             return Err(Failure::Busy);
         }
         worker.exchanges.borrow_mut().launch(id, self.clone(), deadline);

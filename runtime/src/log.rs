@@ -150,9 +150,24 @@ impl Logger {
         plugin_id: Option<&str>,
         fields: &Map<String, Value>,
     ) {
-        if !self.enabled(level) {
-            return;
+        if self.enabled(level) {
+            self.core_line(level, component, message, plugin_id, fields);
         }
+    }
+
+    /// A plugin's figures of an interval, which the setting of that interval decides on and no level.
+    pub fn summary(&self, plugin_id: &str, fields: &Map<String, Value>) {
+        self.core_line(Level::Info, "plugin_supervisor", "Plugin summary", Some(plugin_id), fields);
+    }
+
+    fn core_line(
+        &self,
+        level: Level,
+        component: &str,
+        message: &str,
+        plugin_id: Option<&str>,
+        fields: &Map<String, Value>,
+    ) {
         let stamp = rfc3339_millis(unix_ms());
         let mut line = Vec::with_capacity(160);
         open_line(&mut line, as_str(&stamp), level.word());
@@ -197,7 +212,8 @@ impl Logger {
         });
     }
 
-    /// An access line: the message and keys that log watchers look for.
+    /// An access line: the message and keys that log watchers look for. Whether one is wanted says `log.access`, not its
+    /// level.
     pub fn access(
         &self,
         id: &Arc<str>,
@@ -208,7 +224,7 @@ impl Logger {
         duration: Duration,
     ) {
         let level = if status >= 500 { Level::Warn } else { Level::Info };
-        self.plugin_line(id, level, "HTTP request handled", 64 + path.len(), |line| {
+        self.write_plugin_line(id, level, "HTTP request handled", 64 + path.len(), |line| {
             text_field(line, "method", method);
             text_field(line, "path", path);
             let micros = duration.as_micros();
@@ -227,9 +243,19 @@ impl Logger {
         room: usize,
         add: impl FnOnce(&mut Vec<u8>),
     ) {
-        if !self.enabled(level) {
-            return;
+        if self.enabled(level) {
+            self.write_plugin_line(id, level, message, room, add);
         }
+    }
+
+    fn write_plugin_line(
+        &self,
+        id: &Arc<str>,
+        level: Level,
+        message: &str,
+        room: usize,
+        add: impl FnOnce(&mut Vec<u8>),
+    ) {
         let mut line = Vec::with_capacity(128 + message.len() + room);
         open_line(&mut line, as_str(&rfc3339_millis(unix_ms())), level.word());
         text_field(&mut line, "plugin_id", id);
@@ -511,9 +537,12 @@ impl Files {
         file.metadata().is_ok_and(|found| found.nlink() == 0)
     }
 
-    /// `x.log` becomes `x.log.1`, and so on; the oldest goes.
+    /// `x.log` becomes `x.log.1`, and so on; the oldest goes. Where somebody has moved `x.log` away there is nothing to do.
     fn rotate(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
+        if !path.try_exists()? {
+            return Ok(());
+        }
         let keep = self.settings.rotate_keep.load(Ordering::Relaxed);
         if keep == 0 {
             return fs::remove_file(&path);
@@ -630,6 +659,41 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["a.log", "a.log.1", "a.log.2"]);
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_is_followed_by_a_new_one_when_it_is_full() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (log, writer) = start(dir.path(), &config(4096)).expect("thread");
+        let (id, path) = (Arc::from("a"), plugin_log_path(dir.path(), "a"));
+        log.plugin(&id, Level::Info, &"x".repeat(3000), None);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !path.exists() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::rename(&path, path.with_extension("saved")).expect("it is there");
+        log.plugin(&id, Level::Info, &"y".repeat(3000), None);
+        writer.finish();
+        assert_eq!(log.dropped(), 0);
+        assert!(fs::read_to_string(&path).expect("a new file").contains('y'));
+    }
+
+    #[test]
+    fn access_lines_and_summaries_are_written_at_any_level() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let quiet = LogConfig { level: Level::Error, ..config(1 << 20) };
+        let (log, writer) = start(dir.path(), &quiet).expect("thread");
+        let id = Arc::from("a");
+        log.core(Level::Warn, "toru", "not this", None, &Map::new());
+        log.plugin(&id, Level::Warn, "not this", None);
+        log.access(&id, "r-1", "GET", "/", 200, Duration::ZERO);
+        log.summary("a", &Map::new());
+        writer.finish();
+        let core = fs::read_to_string(core_log_path(dir.path())).expect("core log");
+        let plugin = fs::read_to_string(plugin_log_path(dir.path(), "a")).expect("plugin log");
+        assert!(core.contains("Plugin summary") && plugin.contains("HTTP request handled"));
+        assert!(!core.contains("not this") && !plugin.contains("not this"));
     }
 
     #[test]

@@ -500,7 +500,11 @@ fn kv(args: DaemonArgs, command: KvCommand) -> u8 {
 }
 
 fn with_daemon(args: DaemonArgs, ask: impl FnOnce(&Daemon) -> Result<(), CliError>) -> u8 {
-    with_config(args, None, |config| ask(&Daemon::new(config.control_socket)))
+    match args.control_socket {
+        // Whoever names it needs no configuration, which may be what is being mended.
+        Some(control_socket) => outcome(ask(&Daemon::new(control_socket))),
+        None => with_config(args, None, |config| ask(&Daemon::new(config.control_socket))),
+    }
 }
 
 fn with_config(
@@ -518,7 +522,11 @@ fn with_config(
         Ok(config) => config,
         Err(error) => return complain(&error, exit::BAD_CONFIG),
     };
-    match act(config) {
+    outcome(act(config))
+}
+
+fn outcome(done: Result<(), CliError>) -> u8 {
+    match done {
         Ok(()) => exit::STOPPED,
         Err(
             error @ (CliError::Unreachable { .. }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use serde_json::json;
-use toru_supervisor::Level;
 
 use crate::api::supervised;
 use crate::histogram::Counts;
@@ -59,8 +58,7 @@ pub async fn run(worker: Rc<Worker>) {
                 "errors_total": now.errors,
             });
             if let Some(fields) = fields.as_object() {
-                let logger = &worker.shared.logger;
-                logger.core(Level::Info, "plugin_supervisor", "Plugin summary", Some(&now.id), fields);
+                worker.shared.logger.summary(&now.id, fields);
             }
             *before = Before { requests: now.requests, errors: now.errors, latency };
         }

@@ -254,6 +254,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// A copy of its own: counting references to a shared one would touch other cores for each request.
     config: RefCell<Rc<Config>>,
+    /// Serves the control socket.
+    is_control: bool,
     http_limits: RefCell<Arc<toru_http::Limits>>,
     /// Wakes a task that waits for the time that a setting gives.
     configured: Cell<Option<Waker>>,
@@ -311,12 +313,14 @@ pub async fn run(
     inbox: UnboundedReceiver<Message>,
 ) -> std::io::Result<()> {
     shared.workers[usize::from(number)].epoll.store(driver == Driver::Epoll, Relaxed);
+    let is_control = matches!(door, Door::Control(_));
     let worker = Rc::new(Worker {
         number,
         driver,
         shared,
         config: RefCell::new(Rc::new(config.clone())),
-        http_limits: RefCell::new(http_limits(config)),
+        is_control,
+        http_limits: RefCell::new(http_limits(config, is_control)),
         configured: Cell::new(None),
         scanned: Cell::new(false),
         rescanning: Cell::new(false),
@@ -531,10 +535,15 @@ impl Lag {
     }
 }
 
-fn http_limits(config: &Config) -> Arc<toru_http::Limits> {
+/// What clients may send. Who forbids uploads means the public, and may still store values by the control socket.
+fn http_limits(config: &Config, is_control: bool) -> Arc<toru_http::Limits> {
+    let body_bytes_max = match is_control {
+        true => config.message_bytes_max as u64,
+        false => config.http.body_bytes_max,
+    };
     Arc::new(toru_http::Limits {
         head_bytes_max: config.http.head_bytes_max,
-        body_bytes_max: config.http.body_bytes_max,
+        body_bytes_max,
         ..toru_http::Limits::default()
     })
 }
@@ -738,7 +747,7 @@ impl Worker {
 
     fn configure(&self, config: &Config) {
         *self.config.borrow_mut() = Rc::new(config.clone());
-        *self.http_limits.borrow_mut() = http_limits(config);
+        *self.http_limits.borrow_mut() = http_limits(config, self.is_control);
         let targets = self.targets.borrow();
         let of_plugins = targets.by_index.values().map(|target| sweep_period_of(&target.view.borrow()));
         self.sweep_period.set(of_plugins.fold(sweep_period(config), Duration::min));

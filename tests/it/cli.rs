@@ -136,6 +136,22 @@ fn no_daemon_is_69() {
     }
 }
 
+#[test]
+fn a_daemon_whose_socket_is_named_is_asked_though_its_configuration_is_broken() {
+    let daemon = Stage::new().start();
+    let broken = daemon.root().join("broken.toml");
+    fs::write(&broken, "bogus = 1\n").unwrap();
+    let status = |with_socket: bool| {
+        let mut line = Command::new(binary("toru"));
+        line.arg("status").arg("--config").arg(&broken);
+        if with_socket {
+            line.arg("--control-socket").arg(daemon.root().join("control.sock"));
+        }
+        output(&mut line).status.code()
+    };
+    assert_eq!((status(true), status(false)), (Some(0), Some(BAD_CONFIGURATION)));
+}
+
 fn write_empty_config(stage: &Stage) -> PathBuf {
     let path = stage.root().join("empty.toml");
     fs::write(&path, "").unwrap();

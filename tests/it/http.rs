@@ -380,6 +380,24 @@ fn what_does_not_fit_a_frame_is_413() {
 }
 
 #[test]
+fn a_request_as_large_as_a_message_may_be_reaches_its_plugin() {
+    let daemon = started(Stage::new().set("protocol.message_bytes_max", 16 * 1024 * 1024));
+    let body = vec![b'x'; 15 * 1024 * 1024];
+    for _ in 0..2 {
+        let answer = daemon.request("POST", "/api/plugins/p/mirror", &[], &body);
+        assert_eq!((answer.status, answer.body.len()), (200, body.len()));
+    }
+}
+
+#[test]
+fn whoever_forbids_uploads_still_stores_values_by_the_control_socket() {
+    let daemon = started(Stage::new().set("http.body_bytes_max", 10));
+    assert_problem(&daemon.request("POST", "/api/plugins/p/mirror", &[], &[b'x'; 11]), 413);
+    let stored = daemon.toru("kv", &["set", "p", "key", "a value of more than ten bytes"]);
+    assert_eq!(stored.status.code(), Some(0), "{stored:?}");
+}
+
+#[test]
 fn a_plugin_of_1_0_takes_text_alone() {
     let daemon = Stage::new().legacy_rust("rust").legacy_python("python").start();
     for id in ["rust", "python"] {
