@@ -134,6 +134,8 @@ pub enum ErrorKind {
     HeadTooLarge,
     #[error("too many fields")]
     TooManyFields,
+    #[error("`connection` lists too much")]
+    TooManyConnectionOptions,
     #[error("field line starts with white space")]
     LineFolding,
     #[error("field line has no colon")]
@@ -193,7 +195,10 @@ impl ErrorKind {
             Self::ContentTooLarge => 413,
             Self::RequestLineTooLong => 414,
             Self::UnknownExpectation => 417,
-            Self::HeadTooLarge | Self::TooManyFields | Self::TrailersTooLarge => 431,
+            Self::HeadTooLarge
+            | Self::TooManyFields
+            | Self::TooManyConnectionOptions
+            | Self::TrailersTooLarge => 431,
             Self::MethodTooLong | Self::UnknownTransferCoding => 501,
             Self::UnsupportedVersion => 505,
             Self::BareLf

@@ -156,10 +156,14 @@ pub(crate) struct HeadReader {
     connection_close: bool,
     connection_keep_alive: bool,
     connection_names_fields: bool,
+    connection_options: usize,
     expects_continue: bool,
     /// Which of the fields that may stand once have come, as `SEEN_…`.
     seen: u8,
 }
+
+/// What `connection` may list; clients list one or two.
+const CONNECTION_OPTIONS_MAX: usize = 32;
 
 /// How a request's content is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,6 +339,11 @@ impl HeadReader {
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 for option in list_elements(value) {
+                    // Each field is looked for among them.
+                    self.connection_options += 1;
+                    if self.connection_options > CONNECTION_OPTIONS_MAX {
+                        return Err(ErrorKind::TooManyConnectionOptions);
+                    }
                     if option.eq_ignore_ascii_case(b"close") {
                         self.connection_close = true;
                     } else if option.eq_ignore_ascii_case(b"keep-alive") {

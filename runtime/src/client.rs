@@ -110,10 +110,8 @@ pub async fn serve<S: ClientStream>(
                     }
                 },
                 Event::Body(piece) => {
-                    if let Some((since, bytes)) = slot.body.get() {
-                        slot.body.set(Some((since, bytes + piece.len() as u64)));
-                    }
                     if let Some(request) = &mut request {
+                        count_content(&slot, piece.len());
                         request.body.extend_from_slice(piece);
                     }
                 }
@@ -121,6 +119,10 @@ pub async fn serve<S: ClientStream>(
                     // It stays in its place until it is sent: to move it is to copy it, and a second place, kept over the
                     // await, would be room in each connection's task.
                     if let Some(whole) = &mut request {
+                        if slot.body.get().is_some() {
+                            // How long its content took says nothing of who answers.
+                            whole.started = Instant::now();
+                        }
                         let (target, runs) = match &whole.to {
                             Recipient::Plugin { target, .. }
                             | Recipient::File { otherwise: Otherwise::Plugin { target, .. }, .. } => {
@@ -163,6 +165,7 @@ pub async fn serve<S: ClientStream>(
                     if !slot.expired.get() && !ended {
                         linger(&worker, &slot).await;
                     }
+                    await_taken(&worker, &slot).await;
                     break 'client;
                 }
             }
@@ -198,7 +201,9 @@ pub async fn serve<S: ClientStream>(
             if !reads && !ended {
                 match slot.arrival.presence() {
                     Presence::Gone => return Poll::Ready(Happened::Gone),
-                    Presence::SentAll if gone_at.is_none() => return Poll::Ready(Happened::SentAll),
+                    Presence::SentAll if gone_at.is_none() && !slot.shut.get() => {
+                        return Poll::Ready(Happened::SentAll);
+                    }
                     Presence::SentAll | Presence::Here => {}
                 }
                 let _ = slot.arrival.poll_news(cx);
@@ -239,6 +244,10 @@ pub async fn serve<S: ClientStream>(
                     let outcome = slot.read(&mut buffer[..room]);
                     if let Ok(Some(count @ 1..)) = outcome {
                         connection.handle_input(&buffer[..count]);
+                        if request.is_none() {
+                            // What is refused is dropped without a word of it.
+                            count_content(&slot, count);
+                        }
                     }
                     outcome
                 };
@@ -256,7 +265,9 @@ pub async fn serve<S: ClientStream>(
                     Ok(Some(0)) => {
                         ended = true;
                         connection.handle_eof();
-                        gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
+                        if !slot.shut.get() {
+                            gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
+                        }
                     }
                     Err(_) => break,
                 }
@@ -347,6 +358,28 @@ async fn linger(worker: &Worker, slot: &ClientSlot) {
             Ok(None) => {}
             Ok(Some(0)) | Err(_) => return,
         }
+    }
+}
+
+/// Waits until the client has taken what the kernel has for it: a close would have it kept for a client that takes nothing.
+/// One that takes too little is reset, as while it is written to.
+async fn await_taken(worker: &Worker, slot: &ClientSlot) {
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
+    if slot.untaken() == 0 {
+        return;
+    }
+    slot.expired.set(false);
+    slot.writing.set(true);
+    slot.deadline.set(Some(Instant::now() + worker.config().http.write_timeout));
+    while slot.untaken() > 0 && !slot.expired.get() {
+        monoio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Counts what has come of a request's content.
+fn count_content(slot: &ClientSlot, bytes: usize) {
+    if let Some((since, before)) = slot.body.get() {
+        slot.body.set(Some((since, before + bytes as u64)));
     }
 }
 
@@ -612,6 +645,12 @@ fn take_progress(
             }
         }
         Progress::Failed(failure) => {
+            // A plugin that this side ends is not to blame.
+            let ends = matches!(
+                failure,
+                Failure::Severed { .. } | Failure::PluginGone(_) | Failure::Unreachable | Failure::Waiting(_)
+            );
+            let failure = if ends && worker.draining.get() { Failure::Stopping } else { failure };
             noted.status = failure.status();
             if connection.can_respond() {
                 respond(worker, connection, failure.to_answer(noted.words.id()), noted.words.id());

@@ -125,7 +125,9 @@ impl<'a> Source<'a> {
             all.extend_from_slice(&forwarded_for);
             forwarded_for = Cow::Owned(all);
             join(&mut forwarded, head.fields.get_all("forwarded"));
-            if only(head.fields.get_all("x-forwarded-proto")).is_some_and(|said| said == b"https") {
+            if only(head.fields.get_all("x-forwarded-proto"))
+                .is_some_and(|said| said.eq_ignore_ascii_case(b"https"))
+            {
                 proto = "https";
             }
             let said = only(head.fields.get_all("x-forwarded-host")).filter(|said| is_authority(said));

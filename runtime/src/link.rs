@@ -44,6 +44,9 @@ use crate::worker::{Message, Target, Worker, untaken};
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of kv answers that may be on their way from the store to one connection; beyond it they are `busy`.
 const ANSWERS_UNDERWAY_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of requests that may wait for room in an outbox, and how long each does: a plugin that reads makes room at once.
+const ROOM_WANTED_MAX: usize = 64 * 1024 * 1024;
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 /// A written outbox of at most this capacity is kept for the next write.
 const OUTBOX_BYTES_KEPT: usize = 256 * 1024;
 /// Room for one read; more while a frame larger than that is on its way.
@@ -78,6 +81,9 @@ pub struct Link {
     frame_timeout: Duration,
     outbox: RefCell<Vec<u8>>,
     writer: Cell<Option<Waker>>,
+    /// Requests that wait for room in the outbox, and how many bytes they are together.
+    in_want: RefCell<Vec<Waker>>,
+    room_wanted: Cell<usize>,
     closed: Cell<bool>,
     /// Ended by this side, which has said why: what comes after is no news.
     given_up: Cell<bool>,
@@ -179,6 +185,18 @@ fn busy() -> KvAnswer {
     KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() }
 }
 
+/// Counts bytes down again, also when who waited is gone.
+struct GiveBack<'a> {
+    wanted: &'a Cell<usize>,
+    bytes: usize,
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.wanted.set(self.wanted.get() - self.bytes);
+    }
+}
+
 /// How a connection's life ended.
 enum End {
     /// It never began.
@@ -257,6 +275,8 @@ impl Link {
             frame_timeout,
             outbox: RefCell::default(),
             writer: Cell::new(None),
+            in_want: RefCell::default(),
+            room_wanted: Cell::new(0),
             closed: Cell::new(false),
             given_up: Cell::new(false),
             connected: Cell::new(false),
@@ -291,12 +311,40 @@ impl Link {
         if self.closed.get() {
             return Err(Failure::PluginGone("the connection to the plugin has just ended"));
         }
-        if self.outbox.borrow().len() > OUTBOX_BYTES_MAX {
+        if !self.has_room() {
             return Err(Failure::Busy);
         }
         worker.exchanges.borrow_mut().launch(id, self.clone(), deadline);
         self.send(|outbox| outbox.extend_from_slice(frame));
         Ok(())
+    }
+
+    /// Whether a request is taken now.
+    pub fn has_room(&self) -> bool {
+        self.outbox.borrow().len() <= OUTBOX_BYTES_MAX
+    }
+
+    /// Waits until a frame of so many bytes is taken; the next to be submitted is.
+    ///
+    /// Errors: too many wait already, or the plugin does not read.
+    pub async fn await_room(&self, bytes: usize) -> Result<(), Failure> {
+        if self.has_room() {
+            return Ok(());
+        }
+        let before = self.room_wanted.get();
+        if before + bytes > ROOM_WANTED_MAX {
+            return Err(Failure::Busy);
+        }
+        self.room_wanted.set(before + bytes);
+        let room = std::future::poll_fn(|cx| {
+            if self.closed.get() || self.has_room() {
+                return Poll::Ready(());
+            }
+            self.in_want.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        });
+        let _given_back = GiveBack { wanted: &self.room_wanted, bytes };
+        monoio::time::timeout(ROOM_PATIENCE, room).await.map_err(|_| Failure::Busy)
     }
 
     /// Tells the plugin that nobody waits for this answer any more.
@@ -445,6 +493,7 @@ impl Link {
         if let Some(writer) = self.writer.take() {
             writer.wake();
         }
+        self.in_want.take().into_iter().for_each(Waker::wake);
     }
 
     /// Counts an answer to nobody; whether there were too many.
@@ -551,6 +600,7 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
             return;
         }
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
+        link.in_want.take().into_iter().for_each(Waker::wake);
         target.line.note_sent();
         link.watch_reading(Deaf::before_write);
         let sent = link.socket().map_or(Ok(0), |socket| send_now(socket, &batch));
@@ -719,7 +769,7 @@ pub fn pieces(response: HttpResponse<'_>, limits: HeadLimits, spare: &Spare) -> 
             }
             // Also those that are dropped: each is looked at.
             count += 1;
-            bytes += name.len() + value.len() + ": \r\n".len();
+            bytes += name.len() + value.len();
             if count > limits.fields_max {
                 return Err("the plugin's answer has more fields than http.answer_fields_max");
             }

@@ -16,6 +16,7 @@ use crate::exchange::ExchangeId;
 use crate::files::{self, Ask, Outcome, Reply, Transfer};
 use crate::gate::Full;
 use crate::legacy::{self, Breach};
+use crate::link::Link;
 use crate::place::{Counted, Place, Queued};
 use crate::worker::{Target, Worker};
 
@@ -204,13 +205,24 @@ impl Working {
                 Some(mut place),
             ) => {
                 let deadline = started + worker.time_limit(&target.view.borrow());
+                let has_room = |link: &Option<Rc<Link>>| link.as_ref().is_none_or(|link| link.has_room());
                 let sent = finish(worker, frame, &body).and_then(|frame| {
+                    if !has_room(&target.link.borrow()) {
+                        return Ok(Some(frame));
+                    }
                     submit(worker, &exchange, &mut place, &target, &frame, deadline)?;
                     worker.reuse_frame(frame);
-                    Ok(())
+                    Ok(None)
                 });
                 match sent {
-                    Ok(()) => Working::Asked(Asked { exchange, place }),
+                    Ok(None) => Working::Asked(Asked { exchange, place }),
+                    Ok(Some(frame)) => {
+                        let worker = worker.clone();
+                        Working::Task(Box::pin(async move {
+                            let answer = send(&worker, exchange, place, &target, frame, deadline).await;
+                            answer.unwrap_or_else(Progress::Failed)
+                        }))
+                    }
                     Err(failure) => Working::Task(Box::pin(async { Progress::Failed(failure) })),
                 }
             }
@@ -325,7 +337,24 @@ fn submit(
     Ok(())
 }
 
-/// Sends a request to its plugin once there is room, and waits for the first of the answer.
+/// Sends a request to its 1.1 plugin once its connection has room, and waits for the first of the answer.
+async fn send(
+    worker: &Rc<Worker>,
+    exchange: ExchangeGuard,
+    mut place: Place,
+    target: &Rc<Target>,
+    frame: Vec<u8>,
+    deadline: Instant,
+) -> Result<Progress, Failure> {
+    may_ask(target)?;
+    let link = target.link(worker);
+    link.await_room(frame.len()).await?;
+    submit(worker, &exchange, &mut place, target, &frame, deadline)?;
+    drop(frame);
+    Ok(Asked { exchange, place }.progress(worker).await)
+}
+
+/// Sends a request to its plugin once there is a place, and waits for the first of the answer.
 async fn launch(
     worker: &Rc<Worker>,
     exchange: ExchangeGuard,
@@ -377,11 +406,7 @@ async fn launch(
                 }
             }
         }
-        Protocol::V1_1 => {
-            submit(worker, &exchange, &mut place, target, &frame, deadline)?;
-            drop(frame);
-            Ok(Asked { exchange, place }.progress(worker).await)
-        }
+        Protocol::V1_1 => Box::pin(send(worker, exchange, place, target, frame, deadline)).await,
     }
 }
 

@@ -222,6 +222,8 @@ pub struct ClientSlot {
     untaken: Cell<Option<(Instant, u64)>>,
     /// The sweep cut the connection.
     pub expired: Cell<bool>,
+    /// Nothing more is read of it, by this side's will: an end says nothing of the client. What had come before is served.
+    pub shut: Cell<bool>,
     /// What has come from it.
     pub arrival: Arrival,
 }
@@ -615,6 +617,7 @@ impl Worker {
             body: Cell::new(None),
             untaken: Cell::new(None),
             expired: Cell::new(false),
+            shut: Cell::new(false),
             arrival: Arrival::new(S::READS_ALL),
         });
         let key = self.clients.borrow_mut().insert(slot.clone());
@@ -842,7 +845,7 @@ impl Worker {
         }
         for (_, slot) in self.clients.borrow().iter() {
             if slot.idle.get() {
-                let _ = shutdown(slot.fd, Shutdown::Read);
+                slot.shut_read();
             }
         }
     }
@@ -911,7 +914,11 @@ impl ClientSlot {
             let due = http.body_bytes_per_second_min.saturating_mul(took.as_millis() as u64) / 1000;
             took > http.body_rate_after && bytes < due
         });
-        if (late || slow) && !self.expired.replace(true) {
+        if late && self.idle.get() && !self.writing.get() && self.untaken() == 0 {
+            // A request may have come a moment ago.
+            self.deadline.set(None);
+            self.shut_read();
+        } else if (late || slow) && !self.expired.replace(true) {
             // Shutting down completes the pending operation with an end or an error, under either driver, and
             // leaves closing to the task that owns the socket.
             let _ = shutdown(self.fd, if self.writing.get() { Shutdown::Both } else { Shutdown::Read });
@@ -941,7 +948,8 @@ impl ClientSlot {
         taking
     }
 
-    fn untaken(&self) -> u64 {
+    /// Bytes that were written to the client and that it has not taken yet.
+    pub fn untaken(&self) -> u64 {
         untaken(self.socket())
     }
 
@@ -959,6 +967,12 @@ impl ClientSlot {
     /// Sends what the socket takes at once; see [`send_now`].
     pub fn send_now(&self, bytes: &[u8]) -> std::io::Result<usize> {
         send_now(self.socket(), bytes)
+    }
+
+    /// Ends what can be read, behind what has come.
+    fn shut_read(&self) {
+        self.shut.set(true);
+        let _ = shutdown(self.fd, Shutdown::Read);
     }
 
     pub fn shutdown_write(&self) {

@@ -13,7 +13,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use serde_json::json;
-use toru_tests::{Client, DEADLINE, Daemon, Stage, request_bytes, wait_for};
+use toru_tests::{Client, DEADLINE, Daemon, Signal, Stage, request_bytes, wait_for};
 
 fn started(stage: Stage) -> Daemon {
     let daemon = stage.faulty("p", &json!({})).start();
@@ -564,6 +564,95 @@ fn the_content_of_a_refused_request_may_not_drip_either_and_it_has_one_answer() 
     assert_eq!(client.response("POST").unwrap().status, 404);
     let (_, text) = drip(client, b"x", Duration::from_millis(40));
     assert_eq!(text, "", "after an answer that is complete");
+}
+
+#[test]
+fn the_content_of_a_refused_request_may_come_slowly() {
+    let daemon = started(Stage::new().set("http.body_rate_after_ms", 300));
+    let mut client = daemon.client();
+    client.send(b"POST /api/plugins/nobody/x HTTP/1.1\r\nhost: a\r\ncontent-length: 20000\r\n\r\n").unwrap();
+    assert_eq!(client.response("POST").unwrap().status, 404);
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(50));
+        client.send(&[b'x'; 1000]).unwrap();
+    }
+    assert_eq!(client.get("/healthz").status, 200, "on the same connection");
+}
+
+#[test]
+fn how_long_a_content_comes_is_not_the_plugins_time() {
+    let daemon = started(Stage::new().set("http.request_timeout_ms", 1000));
+    let mut client = daemon.client();
+    client.send(b"POST /api/plugins/p/slow/500 HTTP/1.1\r\nhost: a\r\ncontent-length: 3000\r\n\r\n").unwrap();
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(500));
+        client.send(&[b'x'; 1000]).unwrap();
+    }
+    assert_eq!(client.response("POST").unwrap().status, 200);
+    assert!(daemon.events("p").iter().all(|(kind, _)| kind != "request_timeout"));
+}
+
+#[test]
+fn what_came_before_the_stop_is_answered_though_nobody_had_read_it() {
+    let mut daemon = started(Stage::new());
+    let mut clients: Vec<_> = (0..200).map(|_| daemon.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/healthz").status, 200);
+    }
+    daemon.signal(Signal::STOP);
+    for client in &mut clients {
+        // Longer than who has closed the sending side is waited for.
+        client.send(&request_bytes("GET", "/api/plugins/p/slow/3000", &[], b"")).unwrap();
+    }
+    daemon.signal(Signal::TERM);
+    daemon.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.response("GET").unwrap().status, 200);
+    }
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn what_came_just_before_the_idle_timeout_is_answered() {
+    let daemon = started(Stage::new().set("http.idle_timeout_ms", 300));
+    let mut clients: Vec<_> = (0..20).map(|_| daemon.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/healthz").status, 200);
+    }
+    daemon.signal(Signal::STOP);
+    for client in &mut clients {
+        client.send(&request_bytes("GET", "/api/plugins/p/slow/500", &[], b"")).unwrap();
+    }
+    thread::sleep(Duration::from_millis(600));
+    daemon.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.response("GET").unwrap().status, 200);
+    }
+}
+
+#[test]
+fn who_takes_nothing_of_its_last_answer_is_reset() {
+    let stage = Stage::new().set("http.write_timeout_ms", 500);
+    let daemon = started(stage.set("http.write_bytes_per_second_min", 100_000));
+    let mut client = client_with_room(&daemon, 2048);
+    client
+        .send(&request_bytes("GET", "/api/plugins/p/bytes/1000000", &[("connection", "close")], b""))
+        .unwrap();
+    wait_for("the daemon to be done with it", || (connections(&daemon) == 0).then_some(()));
+    let outcome = client.rest();
+    assert!(outcome.is_err(), "{} bytes, and no reset", outcome.map_or(0, |rest| rest.len()));
+}
+
+#[test]
+fn requests_that_the_stop_takes_along_blame_no_plugin() {
+    let mut daemon =
+        started(Stage::new().set("supervisor.stop_grace_ms", 300).set("supervisor.term_grace_ms", 300));
+    let mut client = daemon.client();
+    client.send(&request_bytes("GET", "/api/plugins/p/never", &[], b"")).unwrap();
+    wait_for("the request to be there", || (daemon.status("p")?["in_flight"] == 1).then_some(()));
+    daemon.signal(Signal::TERM);
+    crate::http::assert_problem(&client.response("GET").unwrap(), 503);
+    assert_eq!(daemon.wait().code(), Some(0));
 }
 
 #[test]

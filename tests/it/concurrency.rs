@@ -31,6 +31,16 @@ fn in_parallel<T: Send>(clients: usize, work: impl Fn(usize) -> T + Sync) -> Vec
 }
 
 #[test]
+fn large_requests_at_once_wait_for_room_with_a_plugin_that_reads() {
+    let daemon = Stage::new().faulty("p", &json!({})).start();
+    daemon.wait_ready("p");
+    // Three times what may lie before a plugin.
+    let content = vec![b'x'; 1_000_000];
+    let statuses = in_parallel(24, |_| daemon.request("POST", "/api/plugins/p/mirror", &[], &content).status);
+    assert_eq!(statuses, [200; 24]);
+}
+
+#[test]
 fn each_answer_is_its_own_when_they_come_out_of_order() {
     let daemon = Stage::new().faulty("p", &json!({"do": "unordered"})).start();
     daemon.wait_ready("p");

@@ -562,6 +562,11 @@ fn limits_hold_at_their_edge() {
     check_with(&two, format!("{line}host: a\r\nb: c\r\n\r\n"), taken);
     check_with(&two, format!("{line}host: a\r\nb: c\r\nd: e\r\n\r\n"), "431 TooManyFields; closed");
 
+    let options =
+        |count| format!("{line}host: a\r\nconnection: {}\r\nconnection: b\r\n\r\n", "a, ,".repeat(count));
+    check(options(31), taken);
+    check(options(32), "431 TooManyConnectionOptions; closed");
+
     let chunked = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
     check_with(&two, format!("{chunked}0\r\na:\r\nb:\r\n\r\n"), "POST / 1.1 chunked; end; idle");
     check_with(
