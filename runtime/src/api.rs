@@ -265,9 +265,8 @@ pub fn admit(
     }
     let json = content_is(head, "application/json");
     match endpoint {
-        Endpoint::Kv(_) if !json => {
-            Err(Failure::UnsupportedMediaType("this resource takes application/json"))
-        }
+        // Old plugins ask as their library does. No web page has the token.
+        Endpoint::Kv(_) => Ok(()),
         Endpoint::Order(..) if head.has_content() && !json => {
             Err(Failure::UnsupportedMediaType("this resource takes application/json, or nothing"))
         }

@@ -54,6 +54,8 @@ const QUEUE_EVENTS_MAX: usize = 4096;
 const BATCH_ITEMS_MAX: usize = 512;
 /// Bytes of keys and values in one transaction: what SQLite holds in memory, and what one sync has to write.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Between two words to the operator about values that are refused.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Between two attempts to open the database again, or to write events that could not be written.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Events are pruned after so many new ones, and by the hour.
@@ -140,6 +142,7 @@ pub fn start(
         database: Some(writing),
         usage: Usage::default(),
         retry_at: None,
+        told_at: None,
         // At once: the trail may have aged while nothing ran.
         prune_at: Instant::now(),
         events_since_prune: 0,
@@ -480,6 +483,8 @@ struct Writer {
     usage: Usage,
     /// When to try again what did not work: to open the database, or to write what waits.
     retry_at: Option<Instant>,
+    /// When the operator was last told why values are refused.
+    told_at: Option<Instant>,
     prune_at: Instant,
     events_since_prune: u64,
 }
@@ -533,14 +538,21 @@ impl Writer {
             };
             match Trouble::of(&error) {
                 Trouble::Locked => {
+                    let before = batch.questions.len();
                     batch.refuse_late(LOCKED);
+                    if batch.questions.len() < before {
+                        self.tell(LOCKED);
+                    }
                     if !batch.questions.is_empty() {
                         continue;
                     }
                 }
                 // One value too many must not refuse those that fit.
                 Trouble::DiskFull if batch.questions.len() > 1 => self.settle_singly(&mut batch),
-                Trouble::DiskFull => batch.refuse(FULL),
+                Trouble::DiskFull => {
+                    self.tell(FULL);
+                    batch.refuse(FULL);
+                }
                 Trouble::Broken => {
                     batch.refuse(BROKEN);
                     self.degrade(&error);
@@ -559,8 +571,14 @@ impl Writer {
             match self.transact(&single, single.patience()) {
                 Ok(answers) => single.answer(answers),
                 Err(error) => match Trouble::of(&error) {
-                    Trouble::Locked => single.refuse(LOCKED),
-                    Trouble::DiskFull => single.refuse(FULL),
+                    Trouble::Locked => {
+                        self.tell(LOCKED);
+                        single.refuse(LOCKED);
+                    }
+                    Trouble::DiskFull => {
+                        self.tell(FULL);
+                        single.refuse(FULL);
+                    }
                     Trouble::Broken => {
                         single.refuse(BROKEN);
                         self.degrade(&error);
@@ -626,6 +644,16 @@ impl Writer {
         self.shared.last_commit_us.store(took.as_micros() as u64, Ordering::Relaxed);
         self.usage.adopt(changed);
         Ok(answers)
+    }
+
+    /// Tells the operator why values are refused, once within a while: some may fit and others not.
+    fn tell(&mut self, why: Refusal) {
+        let now = Instant::now();
+        if self.told_at.is_none_or(|at| now.duration_since(at) >= TELL_EVERY) {
+            self.told_at = Some(now);
+            let text = format!("the database {} takes no values: {}", self.path.display(), why.message);
+            (self.notice)(Level::Warn, &text);
+        }
     }
 
     /// No write is trusted any more: after a failed sync the kernel may show what the disk does not have.

@@ -115,6 +115,10 @@ async fn attempt(
             }),
             _ => Err(LegacyFailure::broken("answered a request with something else than a response".into())),
         });
+        let strays = std::iter::from_fn(|| decoder.next_frame().ok().flatten().map(|_| ())).count();
+        if strays > 0 {
+            place.note_strays(strays as u64);
+        }
         return answer.unwrap_or_else(|error| Err(LegacyFailure::broken(error.to_string())));
     }
 }

@@ -44,9 +44,10 @@ use crate::worker::{Message, Target, Worker, untaken};
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of kv answers that may be on their way from the store to one connection; beyond it they are `busy`.
 const ANSWERS_UNDERWAY_MAX: usize = 32 * 1024 * 1024;
-/// Bytes of requests that may wait for room in an outbox, and how long each does: a plugin that reads makes room at once.
+/// Bytes of requests that may wait for room in an outbox, and how long each does, or for a quarter of its time: a plugin that
+/// reads makes room soon.
 const ROOM_WANTED_MAX: usize = 64 * 1024 * 1024;
-const ROOM_PATIENCE: Duration = Duration::from_secs(1);
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// A written outbox of at most this capacity is kept for the next write.
 const OUTBOX_BYTES_KEPT: usize = 256 * 1024;
 /// Room for one read; more while a frame larger than that is on its way.
@@ -327,7 +328,7 @@ impl Link {
     /// Waits until a frame of so many bytes is taken; the next to be submitted is.
     ///
     /// Errors: too many wait already, or the plugin does not read.
-    pub async fn await_room(&self, bytes: usize) -> Result<(), Failure> {
+    pub async fn await_room(&self, worker: &Worker, bytes: usize) -> Result<(), Failure> {
         if self.has_room() {
             return Ok(());
         }
@@ -344,7 +345,8 @@ impl Link {
             Poll::Pending
         });
         let _given_back = GiveBack { wanted: &self.room_wanted, bytes };
-        monoio::time::timeout(ROOM_PATIENCE, room).await.map_err(|_| Failure::Busy)
+        let patience = ROOM_PATIENCE.min(self.time_limit(worker) / 4);
+        monoio::time::timeout(patience, room).await.map_err(|_| Failure::Busy)
     }
 
     /// Tells the plugin that nobody waits for this answer any more.
@@ -723,6 +725,9 @@ fn take(
         }
         PluginMessage::Log { level, message, fields_json } => {
             if !link.log_budget.take(&worker.shared.logger, &target.shared.log) {
+                if link.log_budget.begins_to_drop() {
+                    monoio::spawn(tell_of_drops(worker.clone(), target.clone(), link.clone()));
+                }
                 return Ok(());
             }
             let fields = fields_json.as_deref().and_then(said::fields).unwrap_or_default();
@@ -742,6 +747,12 @@ fn take(
         _ => {}
     }
     Ok(())
+}
+
+/// Tells how many log lines were dropped in a second, also where none comes after it.
+async fn tell_of_drops(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>) {
+    monoio::time::sleep(Duration::from_millis(1100)).await;
+    link.log_budget.account(&worker.shared.logger, &target.shared.log, false);
 }
 
 /// A whole answer as the pieces that a client's task takes.
@@ -1005,11 +1016,11 @@ mod tests {
             });
             judged.expect("a message")
         };
-        // `a: 1` and `te: xyz` with their line ends; the second is dropped and counts.
+        // `a: 1` and `te: xyz`, names and values alone; the second is dropped and counts.
         let two = r#"{"a":"1","te":"xyz"}"#;
-        assert_eq!(judge(two, 6 + 9, 2), None);
-        assert!(judge(two, 6 + 9 - 1, 2).is_some_and(|why| why.contains("http.answer_head_bytes_max")));
-        assert!(judge(two, 6 + 9, 1).is_some_and(|why| why.contains("http.answer_fields_max")));
+        assert_eq!(judge(two, 2 + 5, 2), None);
+        assert!(judge(two, 2 + 5 - 1, 2).is_some_and(|why| why.contains("http.answer_head_bytes_max")));
+        assert!(judge(two, 2 + 5, 1).is_some_and(|why| why.contains("http.answer_fields_max")));
         let list = r#"{"set-cookie":["a=1","b=2"]}"#;
         assert_eq!(judge(list, 1000, 2), None);
         assert!(judge(list, 1000, 1).is_some(), "each of a list is a field");

@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use toru_plugin_api::json::write_string;
@@ -330,6 +331,11 @@ impl LineBudget {
         true
     }
 
+    /// Whether the last line was the first that was not logged of those that are not told of.
+    pub fn begins_to_drop(&self) -> bool {
+        self.dropped.get() == 1
+    }
+
     /// Says how many lines were not logged, if any, once their second is over or there will be no more: `ended`.
     pub fn account(&self, logger: &Logger, log: &PluginLog, ended: bool) {
         let is_over = || self.since.get().is_none_or(|since| since.elapsed() >= Duration::from_secs(1));
@@ -379,6 +385,25 @@ fn unix_ms() -> u64 {
 
 // ---- the writer's side ----
 
+/// Shows a line on standard error, unless nobody takes what is there already: whoever stopped reading must not hold up the
+/// files.
+///
+/// Bounds: cut at what a pipe that has any room takes at once.
+fn show(line: &str) {
+    const BYTES_MAX: usize = 4096 - "…\n".len();
+    let stderr = io::stderr();
+    let mut poll = [PollFd::new(&stderr, PollFlags::OUT)];
+    let polled = rustix::event::poll(&mut poll, Some(&Timespec::default()));
+    if polled.is_ok() && poll[0].revents().contains(PollFlags::OUT) {
+        let (shown, end) = match line.len() > BYTES_MAX {
+            true => (&line[..line.floor_char_boundary(BYTES_MAX)], "…\n"),
+            false => (line, "\n"),
+        };
+        // In one piece: each by itself could be one too many.
+        let _ = stderr.lock().write_all([shown, end].concat().as_bytes());
+    }
+}
+
 struct Files {
     folder: PathBuf,
     settings: Arc<Settings>,
@@ -424,7 +449,7 @@ fn write_entries(entries: &Receiver<Entry>, mut files: Files, waiting: &AtomicUs
         match entry {
             Entry::Core { line, human } => {
                 if let Some(human) = human {
-                    let _ = writeln!(io::stderr(), "{human}");
+                    show(&human);
                 }
                 files.write(&core, &line);
             }
@@ -471,12 +496,8 @@ impl Files {
             }
             if !self.complained {
                 self.complained = true;
-                let path = self.path(name);
-                let _ = writeln!(
-                    io::stderr(),
-                    "toru: cannot write {}: {error}; serving on, lost log lines are counted",
-                    path.display()
-                );
+                let path = self.path(name).display().to_string();
+                show(&format!("toru: cannot write {path}: {error}; serving on, lost log lines are counted"));
             }
         }
     }

@@ -67,6 +67,11 @@ impl Place {
         self.way = Way::Own(generation);
     }
 
+    /// Answers came behind the one that was waited for.
+    pub fn note_strays(&self, count: u64) {
+        self.counted.stats().strays.fetch_add(count, Relaxed);
+    }
+
     /// The connection ended before the answer; `told` if the supervisor hears of that anyway.
     pub fn lost(mut self, worker: &Rc<Worker>, told: bool) {
         let generation = match &self.way {

@@ -348,7 +348,7 @@ async fn send(
 ) -> Result<Progress, Failure> {
     may_ask(target)?;
     let link = target.link(worker);
-    link.await_room(frame.len()).await?;
+    link.await_room(worker, frame.len()).await?;
     submit(worker, &exchange, &mut place, target, &frame, deadline)?;
     drop(frame);
     Ok(Asked { exchange, place }.progress(worker).await)

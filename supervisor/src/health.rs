@@ -9,7 +9,7 @@ use serde_json::json;
 use toru_plugin_api::metadata::Protocol;
 
 use crate::lifeline::{self, Lifeline};
-use crate::socket::{FolderId, connect, has_socket, may_listen};
+use crate::socket::{FolderId, connect, has_socket, is_listened_at, may_listen};
 use crate::state::{Event, State};
 use crate::{Level, Supervisor, object, unix_ms};
 
@@ -22,6 +22,13 @@ fn is_open(stream: &UnixStream) -> bool {
     let mut poll = [PollFd::new(stream, PollFlags::RDHUP)];
     let _ = rustix::event::poll(&mut poll, Some(&Timespec::default()));
     !poll[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP)
+}
+
+/// Whether a signal has stopped the process.
+fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, which may hold anything, ends at the last parenthesis.
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
 }
 
 impl Supervisor {
@@ -76,6 +83,9 @@ impl Supervisor {
         // A 1.0 plugin takes one connection after the other: a ping that waits behind requests says nothing yet, and more
         // of them would fill its backlog. If its listener goes, so does the connection.
         if plugin.ping.connection.as_ref().is_some_and(is_open) {
+            if plugin.metadata.protocol == Protocol::V1_0 {
+                self.check_busy(index);
+            }
             return;
         }
         plugin.ping.connection = None;
@@ -109,6 +119,23 @@ impl Supervisor {
                     Ok(Err(_)) | Err(_) => {}
                 }
             }
+        }
+    }
+
+    /// Looks at a 1.0 plugin that has not taken its last ping, or keeps the connection that it came on. That may be long
+    /// work, unless the process is stopped or nothing listens any more.
+    fn check_busy(&mut self, index: usize) {
+        let plugin = &mut self.plugins[index];
+        if plugin.process.as_ref().is_some_and(|process| is_stopped(process.pid())) {
+            plugin.ping.unanswered += 1;
+        }
+        let checks_max = self.settings.adjustable.unanswered_pings;
+        let listens = has_socket(&plugin.socket) && is_listened_at(&plugin.socket);
+        plugin.ping.unreachable = if listens { 0 } else { plugin.ping.unreachable + 1 };
+        if plugin.ping.unreachable >= checks_max {
+            plugin.reason =
+                Some("nothing listened at its socket, and it kept the connection of a ping".to_owned());
+            self.drive(index, Event::Misbehaved);
         }
     }
 

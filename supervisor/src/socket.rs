@@ -157,6 +157,18 @@ pub(crate) fn has_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| check_socket(path, &found).is_ok())
 }
 
+/// Whether somebody listens at a path, as far as the kernel's table says: a connection would wait in the backlog of whoever
+/// is busy. Who bound the path by another name is taken to.
+pub(crate) fn is_listened_at(path: &Path) -> bool {
+    // unix(7) and the kernel's `__SO_ACCEPTCON`.
+    const LISTENS: u32 = 1 << 16;
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let name = format!(" {}", path.display());
+    let flags = |line: &str| u32::from_str_radix(line.split_ascii_whitespace().nth(3)?, 16).ok();
+    let mut named = table.lines().filter(|line| line.ends_with(&name)).filter_map(flags).peekable();
+    named.peek().is_none() || named.any(|flags| flags & LISTENS != 0)
+}
+
 /// Makes way for a plugin's socket: removes a stale socket of ours, refuses everything else.
 pub(crate) fn vacate_socket(path: &Path) -> Result<(), String> {
     let found = match fs::symlink_metadata(path) {

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::ErrorKind,
     net::Shutdown,
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -14,7 +15,7 @@ use rustix::{
     process::{Pid, Signal, kill_process, test_kill_process},
 };
 use serde_json::{Value, json};
-use toru_tests::{DEADLINE, Daemon, Stage, request_bytes, wait_for};
+use toru_tests::{DEADLINE, Daemon, Stage, request_bytes, spawn, wait_for};
 
 use crate::crashes::told_unanswered;
 use crate::http::assert_problem;
@@ -621,6 +622,47 @@ fn a_stopped_process_times_out_and_is_restarted() {
 
 // Row: SIGSTOP
 #[test]
+fn a_stopped_plugin_of_1_0_is_restarted() {
+    let daemon = Stage::new().set("supervisor.health_interval_ms", 50).legacy_python("p").start();
+    daemon.wait_ready("p");
+    let pid = daemon.plugin_pid("p");
+    toru_tests::halt(pid);
+    daemon.wait_event("p", "crashed", 1);
+    daemon.wait_status("p", "another process", |status| {
+        status["state"] == "running" && status["pid"] != pid.as_raw_nonzero().get()
+    });
+}
+
+// Row: closes its socket but lives
+#[test]
+fn a_plugin_of_1_0_that_keeps_a_ping_and_listens_no_more_is_restarted() {
+    let metadata = json!({ "id": "p", "name": "P", "version": "1", "icon": "x", "route": "/p" }).to_string();
+    for end in ["listener.close()", "os.unlink(path)"] {
+        let script = format!(
+            "#!/usr/bin/env python3
+import os, socket, sys, time
+if '--metadata' in sys.argv:
+    print({metadata:?})
+    sys.exit()
+path = os.environ['TORU_PLUGIN_SOCKET']
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen()
+kept = []
+while not kept or b'ping' not in kept[-1].recv(65536):
+    kept.append(listener.accept()[0])
+{end}
+time.sleep(1000)
+"
+        );
+        let daemon = Stage::new().set("supervisor.health_interval_ms", 50).script("p", &script).start();
+        let crash = daemon.wait_event("p", "crashed", 1);
+        assert!(crash["reason"].as_str().unwrap().starts_with("nothing listened"), "{end}: {crash}");
+    }
+}
+
+// Row: SIGSTOP
+#[test]
 fn pings_that_nobody_answers_end_in_a_restart() {
     let daemon =
         Stage::new().set("supervisor.health_interval_ms", 50).faulty("p", &json!({"do": "no-pong"})).start();
@@ -930,6 +972,25 @@ fn stderr_without_end_never_blocks_the_plugin_and_never_fills_the_disk() {
             .any(|line| line.to_string().contains("dropped"))
             .then_some(())
     });
+}
+
+// Row: log directory missing, read-only, full
+#[test]
+fn a_standard_error_that_nobody_reads_holds_up_no_log() {
+    let stage = Stage::new().set("supervisor.backoff_ms", "[1]").set("supervisor.max_restarts", 1_000);
+    let stage = stage.faulty("p", &json!({"do": "exit-before-ready"}));
+    let mut command = stage.serve();
+    let mut child = spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()));
+    let unread = child.stderr.take().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&unread, 4096).unwrap();
+    let log = stage.root().join("log/plugin-supervisor.log");
+    let bytes = || fs::metadata(&log).map_or(0, |found| found.len());
+    // Several times what the pipe holds.
+    wait_for("the log to go on", || (bytes() > 30_000).then_some(()));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(fs::read_to_string(&log).unwrap().contains("\"Stopping\""));
+    drop(unread);
 }
 
 #[test]

@@ -66,7 +66,7 @@ const ROWS: &[Row] = &[
         &[
             (
                 "504s; after the unanswered pings SIGKILL and restart",
-                &["a_stopped_process_times_out_and_is_restarted"],
+                &["a_stopped_process_times_out_and_is_restarted", "a_stopped_plugin_of_1_0_is_restarted"],
             ),
             ("pings alone tell it, too", &["pings_that_nobody_answers_end_in_a_restart"]),
         ],
@@ -116,7 +116,13 @@ const ROWS: &[Row] = &[
         "closes its socket but lives",
         &[
             ("502s, reconnect", &["a_closed_connection_is_502_and_then_opened_again"]),
-            ("a crash if it goes on", &["a_socket_that_closes_under_a_living_plugin"]),
+            (
+                "a crash if it goes on",
+                &[
+                    "a_socket_that_closes_under_a_living_plugin",
+                    "a_plugin_of_1_0_that_keeps_a_ping_and_listens_no_more_is_restarted",
+                ],
+            ),
         ],
     ),
     (
@@ -339,6 +345,7 @@ const ROWS: &[Row] = &[
                 "a_full_disk_under_the_logs_stops_nothing",
                 "a_disk_that_was_full_leaves_no_half_line_in_a_log",
                 "a_disk_that_hangs_under_the_logs_stops_nothing",
+                "a_standard_error_that_nobody_reads_holds_up_no_log",
             ],
         )],
     ),
