@@ -371,7 +371,8 @@ async fn await_taken(worker: &Worker, slot: &ClientSlot) {
     slot.expired.set(false);
     slot.writing.set(true);
     slot.deadline.set(Some(Instant::now() + worker.config().http.write_timeout));
-    while slot.untaken() > 0 && !slot.expired.get() {
+    // A stop does not wait for that: the kernel goes on with what it has.
+    while slot.untaken() > 0 && !slot.expired.get() && !worker.draining.get() {
         monoio::time::sleep(LOOK_EVERY).await;
     }
 }

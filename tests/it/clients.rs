@@ -644,6 +644,20 @@ fn who_takes_nothing_of_its_last_answer_is_reset() {
 }
 
 #[test]
+fn a_stop_waits_for_nobody_who_takes_nothing_of_a_last_answer() {
+    let mut daemon = started(Stage::new().set("http.write_timeout_ms", 600_000));
+    let mut client = client_with_room(&daemon, 2048);
+    client
+        .send(&request_bytes("GET", "/api/plugins/p/bytes/1000000", &[("connection", "close")], b""))
+        .unwrap();
+    assert!(client.line().unwrap().contains(" 200 "));
+    // By then what it still sends is waited for no more.
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(connections(&daemon), 1);
+    assert_eq!(daemon.terminate().code(), Some(0));
+}
+
+#[test]
 fn requests_that_the_stop_takes_along_blame_no_plugin() {
     let mut daemon =
         started(Stage::new().set("supervisor.stop_grace_ms", 300).set("supervisor.term_grace_ms", 300));
