@@ -162,10 +162,9 @@ pub async fn serve<S: ClientStream>(
                 }
                 Event::Closed => {
                     flush(&worker, &mut connection, &mut stream, &slot, &mut None).await.ok();
-                    if !slot.expired.get() && !ended {
-                        linger(&worker, &slot).await;
+                    if slot.expired.get() || ended || linger(&worker, &slot).await.is_ok() {
+                        await_taken(&worker, &slot).await;
                     }
-                    await_taken(&worker, &slot).await;
                     break 'client;
                 }
             }
@@ -342,7 +341,9 @@ async fn flush(
 }
 
 /// Lets the client read its last answer before the close.
-async fn linger(worker: &Worker, slot: &ClientSlot) {
+///
+/// Errors: the client has gone.
+async fn linger(worker: &Worker, slot: &ClientSlot) -> io::Result<()> {
     slot.shutdown_write();
     slot.body.set(None);
     slot.idle.set(false);
@@ -353,26 +354,29 @@ async fn linger(worker: &Worker, slot: &ClientSlot) {
     while dropped < LINGER_BYTES_MAX && !slot.expired.get() {
         let (waited, ()) = waiting(std::future::poll_fn(|cx| slot.arrival.poll_readable(cx))).await;
         pace.keep(waited).await;
-        match slot.read(&mut worker.arrivals.buffer()) {
-            Ok(Some(count @ 1..)) => dropped += count,
-            Ok(None) => {}
-            Ok(Some(0)) | Err(_) => return,
+        match slot.read(&mut worker.arrivals.buffer())? {
+            Some(count @ 1..) => dropped += count,
+            None => {}
+            Some(0) => break,
         }
     }
+    Ok(())
 }
 
 /// Waits until the client has taken what the kernel has for it: a close would have it kept for a client that takes nothing.
 /// One that takes too little is reset, as while it is written to.
 async fn await_taken(worker: &Worker, slot: &ClientSlot) {
     const LOOK_EVERY: Duration = Duration::from_millis(100);
-    if slot.untaken() == 0 {
+    // Of one that has gone the kernel still says what it has not taken.
+    let waits = || slot.untaken() > 0 && !slot.has_failed();
+    if !waits() {
         return;
     }
     slot.expired.set(false);
     slot.writing.set(true);
     slot.deadline.set(Some(Instant::now() + worker.config().http.write_timeout));
     // A stop does not wait for that: the kernel goes on with what it has.
-    while slot.untaken() > 0 && !slot.expired.get() && !worker.draining.get() {
+    while waits() && !slot.expired.get() && !worker.draining.get() {
         monoio::time::sleep(LOOK_EVERY).await;
     }
 }

@@ -20,7 +20,7 @@ use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use rustix::ioctl::{Getter, ioctl};
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, socket_error};
 use serde_json::json;
 use slab::Slab;
 use toru_plugin_api::from_plugin::PluginMessageReader;
@@ -951,6 +951,11 @@ impl ClientSlot {
     /// Bytes that were written to the client and that it has not taken yet.
     pub fn untaken(&self) -> u64 {
         untaken(self.socket())
+    }
+
+    /// Whether the client has reset the connection, or the kernel given it up, since the last read or look.
+    pub fn has_failed(&self) -> bool {
+        !matches!(socket_error(self.socket()), Ok(Ok(())))
     }
 
     fn socket(&self) -> BorrowedFd<'_> {

@@ -658,6 +658,19 @@ fn a_stop_waits_for_nobody_who_takes_nothing_of_a_last_answer() {
 }
 
 #[test]
+fn who_resets_before_it_has_taken_a_last_answer_is_waited_for_no_more() {
+    let daemon = started(Stage::new().set("http.write_timeout_ms", 600_000));
+    let mut client = client_with_room(&daemon, 2048);
+    client
+        .send(&request_bytes("GET", "/api/plugins/p/bytes/1000000", &[("connection", "close")], b""))
+        .unwrap();
+    assert!(client.line().unwrap().contains(" 200 "));
+    set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+    drop(client);
+    wait_for("its place to be free", || (connections(&daemon) == 0).then_some(()));
+}
+
+#[test]
 fn requests_that_the_stop_takes_along_blame_no_plugin() {
     let mut daemon =
         started(Stage::new().set("supervisor.stop_grace_ms", 300).set("supervisor.term_grace_ms", 300));
