@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn a_trusted_proxy_is_believed_and_named() {
         let said = "host: a\r\nforwarded: for=1.1.1.1;proto=https\r\nforwarded: for=2.2.2.2\r\nx-forwarded-for: 1.1.1.1\r\n\
-                    x-forwarded-for: 2.2.2.2, 3.3.3.3\r\nx-forwarded-proto: https\r\nx-forwarded-host: b:1\r\n";
+                    x-forwarded-for: 2.2.2.2, 3.3.3.3\r\nx-forwarded-proto: HTTPS\r\nx-forwarded-host: b:1\r\n";
         let expect = [
             "host: a",
             "x-request-id: made",

@@ -271,7 +271,9 @@ fn a_value_past_the_quota_refuses_no_other_of_its_transaction() {
 #[test]
 fn a_locked_database_refuses_writes_in_time_and_reads_go_on() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let (store, owner, _) = open(dir.path());
+    let (notice, notices) = channel();
+    let notice = Box::new(move |_, text: &str| drop(notice.send(text.to_owned())));
+    let (store, owner, _) = start(dir.path(), settings(), notice).expect("it opens");
     ask(&store, "p", set("k", "old"));
     let other = Connection::open(dir.path().join("toru.db")).expect("open");
     other.execute_batch("BEGIN EXCLUSIVE").expect("lock");
@@ -284,6 +286,8 @@ fn a_locked_database_refuses_writes_in_time_and_reads_go_on() {
     assert!(told.try_recv().is_err(), "the write waits");
     let refused = told.recv_timeout(DEADLINE).expect("an answer");
     assert_eq!(code(&refused), "busy", "{refused:?}");
+    let said = notices.recv_timeout(DEADLINE).expect("a word to the operator");
+    assert!(said.contains("takes no values: another process holds the database locked"), "{said}");
     // SQLite counts its wait in whole milliseconds, and sleeps a few of them at a time.
     assert!(start.elapsed() >= PATIENCE * 9 / 10, "it waited as long as it may");
     other.execute_batch("COMMIT").expect("unlock");
