@@ -144,7 +144,7 @@ impl Lead {
         self.end_wait();
     }
 
-    /// Gives a connection another turn, from within its turn.
+    /// Gives a connection another turn, from within its turn: the thread that is with it sees to that.
     pub fn again(&self, id: u64) {
         lock(&self.poked).push_back(id);
     }
@@ -212,10 +212,17 @@ impl Lead {
             // And one at a time, since whoever takes the lead from a thread that is held up gives the rest theirs.
             let count = lock(&self.poked).len();
             for _ in 0..count {
+                if self.turn.load(SeqCst) != turn {
+                    break;
+                }
                 let Some(id) = lock(&self.poked).pop_front() else { break };
                 self.give_turn(id, epoll::EventFlags::empty());
             }
             if self.turn.compare_exchange(turn, turn + 1, SeqCst, SeqCst).is_err() {
+                // Whoever leads now may have begun to wait before the turn here asked for another.
+                if !lock(&self.poked).is_empty() {
+                    self.end_wait();
+                }
                 return;
             }
             turn += 1;

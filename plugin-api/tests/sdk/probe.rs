@@ -31,6 +31,15 @@ impl Probe {
             inits: AtomicUsize::new(0),
         }
     }
+
+    /// Holds up its thread until `/unblock`, as a call that knows no `await` does.
+    fn block(&self) -> HttpResponse {
+        self.blocked.fetch_add(1, Ordering::SeqCst);
+        while self.blocked.load(Ordering::SeqCst) > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        HttpResponse::text("unblocked")
+    }
 }
 
 #[async_trait]
@@ -90,21 +99,16 @@ impl ToruPlugin for Probe {
                 self.dropped.subscribe().wait_for(|dropped| *dropped >= count).await?;
                 Ok(HttpResponse::status(204))
             }
-            "block" => {
-                // As a call that knows no `await` does.
-                self.blocked.fetch_add(1, Ordering::SeqCst);
-                while self.blocked.load(Ordering::SeqCst) > 0 {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                }
-                Ok(HttpResponse::text("unblocked"))
-            }
+            "block" => Ok(self.block()),
             "block-later" => {
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                self.blocked.fetch_add(1, Ordering::SeqCst);
-                while self.blocked.load(Ordering::SeqCst) > 0 {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
+                Ok(self.block())
+            }
+            "yield" => {
+                for _ in 0..number()? {
+                    tokio::task::yield_now().await;
                 }
-                Ok(HttpResponse::text("unblocked"))
+                Ok(if segments.len() > 2 { self.block() } else { HttpResponse::text("yielded") })
             }
             "blocked" => Ok(HttpResponse::json(&self.blocked.load(Ordering::SeqCst))),
             "unblock" => {
