@@ -371,6 +371,20 @@ fn answers_for_nobody_are_dropped() {
     wait_for("each to be counted", || (strays(&daemon) >= 21).then_some(()));
 }
 
+#[test]
+fn a_second_answer_of_a_1_0_plugin_is_for_nobody_and_counted() {
+    let daemon = Stage::new().faulty("p", &json!({"protocol": "1.0"})).start();
+    daemon.wait_ready("p");
+    let before = strays(&daemon);
+    for number in 1..=5 {
+        let answer = daemon.get("/api/plugins/p/answer-twice");
+        assert_eq!((answer.status, &answer.json()["path"]), (200, &json!("/answer-twice")));
+        wait_for("the second answer to be counted", || (strays(&daemon) == before + number).then_some(()));
+    }
+    assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    assert_eq!(strays(&daemon), before + 5, "one answer is nobody's stray");
+}
+
 // Row: floods with unknown request ids
 #[test]
 fn a_flood_of_answers_for_nobody_leaves_the_core_alive() {
@@ -993,6 +1007,11 @@ fn a_standard_error_that_nobody_reads_holds_up_no_log() {
     drop(unread);
 }
 
+/// Lines of the plugin `p` that its log says were left out.
+fn dropped_lines(daemon: &Daemon) -> u64 {
+    daemon.plugin_log("p").iter().filter_map(|line| line["dropped"].as_u64()).sum()
+}
+
 #[test]
 fn lines_that_a_dead_plugin_wrote_too_many_are_counted() {
     let metadata = json!({
@@ -1007,7 +1026,7 @@ fn lines_that_a_dead_plugin_wrote_too_many_are_counted() {
         daemon.plugin_log("p").into_iter().find(|line| line["message"] == "Output lines dropped")
     });
     assert!(told["dropped"].as_u64() > Some(0), "{told}");
-    let dropped: u64 = daemon.plugin_log("p").iter().filter_map(|line| line["dropped"].as_u64()).sum();
+    let dropped = dropped_lines(&daemon);
     assert_eq!(daemon.status("p").unwrap()["dropped_log_lines"], dropped);
     let metrics = daemon.control().get("/metrics").text().to_owned();
     let line = format!("toru_plugin_log_lines_dropped_total{{plugin=\"p\"}} {dropped}\n");
@@ -1306,6 +1325,26 @@ fn a_flood_of_log_messages_keeps_no_neighbour_waiting() {
             assert_eq!(daemon.get("/api/plugins/p/log").status, 200);
             daemon.plugin_log("p").iter().any(|line| line["dropped"].as_u64() > Some(0)).then_some(())
         });
+    }
+}
+
+#[test]
+fn log_messages_beyond_the_limit_are_counted_also_where_nothing_follows() {
+    const SENT: u64 = 3_000;
+    for driver in ["auto", "epoll"] {
+        let daemon = Stage::new().driver(driver).faulty("p", &json!({})).start();
+        daemon.wait_ready("p");
+        let asked = Instant::now();
+        assert_eq!(daemon.get(&format!("/api/plugins/p/log/{SENT}")).status, 200);
+        // A busy machine may need several seconds for them, each with a count of its own: the last has no message behind it.
+        wait_for("each message to be logged or counted", || {
+            let lines = daemon.plugin_log("p");
+            let logged = lines.iter().filter(|line| line["message"] == "said over the socket").count();
+            let dropped: u64 = lines.iter().filter_map(|line| line["dropped"].as_u64()).sum();
+            (dropped > 0 && logged as u64 + dropped == SENT).then_some(())
+        });
+        assert!(asked.elapsed() >= Duration::from_secs(1), "{driver}: once the second is over");
+        assert_eq!(daemon.status("p").unwrap()["dropped_log_lines"], dropped_lines(&daemon), "{driver}");
     }
 }
 

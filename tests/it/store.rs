@@ -10,6 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
     sync::mpsc,
     thread,
+    time::Instant,
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -309,6 +310,7 @@ fn a_disk_that_fills_under_load_loses_nothing_acknowledged() {
     let bearer = format!("Bearer {}", daemon.token());
     let large = "x".repeat(20_000);
     let mut acknowledged: Vec<String> = Vec::new();
+    let full_since = Instant::now();
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
@@ -340,6 +342,19 @@ fn a_disk_that_fills_under_load_loses_nothing_acknowledged() {
         }
     };
     check("on the full disk");
+    let told = || {
+        let mut lines = daemon.supervisor_log();
+        lines.retain(|line| line["message"].as_str().is_some_and(|text| text.ends_with("the disk is full")));
+        lines
+    };
+    let lines = wait_for("the log to tell of it", || Some(told()).filter(|lines| !lines.is_empty()));
+    let text = lines[0]["message"].as_str().unwrap();
+    assert!(text.contains("toru.db takes no values") && lines[0]["level"] == "warn", "{}", lines[0]);
+    // Each writer was refused once; a few more, and there must not be a line for each.
+    for _ in 0..10 {
+        set(&daemon, "more", &large);
+    }
+    assert!(told().len() as u64 <= 1 + full_since.elapsed().as_secs() / 60, "{:?}", told());
     drop(file);
     fs::remove_file(&ballast).unwrap();
     wait_for("a value to be taken again", || (set(&daemon, "after", "fine").status == 200).then_some(()));

@@ -745,7 +745,7 @@ impl Plugin {
                 "body": connection.number.to_string(),
             }))),
             "log" => {
-                connection.send(&json!({
+                let line = json!({
                     "type": "log",
                     "timestamp": TIMESTAMP,
                     "payload": {
@@ -753,7 +753,9 @@ impl Plugin {
                         "message": "said over the socket",
                         "fields": {"answer": 42},
                     },
-                }));
+                });
+                let line = frame(line.to_string().as_bytes(), connection.framing);
+                connection.raw(&line.repeat(number(1) as usize));
                 connection.send(&request.echo());
             }
             "flood-log" => {
