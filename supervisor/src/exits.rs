@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 
 use crate::plugin::Ending;
 use crate::process::{self, Process};
-use crate::remains::{Mark, ProcessId, Table, has_other_children};
+use crate::remains::{Mark, ProcessId, Swept, Table, has_other_children};
 use crate::socket::{clear_sockets, vacate_socket};
 use crate::state::{Event, Rung, State, Then};
 use crate::{Level, Source, Supervisor, object, own_pid};
@@ -357,8 +357,8 @@ impl Supervisor {
     /// is older than every process of this run. The daemon itself and those that it descends from are left alone, as it
     /// may have been started from within a plugin.
     ///
-    /// Gives who was killed, by plugin, as far as that is known.
-    pub(crate) fn sweep_former_run(&mut self) -> HashMap<String, Vec<i32>> {
+    /// Gives the processes of plugins that were killed.
+    pub(crate) fn sweep_former_run(&mut self) -> Swept {
         // So often one is found in the middle of an exec until it is taken for one that hides its arguments.
         const CHANGES_MAX: u32 = 20;
         // What forks while the table is read can be missed in it, and who forked just before it was killed has a child
@@ -368,7 +368,7 @@ impl Supervisor {
         let give_up_at = Instant::now() + REMAINS_PATIENCE;
         let mut ended = vec![];
         let mut killed = vec![];
-        let mut swept: HashMap<String, Vec<i32>> = HashMap::new();
+        let mut swept = Swept::default();
         let mut strangers = HashSet::new();
         let mut changing: HashMap<ProcessId, u32> = HashMap::new();
         let mut zombies = HashSet::new();
@@ -394,8 +394,9 @@ impl Supervisor {
                         if let Ok(Some(pidfd)) = process::kill_exactly(id) {
                             ended.push(id.pid);
                             killed.push(pidfd);
-                            if let Mark::Plugin { id: Some(plugin), .. } = mark {
-                                swept.entry(plugin.to_string_lossy().into_owned()).or_default().push(id.pid);
+                            if let Mark::Plugin { index, id: plugin } = mark {
+                                let plugin = plugin.map(|plugin| plugin.to_string_lossy().into_owned());
+                                swept.add(id.pid, index, plugin);
                             }
                         }
                     }
@@ -418,7 +419,7 @@ impl Supervisor {
             }
         }
         if !ended.is_empty() {
-            let plugins: Vec<&String> = swept.keys().collect();
+            let plugins = swept.plugins();
             let fields = object(json!({ "pids": ended, "plugins": plugins }));
             self.outlet.log(Level::Warn, None, "Processes of an earlier run ended", fields);
         }
@@ -433,16 +434,20 @@ impl Supervisor {
     }
 
     /// Writes into the audit trail that plugins of an earlier run have ended of which it tells a start alone, with who
-    /// was `swept` of them: their core ended too suddenly to write it.
-    pub(crate) fn tell_of_lost_ends(&mut self, swept: &HashMap<String, Vec<i32>>) {
+    /// was `swept` of them: their core ended too suddenly to write it. Those that may be any plugin's stand with each.
+    pub(crate) fn tell_of_lost_ends(&mut self, swept: &Swept) {
         let mut lost: Vec<(String, String)> =
             std::mem::take(&mut self.settings.unended).into_iter().collect();
         lost.sort_unstable();
+        let unassigned = swept.of(None);
         for (id, started) in &lost {
-            let details = json!({
+            let mut details = json!({
                 "reason": "the daemon ended without stopping it: it was killed, it crashed, or the machine went down",
-                "started": started, "swept_pids": swept.get(id).cloned().unwrap_or_default(),
+                "started": started, "swept_pids": swept.of(Some(id)),
             });
+            if !unassigned.is_empty() {
+                details["swept_pids_unassigned"] = json!(unassigned);
+            }
             self.outlet.record(id, "stopped", details);
         }
         if !lost.is_empty() {

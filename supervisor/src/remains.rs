@@ -87,6 +87,42 @@ pub(crate) enum Mark {
     Changing,
 }
 
+/// Processes of plugins of an earlier run, in the order in which they were killed.
+#[derive(Default)]
+pub(crate) struct Swept(Vec<SweptProcess>);
+
+struct SweptProcess {
+    pid: i32,
+    /// Of its plugin in that run.
+    index: Option<usize>,
+    plugin: Option<String>,
+}
+
+impl Swept {
+    /// As the process is marked: by the index of its plugin, its id, or both.
+    pub fn add(&mut self, pid: i32, index: Option<usize>, plugin: Option<String>) {
+        self.0.push(SweptProcess { pid, index, plugin });
+    }
+
+    /// The id of its plugin: one that dropped its environment carries an index alone, which another may carry with the id.
+    fn plugin<'a>(&'a self, process: &'a SweptProcess) -> Option<&'a str> {
+        let same = |other: &&SweptProcess| other.index == process.index && other.plugin.is_some();
+        let other = || process.index.and_then(|_| self.0.iter().find(same)?.plugin.as_deref());
+        process.plugin.as_deref().or_else(other)
+    }
+
+    /// The processes of this plugin, or those of which nobody knows the plugin.
+    pub fn of(&self, plugin: Option<&str>) -> Vec<i32> {
+        let found = self.0.iter().filter(|process| self.plugin(process) == plugin);
+        found.map(|process| process.pid).collect()
+    }
+
+    /// The plugins that are known.
+    pub fn plugins(&self) -> BTreeSet<&str> {
+        self.0.iter().filter_map(|process| self.plugin(process)).collect()
+    }
+}
+
 impl Table {
     /// Errors: there is no `/proc`.
     pub fn read() -> io::Result<Self> {
@@ -433,6 +469,26 @@ mod tests {
         assert_eq!(parse_file_locks(none), None);
         assert_eq!(fnv_1a(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv_1a(b"foobar"), 0x8594_4171_f739_67e8, "a vector of the draft");
+    }
+
+    #[test]
+    fn who_was_swept_is_the_plugins_whose_index_it_has() {
+        let mut swept = Swept::default();
+        for (pid, index, plugin) in [
+            (10, Some(1), None),
+            (11, Some(1), Some("b")),
+            (12, Some(0), Some("a")),
+            // Of a daemon that may not set limits.
+            (13, None, Some("b")),
+            (14, Some(2), None),
+        ] {
+            swept.add(pid, index, plugin.map(str::to_owned));
+        }
+        assert_eq!(swept.of(Some("a")), [12]);
+        assert_eq!(swept.of(Some("b")), [10, 11, 13]);
+        assert_eq!(swept.of(None), [14], "nobody else has its index");
+        assert!(swept.of(Some("c")).is_empty());
+        assert_eq!(swept.plugins(), BTreeSet::from(["a", "b"]));
     }
 
     #[test]

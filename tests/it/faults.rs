@@ -1,6 +1,7 @@
 //! Plugins and clients that break the rules, one test a row of what may go wrong.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::ErrorKind,
     net::Shutdown,
@@ -1138,6 +1139,16 @@ fn what_a_killed_core_left_behind_is_swept_at_the_next_start() {
         (!left.iter().any(lives)).then_some(())
     });
     assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+    // Its trail names all whom the log names, also those that say no more of whose they are than the limit they were born
+    // with.
+    let told = daemon.wait_event("p", "stopped", 1);
+    let mut log = daemon.supervisor_log();
+    log.retain(|line| line["message"] == "Processes of an earlier run ended");
+    let pids = |list: &Value| -> BTreeSet<i64> {
+        list.as_array().into_iter().flatten().map(|pid| pid.as_i64().unwrap()).collect()
+    };
+    assert!(!pids(&log[0]["pids"]).is_empty(), "{log:?}");
+    assert_eq!(pids(&told["swept_pids"]), pids(&log[0]["pids"]), "{told}");
 }
 
 // Row: no descriptors left
