@@ -277,16 +277,12 @@ impl Supervisor {
     ///
     /// A plugin of which it is the file runs on as it is.
     fn postpone(&mut self, file: &Path, is_slow: bool, reason: &str) {
-        let known = self.plugins.iter().position(|plugin| !plugin.removed && plugin.file == file);
         let before = self.postponed.iter().position(|postponed| postponed.file == file);
         let before = before.map(|position| self.postponed.swap_remove(position));
         let wait = before.as_ref().map_or(ASK_AGAIN_AFTER, |before| ASK_AGAIN_AFTER_MAX.min(2 * before.wait));
         if before.is_none_or(|before| before.is_slow != is_slow) {
             let reason = format!("{reason}; it is asked again by itself, next in {} s", wait.as_secs());
-            self.skip(file, &reason);
-            if let Some(index) = known {
-                self.refuse_change(index, &reason);
-            }
+            self.refuse(file, &reason);
         }
         let at = Some(Instant::now() + wait);
         self.postponed.push(Postponed { file: file.to_owned(), print: None, at, wait, is_slow });
@@ -386,16 +382,19 @@ impl Supervisor {
         self.drive(index, Event::RestartAsked);
     }
 
-    /// The file of a plugin in the table has another content, which is no plugin. What runs of it runs on; the next start,
-    /// whenever that is, will be of the new content, and whoever looks for its reason finds it here.
-    fn refuse_change(&mut self, index: usize, reason: &str) {
-        let plugin = &self.plugins[index];
+    /// Skips a file that cannot be run, or says nothing good of itself. Where it is that of a plugin in the table, its content
+    /// has changed: what runs of it runs on; the next start, whenever that is, will be of the new content, and whoever looks
+    /// for its reason finds it here.
+    fn refuse(&mut self, file: &Path, reason: &str) {
+        self.skip(file, reason);
+        let known = self.plugins.iter().find(|plugin| !plugin.removed && plugin.file == file);
+        let Some(plugin) = known else { return };
         let details = json!({
-            "file": plugin.file.display().to_string(), "refused": reason,
+            "file": file.display().to_string(), "refused": reason,
             "pid": plugin.process.as_ref().map(crate::process::Process::pid),
         });
         self.outlet.record(&plugin.metadata.id, "binary_changed", details.clone());
-        let message = "Plugin binary changed and says nothing good of itself; what runs, runs on";
+        let message = "Plugin binary changed and cannot be used as it is; what runs, runs on";
         self.outlet.log(Level::Error, Some(&plugin.metadata.id), message, object(details));
     }
 
@@ -415,7 +414,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     self.postponed.retain(|postponed| postponed.file != file);
-                    self.skip(&file, &error.reason);
+                    self.refuse(&file, &error.reason);
                     return self.end_probe(&file);
                 }
             };
@@ -477,12 +476,7 @@ impl Supervisor {
             }
             // A machine that has just started is busy: what was too slow then need not be so later.
             Err(reason) if is_slow => self.postpone(&file, true, &reason),
-            Err(reason) => {
-                self.skip(&file, &reason);
-                if let Some(index) = position {
-                    self.refuse_change(index, &reason);
-                }
-            }
+            Err(reason) => self.refuse(&file, &reason),
         }
         self.end_probe(&file);
     }

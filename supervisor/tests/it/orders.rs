@@ -3,6 +3,7 @@
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use toru_supervisor::{Command, Kept, Order, ProcessSettings, Rescanned};
 
 use crate::stage::{PATIENCE, Said, Stage, folder, put, put_file};
@@ -314,6 +315,27 @@ fn a_rescan_starts_new_files_stops_gone_ones_and_restarts_changed_ones() {
     put(stage.dir.path(), "goes", "1.0", WAIT);
     assert_eq!(rescan(&stage).added, ["goes"]);
     stage.event("goes", "ready");
+}
+
+#[test]
+fn a_changed_file_that_cannot_be_run_leaves_the_running_one_alone_and_is_told() {
+    let stage = Stage::of(&[("p", &format!("echo up\n{WAIT}"))]);
+    stage.event("p", "ready");
+    stage.line("p", "up");
+    let pid = stage.status("p").pid;
+    let file = stage.dir.path().join("plugins/p.binary");
+    for (text, why) in [("this is no program\n", "#!"), ("#!/no/such/interpreter\n", "interpreter")] {
+        put_file(stage.dir.path(), "p", text);
+        let found = rescan(&stage);
+        assert!(found.skipped.len() == 1 && found.skipped[0].contains(why), "{found:?}");
+        let told = stage.event("p", "binary_changed");
+        assert!(told["refused"].as_str().is_some_and(|reason| reason.contains(why)), "{told}");
+        assert_eq!((&told["file"], &told["pid"]), (&json!(file), &json!(pid)), "{told}");
+    }
+    assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
+    put(stage.dir.path(), "p", "1.0", &format!("echo new\n{WAIT}"));
+    assert_eq!(rescan(&stage).changed, ["p"]);
+    stage.line("p", "new");
 }
 
 #[test]
