@@ -26,7 +26,7 @@ use toru_http::{encode_field, is_reserved_in_response};
 use toru_plugin_api::frame::{Decoder, Framing};
 use toru_plugin_api::from_core::encode_cancel;
 use toru_plugin_api::from_plugin::{HttpResponse, PluginMessage};
-use toru_supervisor::{Command, KvAnswer, Level, Phase};
+use toru_supervisor::{Command, KvAnswer, Level, Phase, Strays};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
 use crate::config::HeadLimits;
@@ -56,9 +56,6 @@ const READ_BYTES_LARGE: usize = 256 * 1024;
 /// More answers than this at a time go to their clients through the ring, all with one system call. Of fewer each is sent at
 /// once, which sets its client going while the others are still written.
 const CROWD: usize = 32;
-/// Answers to nobody within a second, beyond which the plugin is taken for broken: one that answers late sends as many
-/// as it was asked, one that floods does not stop there.
-const STRAYS_PER_SECOND_MAX: u32 = 10_000;
 /// How long a refused connection waits for the supervisor's word: a plugin that has just died refuses a moment before the
 /// workers hear of it, and "not now" is a better answer to a request that was never sent than "gone".
 pub const VERDICT_PATIENCE: Duration = Duration::from_millis(100);
@@ -98,7 +95,7 @@ pub struct Link {
     write_since: Cell<Option<Instant>>,
     /// When the frame began of which only a part is there.
     frame_since: Cell<Option<Instant>>,
-    strays: Cell<(Option<Instant>, u32)>,
+    strays: Cell<Strays>,
     /// Requests that were given up while the plugin read nothing.
     deaf: Cell<Deaf>,
     /// For turns with what comes.
@@ -285,7 +282,7 @@ impl Link {
             fd: Cell::new(None),
             write_since: Cell::new(None),
             frame_since: Cell::new(None),
-            strays: Cell::new((None, 0)),
+            strays: Cell::default(),
             deaf: Cell::default(),
             answers: Rc::default(),
             log_budget: LineBudget::default(),
@@ -497,20 +494,6 @@ impl Link {
         }
         self.in_want.take().into_iter().for_each(Waker::wake);
     }
-
-    /// Counts an answer to nobody; whether there were too many.
-    fn count_stray(&self) -> bool {
-        let now = Instant::now();
-        let (since, count) = self.strays.get();
-        let (since, count) = match since {
-            Some(since) if now.saturating_duration_since(since) < Duration::from_secs(1) => {
-                (since, count + 1)
-            }
-            _ => (now, 1),
-        };
-        self.strays.set((Some(since), count));
-        count > STRAYS_PER_SECOND_MAX
-    }
 }
 
 /// The connection's task, from connecting to its end.
@@ -703,11 +686,10 @@ fn take(
                 id.map_or(Delivery::Stray, |id| worker.exchanges.borrow_mut().deliver(id, link, news));
             if delivery == Delivery::Stray {
                 target.shared.stats[worker.number as usize].strays.fetch_add(1, Relaxed);
-                if link.count_stray() {
-                    return Err(format!(
-                        "sent more than {STRAYS_PER_SECOND_MAX} answers to nobody within a second"
-                    ));
-                }
+                let mut strays = link.strays.get();
+                let counted = strays.count(Instant::now());
+                link.strays.set(strays);
+                counted?;
             } else if let Some(bad) = bad {
                 worker.report_bad_answer(target, link.generation, &bad);
             }

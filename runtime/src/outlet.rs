@@ -47,6 +47,7 @@ impl toru_supervisor::Outlet for Outlet {
                 log: PluginLog::new(&view.metadata.id),
                 gate: Gate::new(capacity as usize),
                 stats: self.workers.iter().map(|_| Stats::default()).collect(),
+                strays: AtomicU64::new(0),
                 suspect: AtomicU64::new(0),
             });
             let printing = (shared.clone(), LineBudget::default());
@@ -92,6 +93,12 @@ impl toru_supervisor::Outlet for Outlet {
     fn account_output(&self, plugin_id: &str, ended: bool) {
         if let Some((plugin, budget)) = self.output.borrow().get(plugin_id) {
             budget.account(&self.logger, &plugin.log, ended);
+        }
+    }
+
+    fn strays(&self, index: usize, count: u64) {
+        if let Some(plugin) = self.plugins.borrow().get(&index) {
+            plugin.strays.fetch_add(count, Relaxed);
         }
     }
 

@@ -132,6 +132,7 @@ pub fn describe(worker: &Worker, plugin: &Supervised) -> PluginStatus {
         let latency = latency(worker, plugin.index);
         status.in_flight = target.shared.gate.in_use() as u64;
         status.queued = target.shared.gate.queued() as u64;
+        status.stray_answers = target.shared.strays.load(Relaxed);
         status.dropped_log_lines = target.shared.log.dropped.load(Relaxed);
         for stats in &target.shared.stats {
             status.requests += stats.requests.load(Relaxed);

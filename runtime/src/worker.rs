@@ -94,6 +94,8 @@ pub struct PluginShared {
     pub gate: Arc<Gate>,
     /// One for each worker, so that counting touches no other core's cache line.
     pub stats: Box<[Stats]>,
+    /// As [`Stats::strays`], over the supervisor's connection.
+    pub strays: AtomicU64,
     /// The process that has just lost a connection with requests on it, so that it may be about to end; 0 for none.
     pub suspect: AtomicU64,
 }

@@ -109,11 +109,14 @@ impl Supervisor {
             return;
         }
         let Some(mut lifeline) = self.plugins[index].lifeline.take() else { return };
-        let mut said = vec![];
-        let outcome = lifeline.advance(&mut self.scratch, &mut self.reader, &mut said);
-        self.plugins[index].lifeline = Some(lifeline);
-        self.flush_lifeline(index);
         let now = Instant::now();
+        let (mut said, mut strays) = (vec![], 0);
+        let outcome = lifeline.advance(now, &mut self.scratch, &mut self.reader, &mut said, &mut strays);
+        self.plugins[index].lifeline = Some(lifeline);
+        if strays > 0 {
+            self.outlet.strays(index, strays);
+        }
+        self.flush_lifeline(index);
         for one in said {
             self.on_said(index, one, now);
         }

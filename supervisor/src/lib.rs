@@ -55,6 +55,7 @@ use toru_plugin_api::metadata::Metadata;
 pub use discovery::check;
 use discovery::{Fingerprint, Look, Probe};
 pub use kv::{KvAnswer, KvQuestion};
+pub use lifeline::Strays;
 use notify::Notice;
 use plugin::Plugin;
 pub use process::{Exit, Helper, prepare};
@@ -265,6 +266,8 @@ pub trait Outlet: Send {
     /// Say what of the plugin's lines was not logged, if there were too many: at each look at its health, and when its
     /// process has `ended`.
     fn account_output(&self, plugin_id: &str, ended: bool);
+    /// So many answers came over the supervisor's connection to the plugin, where nobody had asked.
+    fn strays(&self, index: usize, count: u64);
     /// Ask the store; `reply` may be called on any thread.
     fn kv(&self, plugin_id: &str, question: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>);
     /// Keep this for the next run of the daemon, in place of what was kept of the plugin.

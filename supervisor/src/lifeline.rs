@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use toru_plugin_api::frame::{Decoder, FrameError, Framing};
@@ -22,6 +22,33 @@ use crate::{KvAnswer, KvQuestion, Level};
 const OUT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes read in one turn of the loop; the rest waits for the next, so that a chatty plugin starves nobody.
 const READS_PER_TURN: usize = 4;
+
+/// Answers to nobody within a second, beyond which a plugin is taken for broken: one that answers late sends as many as it
+/// was asked, one that floods does not stop there.
+const STRAYS_PER_SECOND_MAX: u32 = 10_000;
+
+/// Counts the answers to nobody on one connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Strays {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Strays {
+    /// Counts one more.
+    ///
+    /// Errors: there were too many, in words; the connection must end.
+    pub fn count(&mut self, now: Instant) -> Result<(), String> {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            *self = Self { since: Some(now), count: 0 };
+        }
+        self.count += 1;
+        if self.count > STRAYS_PER_SECOND_MAX {
+            return Err(format!("sent more than {STRAYS_PER_SECOND_MAX} answers to nobody within a second"));
+        }
+        Ok(())
+    }
+}
 
 /// Connects without ever waiting: a Unix socket either takes the connection now or says no.
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
@@ -66,6 +93,7 @@ pub(crate) struct Lifeline {
     out: Vec<u8>,
     waits_to_write: bool,
     token: u64,
+    strays: Strays,
 }
 
 impl Lifeline {
@@ -80,6 +108,7 @@ impl Lifeline {
             out: vec![],
             waits_to_write: false,
             token: 0,
+            strays: Strays::default(),
         }
     }
 
@@ -186,12 +215,15 @@ impl Lifeline {
         Ok(!self.out.is_empty())
     }
 
-    /// Reads what is there. Messages that were whole count even if the connection then ends.
+    /// Reads what is there. Messages that were whole count even if the connection then ends, and so do answers to nobody, in
+    /// `strays`.
     pub fn advance(
         &mut self,
+        now: Instant,
         scratch: &mut [u8],
         reader: &mut PluginMessageReader,
         said: &mut Vec<Said>,
+        strays: &mut u64,
     ) -> Result<(), Lost> {
         for _ in 0..READS_PER_TURN {
             let count = match self.stream.read(scratch) {
@@ -208,8 +240,14 @@ impl Lifeline {
                     Ok(None) => break,
                     Err(error) => return Err(Lost::Broken(error.to_string())),
                 };
-                let one = reader.read(frame, understand).map_err(|error| Lost::Broken(error.to_string()))?;
-                said.extend(one);
+                match reader.read(frame, understand).map_err(|error| Lost::Broken(error.to_string()))? {
+                    Understood::Said(one) => said.push(one),
+                    Understood::Stray => {
+                        *strays += 1;
+                        self.strays.count(now).map_err(Lost::Broken)?;
+                    }
+                    Understood::Nothing => {}
+                }
             }
         }
         Ok(())
@@ -222,22 +260,53 @@ impl AsFd for Lifeline {
     }
 }
 
-fn understand(message: PluginMessage<'_>) -> Option<Said> {
-    match message {
-        PluginMessage::Ready => Some(Said::Ready),
-        PluginMessage::Failed { error } => Some(Said::Failed(error.to_owned())),
-        PluginMessage::Pong { seq } => Some(Said::Pong(seq)),
-        PluginMessage::Log { level, message, fields_json } => Some(Said::Log {
+/// What a message is here.
+enum Understood {
+    Said(Said),
+    /// An answer to a request: none went out this way, so it is nobody's.
+    Stray,
+    Nothing,
+}
+
+fn understand(message: PluginMessage<'_>) -> Understood {
+    Understood::Said(match message {
+        PluginMessage::Ready => Said::Ready,
+        PluginMessage::Failed { error } => Said::Failed(error.to_owned()),
+        PluginMessage::Pong { seq } => Said::Pong(seq),
+        PluginMessage::Log { level, message, fields_json } => Said::Log {
             level: Level::from_word(level),
             message: message.to_owned(),
             fields: fields_json.map(|fields| fields.into_owned()),
-        }),
+        },
         PluginMessage::Kv { request_id, request } => {
-            Some(Said::Kv { request_id: request_id.to_owned(), question: request.into() })
+            Said::Kv { request_id: request_id.to_owned(), question: request.into() }
         }
-        // No request went out here, so an answer to one belongs to nobody; unknown messages are ignored by contract.
-        PluginMessage::HttpResponse { .. } | PluginMessage::Unknown { .. } => None,
+        PluginMessage::HttpResponse { .. } => return Understood::Stray,
+        // Ignored by contract.
+        PluginMessage::Unknown { .. } => return Understood::Nothing,
         // Types that a newer plugin-api knows and this file does not yet.
-        _ => None,
+        _ => return Understood::Nothing,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_stray_more_than_the_limit_within_a_second_is_too_many() {
+        let mut strays = Strays::default();
+        let begin = Instant::now();
+        let last = begin + Duration::from_millis(999);
+        for _ in 0..STRAYS_PER_SECOND_MAX {
+            strays.count(last).expect("within the limit");
+        }
+        assert!(strays.count(last).is_err_and(|why| why.contains("answers to nobody")));
+        let mut strays = Strays::default();
+        for second in 0..3 {
+            for _ in 0..STRAYS_PER_SECOND_MAX {
+                strays.count(begin + Duration::from_secs(second)).expect("each second has its own");
+            }
+        }
     }
 }

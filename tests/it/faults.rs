@@ -426,6 +426,31 @@ fn a_flood_of_answers_for_nobody_leaves_the_core_alive() {
     works_again(&daemon);
 }
 
+#[test]
+fn answers_for_nobody_over_the_supervisors_connection_are_counted_and_a_flood_of_them_ends_it() {
+    let daemon = Stage::new().faulty("p", &json!({})).faulty("q", &json!({})).start();
+    daemon.wait_ready("p");
+    daemon.wait_ready("q");
+    assert_eq!(daemon.get("/api/plugins/p/flood/5000/lifecycle").status, 200);
+    wait_for("each to be counted", || (strays(&daemon) == 5_000).then_some(()));
+    assert_eq!(faults_told(&daemon, "p"), [""; 0], "as many as that may be late");
+    // A machine that is busy may not get to the rate.
+    let told = wait_for("the connection to be ended", || {
+        let answer = daemon.get("/api/plugins/p/flood/1000000/lifecycle");
+        assert!(matches!(answer.status, 200 | 504), "{answer:?}");
+        daemon.events("p").into_iter().find(|(kind, _)| kind == "protocol_error").map(|(_, told)| told)
+    });
+    assert!(told["reason"].as_str().unwrap().contains("answers to nobody"), "{told}");
+    wait_for("a message over another connection", || {
+        let lines = daemon.trace("p").into_iter();
+        let messages = lines.filter(|line| line["message"]["type"] == "lifecycle");
+        (messages.map(|line| line["connection"].as_u64()).collect::<BTreeSet<_>>().len() > 1).then_some(())
+    });
+    assert_eq!(daemon.get("/api/plugins/q/x").status, 200);
+    works_again(&daemon);
+    assert_eq!(daemon.starts("p").len(), 1, "once is no crash");
+}
+
 // Row: header with CR, LF or NUL; status 99, 150, 999
 #[test]
 fn an_answer_that_is_no_http_is_502_and_nothing_of_it_reaches_the_client() {

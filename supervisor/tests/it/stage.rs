@@ -91,6 +91,8 @@ impl Outlet for Ear {
 
     fn account_output(&self, _: &str, _: bool) {}
 
+    fn strays(&self, _: usize, _: u64) {}
+
     fn kv(&self, _: &str, _: KvQuestion, reply: Box<dyn FnOnce(KvAnswer) + Send>) {
         reply(KvAnswer::Value(None));
     }

@@ -546,8 +546,13 @@ impl Plugin {
                 unknown["request_id"] = json!("nobody-asked");
                 let unknown = frame(unknown.to_string().as_bytes(), connection.framing);
                 let many = unknown.repeat(100);
+                // `flood/NUMBER/lifecycle`: over the connection that carried init.
+                let flooded = match rest.get(1) {
+                    Some(&"lifecycle") => self.lifecycle.get().expect("init came"),
+                    _ => connection,
+                };
                 for _ in 0..number(1_000) / 100 {
-                    connection.raw(&many);
+                    flooded.raw(&many);
                 }
                 connection.send(&request.echo());
             }
