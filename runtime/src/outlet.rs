@@ -28,10 +28,19 @@ pub struct Outlet {
     pub reserved: RefCell<HashMap<usize, usize>>,
     /// So many were too few, which has been told.
     pub short_of: Cell<Option<usize>>,
-    /// How much each plugin may still print in this second, by its id: of those of one id the last to come prints.
-    pub output: RefCell<HashMap<String, (Arc<PluginShared>, LineBudget)>>,
+    /// By the id of the plugin: of those of one id the last to come prints.
+    pub output: RefCell<HashMap<String, Printing>>,
     /// Beside the workers, the first thread wants to know.
     pub on_scanned: Box<dyn Fn() + Send>,
+}
+
+/// What a plugin prints.
+pub struct Printing {
+    plugin: Arc<PluginShared>,
+    /// How much it may still print in this second.
+    budget: LineBudget,
+    /// How serious the line is of which parts come, by [`Stream`].
+    begun: [Cell<Level>; 2],
 }
 
 impl toru_supervisor::Outlet for Outlet {
@@ -50,7 +59,11 @@ impl toru_supervisor::Outlet for Outlet {
                 strays: AtomicU64::new(0),
                 suspect: AtomicU64::new(0),
             });
-            let printing = (shared.clone(), LineBudget::default());
+            let printing = Printing {
+                plugin: shared.clone(),
+                budget: LineBudget::default(),
+                begun: [Stream::Stdout, Stream::Stderr].map(|stream| Cell::new(usual_level(stream))),
+            };
             self.output.borrow_mut().insert(view.metadata.id.clone(), printing);
             shared
         });
@@ -69,29 +82,52 @@ impl toru_supervisor::Outlet for Outlet {
         self.logger.core(level, "plugin_supervisor", message, plugin_id, &fields);
     }
 
-    fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]) {
-        let Some(plugin) = self.take_budget(plugin_id) else { return };
-        let id = &plugin.log.id;
-        let text = String::from_utf8_lossy(line);
-        if let Some(said) = said::read(&text) {
-            return self.logger.plugin_json(id, said.level, &said.message, &said.fields);
+    fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8], part: Option<u64>) {
+        let output = self.output.borrow();
+        let Some(Printing { plugin, budget, begun }) = output.get(plugin_id) else { return };
+        let begun = &begun[stream as usize];
+        if part.is_none_or(|part| part == 1) {
+            begun.set(usual_level(stream));
         }
-        let (level, stream) = match stream {
-            Stream::Stdout => (Level::Info, "stdout"),
-            Stream::Stderr => (Level::Warn, "stderr"),
+        if !budget.take(&self.logger, &plugin.log) {
+            return;
+        }
+        let id = &plugin.log.id;
+        let line = String::from_utf8_lossy(line);
+        let mut text = &*line;
+        // Of the parts of a line only the first can be read; whatever another looks like, it is from the middle.
+        let mended = part.filter(|part| *part == 1).and_then(|_| said::mend(text));
+        let said = match &mended {
+            Some((object, _)) => said::read_part(object),
+            None if part.is_none() => said::read(text),
+            None => None,
         };
-        let fields = json!({ "stream": stream });
-        self.logger.plugin(id, level, &text, fields.as_object());
+        if let Some(said) = said {
+            let unsaid = if part.is_none() { Level::Info } else { usual_level(stream) };
+            begun.set(said.level.unwrap_or(unsaid));
+            self.logger.plugin_json(id, begun.get(), &said.message, &said.fields);
+            let Some((_, rest)) = mended.filter(|(_, rest)| !rest.is_empty()) else { return };
+            text = rest;
+        }
+        let stream = match stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        let fields = json!({ "stream": stream, "line_part": part });
+        self.logger.plugin(id, begun.get(), text, fields.as_object());
     }
 
     fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>) {
-        let Some(plugin) = self.take_budget(plugin_id) else { return };
-        let fields = fields.and_then(said::fields).unwrap_or_default();
-        self.logger.plugin_json(&plugin.log.id, level, message, &fields);
+        let output = self.output.borrow();
+        let Some(Printing { plugin, budget, .. }) = output.get(plugin_id) else { return };
+        if budget.take(&self.logger, &plugin.log) {
+            let fields = fields.and_then(said::fields).unwrap_or_default();
+            self.logger.plugin_json(&plugin.log.id, level, message, &fields);
+        }
     }
 
     fn account_output(&self, plugin_id: &str, ended: bool) {
-        if let Some((plugin, budget)) = self.output.borrow().get(plugin_id) {
+        if let Some(Printing { plugin, budget, .. }) = self.output.borrow().get(plugin_id) {
             budget.account(&self.logger, &plugin.log, ended);
         }
     }
@@ -156,11 +192,12 @@ impl Outlet {
             self.logger.core(Level::Warn, "toru", message, None, fields.as_object().unwrap_or(&Map::new()));
         }
     }
+}
 
-    /// The plugin, if one more line of it may be logged.
-    fn take_budget(&self, plugin_id: &str) -> Option<Arc<PluginShared>> {
-        let output = self.output.borrow();
-        let (plugin, budget) = output.get(plugin_id)?;
-        budget.take(&self.logger, &plugin.log).then(|| plugin.clone())
+/// How serious a line is that does not say it.
+fn usual_level(stream: Stream) -> Level {
+    match stream {
+        Stream::Stdout => Level::Info,
+        Stream::Stderr => Level::Warn,
     }
 }

@@ -13,7 +13,8 @@ use toru_supervisor::Level;
 /// A line that is a JSON object, as it is to be logged.
 #[derive(Debug)]
 pub struct Said<'a> {
-    pub level: Level,
+    /// `None` if it does not say, or in no word that is known.
+    pub level: Option<Level>,
     pub message: String,
     /// All that `level` and `message` do not tell.
     pub fields: Fields<'a>,
@@ -35,7 +36,73 @@ const MESSAGE_KEYS: [&str; 2] = ["message", "msg"];
 /// A field with a name of the core's own, and a level that says more than the core's four words do or nothing that is
 /// known, is kept as `original_…`. Of several with one name the first keeps it, and the others are numbered: `name_2`.
 pub fn read(line: &str) -> Option<Said<'_>> {
-    let mut fields = object(line)?;
+    object(line).map(understand)
+}
+
+/// Reads the first part of a line, once [`mend`] has ended it.
+pub fn read_part(object_text: &str) -> Option<Said<'_>> {
+    let mut fields = object(object_text)?;
+    // Before the plugin's own, which are numbered where they have the same name.
+    fields.insert(0, ("line_part".into(), serde_json::from_str("1").ok()?));
+    Some(understand(fields))
+}
+
+/// Ends a JSON object of which only the beginning is there: within the text that it was cut in, or behind its last field
+/// that is whole. Gives the object, and what of `text` is not in it.
+pub fn mend(text: &str) -> Option<(String, &str)> {
+    if !text.trim_ascii_start().starts_with('{') {
+        return None;
+    }
+    let (mut depth, mut in_string, mut in_value) = (0_u32, false, false);
+    let mut last_comma = None;
+    let bytes = text.as_bytes();
+    let mut position = 0;
+    while let Some(&byte) = bytes.get(position) {
+        let mut step = 1;
+        match byte {
+            b'\\' if in_string => match escape_bytes(&bytes[position..]) {
+                Some(bytes) => step = bytes,
+                None => break,
+            },
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    // It ends here, and more follows: that is no object.
+                    return None;
+                }
+            }
+            b':' if depth == 1 => in_value = true,
+            b',' if depth == 1 => {
+                in_value = false;
+                last_comma = Some(position);
+            }
+            _ => {}
+        }
+        position += step;
+    }
+    if in_string && in_value && depth == 1 {
+        return Some((format!("{}\"}}", &text[..position]), &text[position..]));
+    }
+    let comma = last_comma?;
+    Some((format!("{}}}", &text[..comma]), &text[comma + 1..]))
+}
+
+/// How long the escape is that `bytes` begin with, both halves of a surrogate pair as one; `None` if it is cut.
+fn escape_bytes(bytes: &[u8]) -> Option<usize> {
+    if *bytes.get(1)? != b'u' {
+        return Some(2);
+    }
+    let digits = bytes.get(2..6)?.to_ascii_lowercase();
+    if !matches!(digits[..], [b'd', b'8'..=b'9' | b'a'..=b'b', ..]) || bytes.get(6..8)? != b"\\u" {
+        return Some(6);
+    }
+    bytes.get(8..12).map(|_| 12)
+}
+
+fn understand(mut fields: Fields<'_>) -> Said<'_> {
     let value = |key: &str| fields.iter().find(|(name, _)| name == key).map(|(_, value)| *value);
     let level = LEVEL_KEYS.into_iter().find_map(|key| Some((key, level_of(value(key)?)?)));
     if let Some(("level", Known { exact: true, .. })) = level
@@ -51,11 +118,7 @@ pub fn read(line: &str) -> Option<Said<'_>> {
     let message = message
         .map(|value| serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned()));
     rename(&mut fields);
-    Some(Said {
-        level: level.map_or(Level::Info, |(_, known)| known.level),
-        message: message.unwrap_or_default(),
-        fields,
-    })
+    Said { level: level.map(|(_, known)| known.level), message: message.unwrap_or_default(), fields }
 }
 
 /// The fields of a `log` message, JSON text of an object.
@@ -163,14 +226,20 @@ fn level_of(value: &RawValue) -> Option<Known> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Level, message and fields, the last as the object that they make.
     fn check(line: &str, level: Level, message: &str, fields: &str) {
         let said = read(line).unwrap_or_else(|| panic!("{line}"));
+        compare(line, &said, level, message, fields);
+    }
+
+    fn compare(line: &str, said: &Said<'_>, level: Level, message: &str, fields: &str) {
         let pairs: Vec<String> =
             said.fields.iter().map(|(name, value)| format!("{name:?}:{}", value.get())).collect();
-        let found = (said.level, said.message.as_str(), pairs.join(","));
+        let found = (said.level.unwrap_or(Level::Info), said.message.as_str(), pairs.join(","));
         assert_eq!(found, (level, message, fields.to_owned()), "{line}");
     }
 
@@ -236,6 +305,83 @@ mod tests {
         let same = format!("{{{}\"a\":1}}", "\"a\":1,".repeat(100_000));
         let fields = read(&same).expect("an object").fields;
         assert_eq!(fields.iter().map(|(name, _)| name).collect::<HashSet<_>>().len(), 100_001);
+    }
+
+    #[test]
+    fn of_a_line_that_is_cut_all_is_kept_that_is_whole_and_text_where_it_ends() {
+        use Level::*;
+        for (part, level, message, fields, rest) in [
+            (r#"{"level":"error","message":"a long"#, Error, "a long", "", ""),
+            (
+                r#"{"level":"error","msg":"m","trace":"at \"x\" \n"#,
+                Error,
+                "m",
+                r#","trace":"at \"x\" \n""#,
+                "",
+            ),
+            (r#"{"n":1,"message":"{[,\\"#, Info, r"{[,\", r#","n":1"#, ""),
+            // Escapes are not cut in two.
+            (r#"{"message":"a\"#, Info, "a", "", r"\"),
+            (r#"{"message":"a\u00"#, Info, "a", "", r"\u00"),
+            (r#"{"message":"a\u00e9"#, Info, "a\u{e9}", "", ""),
+            (r#"{"message":"a\ud83d"#, Info, "a", "", r"\ud83d"),
+            (r#"{"message":"a\uD83D\ude0"#, Info, "a", "", r"\uD83D\ude0"),
+            (r#"{"message":"a\ud83d\ude00"#, Info, "a\u{1f600}", "", ""),
+            // What is neither text nor whole is left out.
+            (r#"{"level":"warn","a":[{"b":"#, Warn, "", "", r#""a":[{"b":"#),
+            (r#"{"level":"warn","a":{"b":1,"c":"te"#, Warn, "", "", r#""a":{"b":1,"c":"te"#),
+            (r#"{"level":"warn","a":{"b":[1]},"n":12"#, Warn, "", r#","a":{"b":[1]}"#, r#""n":12"#),
+            (r#"{"level":"warn","mess"#, Warn, "", "", r#""mess"#),
+            (r#"{"level":"warn","#, Warn, "", "", ""),
+            (r#" {"line_part":7,"msg":"m"#, Info, "m", r#","line_part_2":7"#, ""),
+        ] {
+            let (object, left_out) = mend(part).unwrap_or_else(|| panic!("{part}"));
+            let said = read_part(&object).unwrap_or_else(|| panic!("{object}"));
+            compare(part, &said, level, message, &format!("\"line_part\":1{fields}"));
+            assert_eq!(left_out, rest, "{part}");
+        }
+        for (part, known) in [(r#"{"msg":"m"#, None), (r#"{"level":"info","msg":"m"#, Some(Info))] {
+            assert_eq!(read_part(&mend(part).expect("an object").0).expect("one").level, known, "{part}");
+        }
+        for part in
+            ["", "text, and", "[1,", "{", r#"{"a":1"#, r#"{"a":{"b":1,"#, r#"{"a":1} more, and"#, r#"{"key"#]
+        {
+            assert!(mend(part).is_none(), "{part}");
+        }
+        for part in ["{text, and", r#"{"a":b,"msg":"m"#, r#"{"msg":"a\x"#, "{\"msg\":\"\u{1}"] {
+            assert!(mend(part).is_none_or(|(object, _)| read_part(&object).is_none()), "{part}");
+        }
+    }
+
+    proptest! {
+        /// Where it is cut is chance.
+        #[test]
+        fn a_part_of_an_object_is_one_wherever_it_is_cut(
+            message in ".*", text in ".*", number in any::<i64>(), cut in any::<prop::sample::Index>(),
+        ) {
+            let whole = serde_json::json!({"a": number, "message": message, "b": [text, {"c": text}], "z": text});
+            let whole = whole.to_string();
+            let part = &whole[..whole.floor_char_boundary(cut.index(whole.len()))];
+            match mend(part) {
+                Some((object, rest)) => {
+                    let said = read_part(&object);
+                    prop_assert!(said.is_some(), "{} of {}", object, part);
+                    prop_assert!(message.starts_with(&said.expect("asserted").message));
+                    prop_assert!(part.ends_with(rest));
+                }
+                // Not even the number is whole.
+                None => prop_assert!(part.len() < 26, "{}", part),
+            }
+        }
+
+        #[test]
+        fn any_text_can_be_a_part(text in ".*", json in r#"\{"[\\ua-f0-9",:{}\[\]é ]*"#) {
+            for part in [text, json] {
+                if let Some((object, _)) = mend(&part) {
+                    let _ = read_part(&object);
+                }
+            }
+        }
     }
 
     #[test]

@@ -259,8 +259,9 @@ pub trait Outlet: Send {
     fn record(&self, plugin_id: &str, kind: &'static str, details: Value);
     /// A line for the core's log.
     fn log(&self, level: Level, plugin_id: Option<&str>, message: &str, fields: Map<String, Value>);
-    /// A line that a plugin wrote to one of its standard streams, without the newline.
-    fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8]);
+    /// A line that a plugin wrote to one of its standard streams, without the newline. One that was too long comes in parts,
+    /// which `part` counts from 1.
+    fn plugin_output(&self, plugin_id: &str, stream: Stream, line: &[u8], part: Option<u64>);
     /// A `log` message of a plugin; `fields` is JSON text of an object.
     fn plugin_log(&self, plugin_id: &str, level: Level, message: &str, fields: Option<&str>);
     /// Say what of the plugin's lines was not logged, if there were too many: at each look at its health, and when its

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::plugin::Pipe;
 use crate::{Stream, Supervisor};
 
-/// A longer line of a plugin's output is cut into lines of this size.
+/// A longer line of a plugin's output is cut into parts of this size.
 const OUTPUT_LINE_BYTES_MAX: usize = 16 * 1024;
 /// Lines of standard error kept for the event that tells of a crash.
 const STDERR_LINES_KEPT: usize = 20;
@@ -25,25 +25,23 @@ impl Supervisor {
         }
         if let Some(pipe) = self.plugins[index].pipes[pipe].take() {
             self.sources.remove(&pipe.token);
-            if !pipe.partial.is_empty() {
-                self.on_output_line(index, pipe.stream, &pipe.partial);
-            }
+            self.on_rest(index, &pipe);
         }
     }
 
     /// Reads once; whether more may be there.
     fn read_output(&mut self, index: usize, pipe: usize) -> bool {
-        let Some(Pipe { fd, token, stream, partial }) = &mut self.plugins[index].pipes[pipe] else {
+        let Some(Pipe { fd, token, stream, partial, parts }) = &mut self.plugins[index].pipes[pipe] else {
             return false;
         };
-        let (token, stream) = (*token, *stream);
+        let (token, stream, mut parts) = (*token, *stream, *parts);
         let count = match rustix::io::read(&*fd, &mut self.scratch[..]) {
             Ok(0) => {
                 // Closed by the plugin: nothing more will come, and a readable end of file would spin.
                 let closed = self.plugins[index].pipes[pipe].take();
                 self.sources.remove(&token);
-                if let Some(closed) = closed.filter(|closed| !closed.partial.is_empty()) {
-                    self.on_output_line(index, stream, &closed.partial);
+                if let Some(closed) = closed {
+                    self.on_rest(index, &closed);
                 }
                 return false;
             }
@@ -53,14 +51,23 @@ impl Supervisor {
         };
         let mut lines = std::mem::take(partial);
         lines.extend_from_slice(&self.scratch[..count]);
-        let rest = cut(&lines, |line| self.on_output_line(index, stream, line)).to_vec();
+        let on_line = |line: &[u8], part| self.on_output_line(index, stream, line, part);
+        let rest = cut(&lines, &mut parts, on_line).to_vec();
         if let Some(pipe) = &mut self.plugins[index].pipes[pipe] {
             pipe.partial = rest;
+            pipe.parts = parts;
         }
         true
     }
 
-    fn on_output_line(&mut self, index: usize, stream: Stream, line: &[u8]) {
+    /// What stands in a pipe that has closed without a newline.
+    fn on_rest(&mut self, index: usize, pipe: &Pipe) {
+        if !pipe.partial.is_empty() {
+            self.on_output_line(index, pipe.stream, &pipe.partial, last_part(pipe.parts));
+        }
+    }
+
+    fn on_output_line(&mut self, index: usize, stream: Stream, line: &[u8], part: Option<u64>) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let plugin = &mut self.plugins[index];
         if stream == Stream::Stderr {
@@ -71,29 +78,37 @@ impl Supervisor {
             let kept = &line[..line.len().min(500)];
             tail.push_back(String::from_utf8_lossy(kept).into_owned());
         }
-        self.outlet.plugin_output(&plugin.metadata.id, stream, line);
+        self.outlet.plugin_output(&plugin.metadata.id, stream, line, part);
     }
 }
 
 /// Hands on every line of `bytes` without its newline, and gives the rest, which is no whole line yet.
 ///
-/// A longer line comes in pieces, which end where they do however the bytes were read: the rest has no newline and is no
-/// longer than a piece, so that it stands before the next bytes as if nothing had been cut.
-fn cut<'a>(bytes: &'a [u8], mut on_line: impl FnMut(&'a [u8])) -> &'a [u8] {
+/// A longer line comes in parts, which end where they do however the bytes were read: the rest has no newline and is no
+/// longer than a part, so that it stands before the next bytes as if nothing had been cut. `parts` counts those that were
+/// handed on of the line that the rest belongs to; they are numbered from 1, and a line that is whole has no number.
+fn cut<'a>(bytes: &'a [u8], parts: &mut u64, mut on_line: impl FnMut(&'a [u8], Option<u64>)) -> &'a [u8] {
     let mut rest = bytes;
     loop {
         // The newline after a line of exactly this size is its own, not that of an empty line.
         if let Some(end) = rest.iter().take(OUTPUT_LINE_BYTES_MAX + 1).position(|&byte| byte == b'\n') {
-            on_line(&rest[..end]);
+            on_line(&rest[..end], last_part(*parts));
+            *parts = 0;
             rest = &rest[end + 1..];
         } else if rest.len() > OUTPUT_LINE_BYTES_MAX {
-            let (piece, more) = rest.split_at(OUTPUT_LINE_BYTES_MAX);
-            on_line(piece);
+            let (part, more) = rest.split_at(OUTPUT_LINE_BYTES_MAX);
+            *parts += 1;
+            on_line(part, Some(*parts));
             rest = more;
         } else {
             return rest;
         }
     }
+}
+
+/// The number of what ends a line of which so many parts were handed on.
+fn last_part(parts: u64) -> Option<u64> {
+    (parts > 0).then_some(parts + 1)
 }
 
 #[cfg(test)]
@@ -103,14 +118,14 @@ mod tests {
     use super::*;
 
     /// What becomes of bytes that come in `chunks`, and of the rest when the pipe closes.
-    fn lines<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Vec<u8>> {
-        let (mut lines, mut partial) = (vec![], vec![]);
+    fn lines<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<(Option<u64>, Vec<u8>)> {
+        let (mut lines, mut partial, mut parts) = (vec![], vec![], 0);
         for chunk in chunks {
             partial.extend_from_slice(chunk);
-            partial = cut(&partial, |line| lines.push(line.to_vec())).to_vec();
+            partial = cut(&partial, &mut parts, |line, part| lines.push((part, line.to_vec()))).to_vec();
         }
         if !partial.is_empty() {
-            lines.push(partial);
+            lines.push((last_part(parts), partial));
         }
         lines
     }
@@ -120,9 +135,10 @@ mod tests {
         let long = vec![b'x'; OUTPUT_LINE_BYTES_MAX];
         for more in [0, 1, 17, OUTPUT_LINE_BYTES_MAX] {
             let bytes = [&long[..], &long[..more], b"\n{\"level\":\"error\"}\n\nthe cause\n"].concat();
-            let mut wanted = vec![long.clone()];
-            wanted.extend((more > 0).then(|| long[..more].to_vec()));
-            wanted.extend([&b"{\"level\":\"error\"}"[..], b"", b"the cause"].map(<[u8]>::to_vec));
+            let mut wanted = vec![((more > 0).then_some(1), long.clone())];
+            wanted.extend((more > 0).then(|| (Some(2), long[..more].to_vec())));
+            wanted
+                .extend([&b"{\"level\":\"error\"}"[..], b"", b"the cause"].map(|line| (None, line.to_vec())));
             assert_eq!(lines([&bytes[..]]), wanted, "a line {more} bytes too long");
         }
     }
@@ -146,7 +162,7 @@ mod tests {
             cuts.sort_unstable();
             let whole = lines([&bytes[..]]);
             prop_assert_eq!(&lines(cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]])), &whole);
-            prop_assert!(whole.iter().all(|line| line.len() <= OUTPUT_LINE_BYTES_MAX && !line.contains(&b'\n')));
+            prop_assert!(whole.iter().all(|(_, line)| line.len() <= OUTPUT_LINE_BYTES_MAX && !line.contains(&b'\n')));
         }
     }
 }

@@ -164,6 +164,8 @@ pub(crate) struct Pipe {
     pub token: u64,
     pub stream: Stream,
     pub partial: Vec<u8>,
+    /// Of the line that `partial` belongs to, those that were handed on.
+    pub parts: u64,
 }
 
 /// An operator waits for an order to be done.

@@ -185,7 +185,7 @@ impl Supervisor {
         match watched {
             Ok(pipes) => {
                 for (slot, (fd, token, stream)) in plugin.pipes.iter_mut().zip(pipes) {
-                    *slot = Some(Pipe { fd, token, stream, partial: vec![] });
+                    *slot = Some(Pipe { fd, token, stream, partial: vec![], parts: 0 });
                 }
             }
             Err(error) => {

@@ -702,6 +702,57 @@ fn a_json_line_is_known_by_other_keys_and_loses_nothing() {
 }
 
 #[test]
+fn a_json_line_that_is_too_long_keeps_its_level_and_what_of_it_is_whole() {
+    // What a part takes, and a little more.
+    let long = "x".repeat(17_000);
+    let lines = [
+        format!(r#"{{"level":"error","user":7,"message":"traceback {long}","after":1}}"#),
+        format!(r#"{{"level":"error","message":"with frames","user":8,"frames":[{{"name":"{long}"}}]}}"#),
+        format!(r#"{{"level":"debug","message":"nobody asked {long}"}}"#),
+        format!("plain {long}"),
+        r#"{"level":"info","message":"the next"}"#.to_owned(),
+    ];
+    let metadata = r#"{"id":"p","name":"p","version":"1","icon":"-","route":"/p","protocol":"1.0"}"#;
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
+         cat >&2 <<'END'\n{}\nEND\nexec sleep 1000\n",
+        lines.join("\n")
+    );
+    let daemon = Stage::new().script("p", &text).start();
+    let printed = wait_for("the last line", || {
+        let lines = daemon.plugin_log("p");
+        lines.iter().any(|line| line["message"] == "the next").then_some(lines)
+    });
+    let said: Vec<_> = printed
+        .iter()
+        .map(|line| {
+            let message = line["message"].as_str().unwrap();
+            let begin = &message[..message.floor_char_boundary(20)];
+            (line["level"].as_str().unwrap(), &line["line_part"], &line["user"], begin)
+        })
+        .collect();
+    let xs = "x".repeat(20);
+    let (one, two, none) = (&json!(1), &json!(2), &Value::Null);
+    let expect = [
+        ("error", one, &json!(7), &*format!("traceback {}", "x".repeat(10))),
+        ("error", two, none, &*xs),
+        ("error", one, &json!(8), "with frames"),
+        ("error", one, none, r#""frames":[{"name":"x"#),
+        ("error", two, none, &*xs),
+        ("warn", one, none, &*format!("plain {}", "x".repeat(14))),
+        ("warn", two, none, &*xs),
+        ("info", none, none, "the next"),
+    ];
+    assert_eq!(said, expect);
+    let whole = |first: usize| -> usize {
+        [first, first + 1].iter().map(|&at| printed[at]["message"].as_str().unwrap().len()).sum()
+    };
+    assert_eq!(whole(0), "traceback ".len() + long.len() + r#"","after":1}"#.len(), "nothing is lost");
+    assert_eq!(whole(3), lines[1].len() - r#"{"level":"error","message":"with frames","user":8,"#.len());
+    assert_eq!(whole(5), lines[3].len());
+}
+
+#[test]
 fn without_a_mark_on_its_processes_the_core_says_so_once() {
     if !has_program("setpriv") || !has_program("prlimit") {
         println!("skipped: no setpriv or no prlimit here");

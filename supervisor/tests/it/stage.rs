@@ -82,7 +82,7 @@ impl Outlet for Ear {
         let _ = self.said.send(Said::Log { message: message.to_owned(), fields });
     }
 
-    fn plugin_output(&self, plugin: &str, _: Stream, line: &[u8]) {
+    fn plugin_output(&self, plugin: &str, _: Stream, line: &[u8], _: Option<u64>) {
         let text = String::from_utf8_lossy(line).into_owned();
         let _ = self.said.send(Said::Line { plugin: plugin.to_owned(), text });
     }
