@@ -62,7 +62,7 @@ demo:
 serve *flags:
     cargo run --release -- serve {{flags}}
 
-# The live view of a running daemon: just console --socket PATH
+# The live view of a running daemon: just console --control-socket PATH
 console *flags:
     cargo run --release -p toru-console -- {{flags}}
 

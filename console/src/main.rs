@@ -27,7 +27,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
 use ratatui::crossterm::{event, style::force_color_output};
+use serde::Deserialize;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use toru_plugin_api::places::Places;
 
 use feed::{Feed, Tell};
 use model::{Model, Now};
@@ -38,6 +40,8 @@ use view::{Look, Theme};
 
 /// `EX_UNAVAILABLE` of sysexits.h: the daemon cannot be reached.
 const UNAVAILABLE: u8 = 69;
+/// `EX_CONFIG` of sysexits.h.
+const BAD_CONFIG: u8 = 78;
 /// A slow line gets ten pictures a second at most, however much happens.
 const FRAME: Duration = Duration::from_millis(100);
 /// What waits for a screen that is slow; beyond it the core is read no further.
@@ -55,9 +59,12 @@ const TICK_AFTER_SNAPSHOT: Duration = Duration::from_millis(1250);
 #[derive(Parser)]
 #[command(name = "toru-console", version)]
 struct Arguments {
-    /// The daemon's control socket [default: where the daemon puts it]
-    #[arg(long, value_name = "PATH", env = "TORU_CONTROL_SOCKET")]
-    socket: Option<PathBuf>,
+    /// Socket of the running daemon [default: as its configuration says]
+    #[arg(long, visible_alias = "socket", env = "TORU_CONTROL_SOCKET", value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Configuration file of the daemon
+    #[arg(long, env = "TORU_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print one plain table and exit; 69 if the daemon cannot be reached
     #[arg(long)]
     once: bool,
@@ -129,7 +136,15 @@ impl When {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let socket = arguments.socket.clone().unwrap_or_else(default_socket);
+    // A recording has no daemon to be found.
+    let socket = if arguments.replay.is_some() { Ok(PathBuf::new()) } else { control_socket(&arguments) };
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            eprintln!("toru-console: {error}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
     let outcome = if arguments.once { once(&arguments, socket) } else { run(&arguments, socket) };
     outcome.unwrap_or_else(|error| {
         eprintln!("toru-console: {error}");
@@ -137,17 +152,36 @@ fn main() -> ExitCode {
     })
 }
 
-/// As the daemon chooses it; README.md, "Settings", has the table.
-fn default_socket() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if rustix::process::geteuid().is_root() {
-        return "/run/toru/control.sock".into();
+/// Where the daemon listens, found as `toru` commands find it. Whoever names the socket needs no configuration, which may
+/// be what is being mended.
+///
+/// Of the file only this key is read, so what is wrong elsewhere in it hides no running daemon.
+///
+/// Errors: the configuration cannot be read, in words for people.
+fn control_socket(arguments: &Arguments) -> Result<PathBuf, String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct File {
+        paths: Paths,
     }
-    if let Some(folder) = variable("XDG_RUNTIME_DIR") {
-        return folder.join("toru/control.sock");
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Paths {
+        control_socket: Option<PathBuf>,
     }
-    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
-    state.unwrap_or_default().join("toru/control.sock")
+    if let Some(path) = &arguments.control_socket {
+        return Ok(path.clone());
+    }
+    let places = Places::of(rustix::process::geteuid().is_root(), |name| std::env::var_os(name));
+    let path = arguments.config.as_ref().unwrap_or(&places.config);
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && arguments.config.is_none() => String::new(),
+        Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
+    };
+    let file: File = toml::from_str(&text)
+        .map_err(|error| format!("{}: {}", path.display(), error.to_string().trim_end()))?;
+    Ok(file.paths.control_socket.unwrap_or(places.control_socket))
 }
 
 fn environment(name: &str) -> Option<String> {

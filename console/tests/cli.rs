@@ -7,9 +7,16 @@ use std::process::{Command, Output, Stdio};
 use std::{fs, thread};
 
 fn console(arguments: &[&str]) -> Output {
+    console_with(&[], arguments)
+}
+
+/// With variables of the environment.
+fn console_with(variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_toru-console"))
         .args(arguments)
         .env_remove("TORU_CONTROL_SOCKET")
+        .env_remove("TORU_CONFIG")
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output()
         .expect("the console runs")
@@ -98,6 +105,45 @@ fn a_core_that_is_not_there_or_makes_no_sense_is_69_with_a_reason() {
         assert_eq!(output.status.code(), Some(69), "{number}: {output:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{number}");
     }
+}
+
+#[test]
+fn the_socket_is_found_as_the_commands_of_the_daemon_find_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let config =
+        file("toru.toml", "[server]\nworkers = 1\n[paths]\ncontrol_socket = \"/nonexistent/file\"\n");
+    let (config, variable) = (&*config, ("TORU_CONFIG", &*config));
+    let socket_variable = ("TORU_CONTROL_SOCKET", "/nonexistent/variable");
+    for (variables, flags, place) in [
+        (&[][..], &["--config", config][..], "/nonexistent/file"),
+        (&[variable], &[], "/nonexistent/file"),
+        (&[("TORU_CONFIG", "/nonexistent/toml")], &["--config", config], "/nonexistent/file"),
+        (&[variable, socket_variable], &[], "/nonexistent/variable"),
+        (&[variable, socket_variable], &["--control-socket", "/nonexistent/flag"], "/nonexistent/flag"),
+    ] {
+        let output = console_with(variables, &[&["--once"], flags].concat());
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+        assert!(stderr(&output).contains(&format!("no core at {place}")), "{place}: {output:?}");
+    }
+    let broken = file("broken.toml", "[paths]\n\ncontrol_socket = 7\n");
+    for (config, why) in
+        [(&*broken, "line 3, column 18"), ("/nonexistent/toml", "cannot read /nonexistent/toml")]
+    {
+        let output = console(&["--once", "--config", config]);
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+        assert!(output.stdout.is_empty() && stderr(&output).contains(why), "{why}: {output:?}");
+        // It may be what is being mended.
+        let output = console(&["--once", "--config", config, "--control-socket", "/nonexistent/flag"]);
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+    }
+    // What is no business of the console hides no running daemon.
+    let newer = file("newer.toml", "[tomorrow]\nx = 1\n[paths]\ncontrol_socket = \"/nonexistent/file\"\n");
+    assert_eq!(console(&["--once", "--config", &newer]).status.code(), Some(69));
 }
 
 #[test]

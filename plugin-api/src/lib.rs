@@ -9,6 +9,7 @@
 //! | [`from_core`] | what the core says: encoders, and the SDK's decoder | |
 //! | [`from_plugin`] | what a plugin says: encoders, and the core's decoder | decoder: `core` |
 //! | [`status`] | what the daemon says of itself to console and shell | |
+//! | `places` | where daemon, shell and console look for each other | |
 //! | `sdk` | the trait `ToruPlugin` and `run`, with whole plugins as examples | `sdk` (default) |
 //! | `tower` | any `tower::Service`, such as an axum `Router`, as a plugin | `tower` |
 //!
@@ -26,6 +27,8 @@ pub mod from_plugin;
 pub mod json;
 pub mod message;
 pub mod metadata;
+#[doc(hidden)]
+pub mod places;
 pub mod status;
 pub mod time;
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 use toru_plugin_api::frame::FRAME_BYTES_MAX_LIMIT;
+use toru_plugin_api::places::Places;
 use toru_supervisor::state::Policy;
 use toru_supervisor::{Level, ProcessSettings};
 
@@ -193,7 +194,7 @@ impl Config {
     ///
     /// Errors: the file cannot be read or parsed, has an unknown key, or a value is out of bounds.
     pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
-        let places = Places::of_this_user();
+        let places = Places::of(rustix::process::geteuid().is_root(), |name| std::env::var_os(name));
         let (path, required) = match &overrides.config {
             Some(path) => (path.clone(), true),
             None => (places.config.clone(), false),
@@ -206,45 +207,6 @@ impl Config {
         let file: File = toml::from_str(&text)
             .map_err(|error| ConfigError(format!("{}: {}", path.display(), error.to_string().trim_end())))?;
         file.resolve(overrides, &places, &Source { path: &path, text: &text })
-    }
-}
-
-/// The defaults that depend on who runs it.
-struct Places {
-    config: PathBuf,
-    log: PathBuf,
-    data: PathBuf,
-    control_socket: PathBuf,
-}
-
-impl Places {
-    fn of_this_user() -> Self {
-        if rustix::process::geteuid().is_root() {
-            return Self {
-                config: "/etc/toru/toru.toml".into(),
-                log: "/var/log/toru".into(),
-                data: "/var/lib/toru".into(),
-                control_socket: "/run/toru/control.sock".into(),
-            };
-        }
-        let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        let xdg = |name: &str, fallback: &str| {
-            // The XDG base directory specification says to ignore relative paths.
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-                .unwrap_or_else(|| home.join(fallback))
-        };
-        let state = xdg("XDG_STATE_HOME", ".local/state").join("toru");
-        let runtime =
-            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-        Self {
-            config: xdg("XDG_CONFIG_HOME", ".config").join("toru/toru.toml"),
-            log: state.join("log"),
-            control_socket: runtime
-                .map_or_else(|| state.join("control.sock"), |runtime| runtime.join("toru/control.sock")),
-            data: state,
-        }
     }
 }
 

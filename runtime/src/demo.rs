@@ -130,7 +130,7 @@ fn introduce(address: SocketAddr, supervisor: &Handle, folder: &Path) {
     }
     text.push_str(&format!(
         "\nAll plugins at a glance, in another terminal:\n                \
-         cargo run --release -p toru-console -- --socket {control}\n                \
+         cargo run --release -p toru-console -- --control-socket {control}\n                \
          curl -s --unix-socket {control} http://toru/api/plugins\n",
         control = folder.join("control.sock").display()
     ));

@@ -420,9 +420,25 @@ fn what_a_plugin_prints_never_steers_the_terminal() {
 #[test]
 fn once_says_what_the_daemon_says() {
     let daemon = daemon();
+    // The socket by its name, by the older word for that, and as the configuration of the daemon has it.
     let once = |socket: &Path| {
-        output(Command::new(binary("toru-console")).arg("--once").arg("--socket").arg(socket))
+        output(Command::new(binary("toru-console")).arg("--once").arg("--control-socket").arg(socket))
     };
+    let config = daemon.root().join("named.toml");
+    let line = format!("[paths]\ncontrol_socket = {:?}\n", daemon.root().join("control.sock"));
+    fs::write(&config, line).expect("a file in the stage");
+    let socket = daemon.root().join("control.sock");
+    for words in [["--socket", socket.to_str().expect("text")], ["--config", config.to_str().expect("text")]]
+    {
+        let seen = output(
+            Command::new(binary("toru-console"))
+                .arg("--once")
+                .args(words)
+                .env_remove("TORU_CONTROL_SOCKET")
+                .env_remove("TORU_CONFIG"),
+        );
+        assert!(seen.status.success(), "{words:?}: {seen:?}");
+    }
     let seen = once(&daemon.root().join("control.sock"));
     assert!(seen.status.success(), "{seen:?}");
     let table = String::from_utf8(seen.stdout).expect("text");

@@ -49,7 +49,7 @@ fn nothing(model: &Model) -> (&'static str, &'static str) {
         (_, false) if model.ended.is_some() => ("The recording holds no snapshot.", "q quits."),
         (Link::Connecting { .. }, false) if model.replay => ("Waiting for the first snapshot.", ""),
         (Link::Connecting { .. }, false) => {
-            ("Waiting for the core.", "toru serve starts it; --socket PATH names its control socket.")
+            ("Waiting for the core.", "toru serve starts it; --control-socket PATH names its socket.")
         }
         _ => ("Waiting for the first snapshot.", ""),
     }
