@@ -132,6 +132,13 @@ pub fn plugin_log_path(folder: &Path, id: &str) -> PathBuf {
     folder.join("plugins").join(format!("{id}.log"))
 }
 
+/// Where a log is once it has been rotated so many times.
+pub fn rotated_path(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
 impl Logger {
     /// Lines that were lost because the disk was too slow or full.
     pub fn dropped(&self) -> u64 {
@@ -568,7 +575,7 @@ impl Files {
         if keep == 0 {
             return fs::remove_file(&path);
         }
-        let numbered = |number: u32| PathBuf::from(format!("{}.{number}", path.display()));
+        let numbered = |number: u32| rotated_path(&path, number);
         for number in (1..keep).rev() {
             match fs::rename(numbered(number), numbered(number + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -1,5 +1,8 @@
 //! Reading a plugin's log back: by page, newest first, or following its end.
 //!
+//! A log is its file and the rotated ones before it (`x.log`, `x.log.1`, `x.log.2`), which may be renamed at any moment:
+//! what is to be read next is told by the inode, and a name only says where to look for it.
+//!
 //! All of it waits for a disk, so it is done on reading threads alone. A log is never held whole, and what stands in a
 //! log's place and is no regular file, such as a pipe that nobody writes to, counts as no log.
 
@@ -7,10 +10,13 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use toru_supervisor::Level;
+
+use crate::log::rotated_path;
 
 /// What is read at once on the way from a log's end to its beginning.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -20,28 +26,38 @@ const PAGES_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const FOLLOW_BYTES_MAX: u64 = 256 * 1024;
 /// How far back the lines lie with which somebody begins to follow a log.
 const BACKLOG_BYTES_MAX: u64 = 1024 * 1024;
+/// How often a log that is rotated all the time is looked at anew; what is seen then has to do.
+const LOOKS_MAX: u32 = 100;
 /// Longer lines are left out: no message of a plugin makes one.
 const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The lines of one page, page 1 being the newest, each page oldest line first.
 ///
-/// Bounds: the last [`PAGES_BYTES_MAX`] of one file, without its rotated predecessors; lines that are no JSON objects
-/// are left out, as are those beyond [`LINE_BYTES_MAX`].
+/// Bounds: the last [`PAGES_BYTES_MAX`], over all files together; lines that are no JSON objects are left out, as are
+/// those beyond [`LINE_BYTES_MAX`].
 pub fn read_page(path: &Path, page: usize, page_size: usize, level: Option<Level>) -> Vec<String> {
-    let Ok((file, found)) = open(path) else { return vec![] };
     let mut newer = (page - 1).saturating_mul(page_size);
     let mut lines: Vec<String> = vec![];
-    // What could be read of a file that was cut, or of a broken disk, is what there is.
-    let _ = read_backwards(&file, found.len(), PAGES_BYTES_MAX, |_, line| {
-        if let Some(line) = wanted(line, level) {
-            if newer > 0 {
-                newer -= 1;
-            } else {
-                lines.push(line.to_owned());
+    let mut bytes_left = PAGES_BYTES_MAX;
+    for piece in pieces(path) {
+        // One that is not there any more was the oldest.
+        let Ok((file, found)) = piece.open(path) else { break };
+        let seen = read_backwards(&file, found.len(), bytes_left, |_, line| {
+            if let Some(line) = wanted(line, level) {
+                if newer > 0 {
+                    newer -= 1;
+                } else {
+                    lines.push(line.to_owned());
+                }
             }
+            lines.len() < page_size
+        });
+        bytes_left = bytes_left.saturating_sub(found.len());
+        // What could be read of a file that was cut, or of a broken disk, is what there is; older lines would hide the gap.
+        if seen.is_err() || lines.len() >= page_size || bytes_left == 0 {
+            break;
         }
-        lines.len() < page_size
-    });
+    }
     lines.reverse();
     lines
 }
@@ -68,6 +84,87 @@ fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let found = file.metadata()?;
     if found.is_file() { Ok((file, found)) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// One file of a log, by what a rotation does not change.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// How often it had been rotated when it was seen.
+    number: u32,
+    device: u64,
+    inode: u64,
+    modified: SystemTime,
+    is_empty: bool,
+}
+
+impl Piece {
+    fn is(&self, found: &Metadata) -> bool {
+        (self.device, self.inode) == (found.dev(), found.ino())
+    }
+
+    /// Errors: as open(2); `NotFound` if it is gone.
+    fn open(&self, path: &Path) -> io::Result<(File, Metadata)> {
+        let mut number = self.number;
+        for _ in 0..LOOKS_MAX {
+            match open(&piece_path(path, number)) {
+                Ok((file, found)) if self.is(&found) => return Ok((file, found)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                // It was rotated since.
+                _ => {}
+            }
+            let same = |piece: &Piece| (piece.device, piece.inode) == (self.device, self.inode);
+            let Some(now) = pieces(path).into_iter().find(same) else { break };
+            number = now.number;
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+fn piece_path(path: &Path, number: u32) -> PathBuf {
+    if number == 0 { path.to_owned() } else { rotated_path(path, number) }
+}
+
+/// The files of a log that are there, the newest first.
+fn pieces(path: &Path) -> Vec<Piece> {
+    let mut pieces = vec![];
+    for _ in 0..LOOKS_MAX {
+        pieces = pieces_seen(path);
+        // While the newest keeps its name, one rotation may be under way, and no second one.
+        let newest = pieces.first().map_or(0, |piece| piece.number);
+        let found = std::fs::metadata(piece_path(path, newest)).ok().filter(Metadata::is_file);
+        if found
+            .as_ref()
+            .map_or(pieces.is_empty(), |found| pieces.first().is_some_and(|piece| piece.is(found)))
+        {
+            break;
+        }
+    }
+    pieces
+}
+
+/// What is seen by one look at each name in their order. A rotation gives each file the next name, the oldest first, so
+/// whoever looks while one is under way may see a file twice, passes by none, and finds one name at most that is nobody's.
+fn pieces_seen(path: &Path) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = vec![];
+    let (mut number, mut missing) = (0, 0);
+    while missing < 2 {
+        let found = std::fs::metadata(piece_path(path, number));
+        missing = if found.is_ok() { 0 } else { missing + 1 };
+        if let Ok(found) = found
+            && found.is_file()
+            && pieces.last().is_none_or(|last| !last.is(&found))
+        {
+            pieces.push(Piece {
+                number,
+                device: found.dev(),
+                inode: found.ino(),
+                modified: found.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                is_empty: found.len() == 0,
+            });
+        }
+        number += 1;
+    }
+    pieces
 }
 
 /// Gives each line without its end, the last one first, and where it begins, until `take` says that it is enough or
@@ -140,7 +237,6 @@ pub struct Follower {
 
 struct Open {
     file: File,
-    inode: u64,
     /// What lies before this was read.
     at: u64,
 }
@@ -181,9 +277,6 @@ impl Follower {
             }
             return;
         }
-        if self.open.is_none() {
-            self.open = open(&self.path).ok().map(|(file, found)| Open { file, inode: found.ino(), at: 0 });
-        }
         // A disk that is broken for a moment has the same lines afterwards.
         let _ = self.read_on();
         let whole = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
@@ -202,6 +295,9 @@ impl Follower {
 
     /// Adds what came since to what is there of a line.
     fn read_on(&mut self) -> io::Result<()> {
+        if self.open.is_none() && !self.go_on()? {
+            return Ok(());
+        }
         let Some(open) = &mut self.open else { return Ok(()) };
         let len = open.file.metadata()?.len();
         if len < open.at {
@@ -218,19 +314,53 @@ impl Follower {
             open.at += count? as u64;
             return Ok(());
         }
-        // Rotated away, or taken away by somebody else: what is there now begins at its start. What was written until
-        // then is read first.
-        let found = std::fs::metadata(&self.path);
-        if found.map(|found| found.ino()).ok() != Some(open.inode) && open.has_ended()? {
-            (self.open, self.skipping) = (None, false);
-            self.partial.clear();
+        if self.go_on()? { self.read_on() } else { Ok(()) }
+    }
+
+    /// Turns to the file after the one that is open, where that has been read and one follows; false if not.
+    fn go_on(&mut self) -> io::Result<bool> {
+        let Some(next) = self.next_piece()? else { return Ok(false) };
+        // Until something is written to the next file, the one before may still be written to; all of that comes first.
+        if let Some(open) = &self.open
+            && !open.has_ended()?
+        {
+            return Ok(true);
         }
-        Ok(())
+        let (file, _) = next.open(&self.path)?;
+        (self.open, self.skipping) = (Some(Open { file, at: 0 }), false);
+        self.partial.clear();
+        Ok(true)
+    }
+
+    /// What follows the file that is open, or all of a log that was not there until now.
+    fn next_piece(&self) -> io::Result<Option<Piece>> {
+        let Some(open) = &self.open else { return Ok(pieces(&self.path).pop()) };
+        let known = open.file.metadata()?;
+        let newest = std::fs::metadata(&self.path);
+        if newest.is_ok_and(|newest| (newest.dev(), newest.ino()) == (known.dev(), known.ino())) {
+            return Ok(None);
+        }
+        let pieces = pieces(&self.path);
+        let next = match pieces.iter().position(|piece| piece.is(&known)) {
+            Some(at) => at.checked_sub(1),
+            // Rotated beyond those that are kept, or taken away by somebody: what was written later comes after it. Where the
+            // clock was put back that may be none, but what is being written is newer in any case.
+            None => {
+                let left = known.modified()?;
+                let newer = pieces.iter().rposition(|piece| piece.modified >= left);
+                newer.or_else(|| pieces.first().filter(|piece| piece.number == 0).map(|_| 0))
+            }
+        };
+        Ok(next.map(|at| pieces[at]).filter(|piece| !piece.is_empty))
     }
 
     /// The last lines of the past, at most `backlog`, and none beyond [`BACKLOG_BYTES_MAX`].
     fn read_backlog(&mut self, backlog: usize) -> io::Result<()> {
-        let (file, found) = open(&self.path)?;
+        let pieces = pieces(&self.path);
+        let Some((newest, rotated)) = pieces.split_first() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let (file, found) = newest.open(&self.path).map_err(|_| io::ErrorKind::Interrupted)?;
         let mut lines: Vec<Vec<u8>> = vec![];
         let mut unended = None;
         read_backwards(&file, found.len(), BACKLOG_BYTES_MAX, |at, line| {
@@ -241,13 +371,26 @@ impl Follower {
             }
             lines.len() < backlog
         })?;
+        let mut bytes_left = BACKLOG_BYTES_MAX.saturating_sub(found.len());
+        for piece in rotated {
+            if lines.len() >= backlog || bytes_left == 0 {
+                break;
+            }
+            // One that is not there any more was the oldest.
+            let Ok((file, found)) = piece.open(&self.path) else { break };
+            read_backwards(&file, found.len(), bytes_left, |_, line| {
+                lines.extend(wanted(line, self.level).map(|line| line.as_bytes().to_vec()));
+                lines.len() < backlog
+            })?;
+            bytes_left = bytes_left.saturating_sub(found.len());
+        }
         for line in lines.iter().rev() {
             self.ready.extend_from_slice(line);
             self.ready.push(b'\n');
         }
         // Nothing but one long line: what is left of it is no line.
         self.skipping = unended.is_none() && found.len() > 0;
-        self.open = Some(Open { file, inode: found.ino(), at: unended.unwrap_or(found.len()) });
+        self.open = Some(Open { file, at: unended.unwrap_or(found.len()) });
         Ok(())
     }
 }
@@ -415,5 +558,152 @@ mod tests {
         file.set_len(0).expect("cut");
         file.write_all(second.as_bytes()).expect("write");
         assert_eq!(read(&mut follower), second.as_bytes());
+    }
+
+    #[test]
+    fn pages_and_followers_reach_back_into_rotated_files() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        let all: Vec<String> = (0..9).map(|number| line(number, "info")).collect();
+        let write = |name: &str, lines: &[String]| {
+            std::fs::write(dir.path().join(name), lines.join("\n") + "\n").expect("write");
+        };
+        write("a.log.2", &all[..3]);
+        write("a.log.1", &all[3..6]);
+        write("a.log", &all[6..]);
+        let backlog = |count| {
+            let seen = read(&mut Follower::new(path.clone(), None, count));
+            String::from_utf8(seen).expect("text").lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(read_page(&path, 1, 4, None), all[5..]);
+        assert_eq!(read_page(&path, 2, 4, None), all[1..5]);
+        assert_eq!(read_page(&path, 3, 4, None), all[..1]);
+        assert_eq!((backlog(4), backlog(100)), (all[5..].to_vec(), all.clone()));
+        // In the middle of a rotation one name is nobody's: one of the others, or the first.
+        let rename = |from: &str, to: &str| {
+            std::fs::rename(dir.path().join(from), dir.path().join(to)).expect("rotate");
+        };
+        rename("a.log.2", "a.log.3");
+        assert_eq!((read_page(&path, 1, 100, None), backlog(100)), (all.clone(), all.clone()));
+        rename("a.log.1", "a.log.2");
+        rename("a.log", "a.log.1");
+        assert_eq!((read_page(&path, 1, 100, None), backlog(100)), (all.clone(), all.clone()));
+        let mut follower = Follower::new(path.clone(), None, 1);
+        assert_eq!(read(&mut follower), (all[8].clone() + "\n").as_bytes());
+        write("a.log", &all[..1]);
+        assert_eq!(read(&mut follower), (all[0].clone() + "\n").as_bytes());
+        assert!(read(&mut follower).is_empty());
+    }
+
+    #[test]
+    fn a_follower_that_looks_seldom_reads_each_file_that_was_rotated_meanwhile() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.log");
+        let name = |number: usize| match number {
+            0 => path.clone(),
+            _ => dir.path().join(format!("a.log.{number}")),
+        };
+        let rotate = |keep: usize| {
+            for number in (0..keep).rev().filter(|number| name(*number).exists()) {
+                std::fs::rename(name(number), name(number + 1)).expect("rotate");
+            }
+        };
+        let write = |number: usize| {
+            let mut file = OpenOptions::new().append(true).create(true).open(&path).expect("open");
+            file.write_all((line(number, "info") + "\n").as_bytes()).expect("write");
+        };
+        let lines = |numbers: std::ops::Range<usize>| -> String {
+            numbers.map(|number| line(number, "info") + "\n").collect()
+        };
+        let drain = |follower: &mut Follower| {
+            let seen: Vec<u8> = (0..10).flat_map(|_| read(follower)).collect();
+            String::from_utf8(seen).expect("text")
+        };
+        // Before there is a log, within one, and with its file gone beyond those that are kept.
+        let mut follower = Follower::new(path.clone(), None, 10);
+        assert_eq!(drain(&mut follower), "");
+        for number in 0..4 {
+            write(number);
+            rotate(3);
+        }
+        assert_eq!(drain(&mut follower), lines(1..4));
+        for number in 4..7 {
+            write(number);
+            rotate(3);
+        }
+        assert_eq!(drain(&mut follower), lines(4..7));
+        for number in 7..12 {
+            write(number);
+            rotate(3);
+        }
+        write(12);
+        assert_eq!(drain(&mut follower), lines(9..13), "the oldest are gone");
+        // Removed by hand: those before it were read.
+        std::fs::remove_file(&path).expect("remove");
+        assert_eq!(drain(&mut follower), "");
+        write(13);
+        assert_eq!(drain(&mut follower), lines(13..14));
+        // Moved by hand: it is written on until it is opened anew, also when there is an empty one already.
+        let mut moved = OpenOptions::new().append(true).open(&path).expect("open");
+        std::fs::rename(&path, dir.path().join("saved")).expect("move");
+        std::fs::write(&path, "").expect("write");
+        assert_eq!(drain(&mut follower), "");
+        moved.write_all(lines(14..15).as_bytes()).expect("write");
+        assert_eq!(drain(&mut follower), lines(14..15));
+        write(15);
+        assert_eq!(drain(&mut follower), lines(15..16));
+    }
+
+    #[test]
+    fn nothing_is_lost_or_repeated_while_a_log_is_rotated() {
+        const LINES: usize = 3000;
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let settings = crate::config::LogConfig {
+            level: Level::Info,
+            echo: Level::Error,
+            access: crate::config::Access::Off,
+            summary_interval: std::time::Duration::from_secs(60),
+            rotate_bytes: 4096,
+            rotate_keep: 1000,
+        };
+        let (log, writer) = crate::log::start(dir.path(), &settings).expect("thread");
+        let path = crate::log::plugin_log_path(dir.path(), "a");
+        let number = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            line["message"].as_str().expect("text").parse::<usize>().expect("a number")
+        };
+        let mut follower = Follower::new(path.clone(), None, 0);
+        let mut seen = vec![];
+        let mut follow = |seen: &mut Vec<usize>| {
+            let news = String::from_utf8(read(&mut follower)).expect("text");
+            seen.extend(news.lines().map(number));
+        };
+        follow(&mut seen);
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                for number in 0..LINES {
+                    log.plugin(&"a".into(), Level::Info, &number.to_string(), None);
+                    if number % 8 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            while !writing.is_finished() {
+                follow(&mut seen);
+                let page: Vec<usize> =
+                    read_page(&path, 1, 200, None).iter().map(|line| number(line)).collect();
+                assert!(page.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{page:?}");
+                assert!(page.len() == 200 || page.first().is_none_or(|first| *first == 0), "{page:?}");
+            }
+        });
+        writer.finish();
+        assert_eq!(log.dropped(), 0);
+        while seen.len() < LINES {
+            let before = seen.len();
+            follow(&mut seen);
+            assert!(before < seen.len(), "{seen:?}");
+        }
+        assert!(seen.iter().copied().eq(0..LINES), "{seen:?}");
+        assert!(rotated_path(&path, 20).exists(), "it was rotated");
     }
 }

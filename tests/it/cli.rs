@@ -235,6 +235,49 @@ fn logs_are_printed() {
 }
 
 #[test]
+fn logs_reach_back_over_rotations() {
+    let daemon = Stage::new()
+        .set("log.rotate_bytes", 4096)
+        .set("log.rotate_keep", 30)
+        .set("log.access", "\"all\"")
+        .faulty("p", &json!({}))
+        .start();
+    daemon.wait_ready("p");
+    let paths = |lines: &str, count: usize| -> Vec<String> {
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut paths: Vec<String> =
+            lines.filter_map(|line| Some(line["path"].as_str()?.to_owned())).collect();
+        paths.drain(..paths.len().saturating_sub(count));
+        paths
+    };
+    let mut follower = spawn(
+        Command::new(binary("toru"))
+            .args(["plugin", "logs", "p", "-f", "--json"])
+            .env("TORU_CONTROL_SOCKET", daemon.root().join("control.sock"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped()),
+    );
+    let followed = Lines::gather(follower.stdout.take().expect("it is piped"));
+    daemon.get("/api/plugins/p/first");
+    wait_for("the follower", || (!followed.containing("/first").is_empty()).then_some(()));
+    let mut client = daemon.client();
+    let expect: Vec<String> = (0..200).map(|number| format!("/n/{number}")).collect();
+    for path in &expect {
+        assert_eq!(client.get(&format!("/api/plugins/p{path}")).status, 200);
+    }
+    wait_for("the last line", || (!followed.containing("/n/199\"").is_empty()).then_some(()));
+    assert!(daemon.root().join("log/plugins/p.log.2").exists(), "it was rotated");
+    assert_eq!(paths(&followed.all().join("\n"), 200), expect);
+    assert_eq!(paths(&toru(&daemon, "plugin", &["logs", "p", "-n", "200", "--json"]), 200), expect);
+    let page = daemon.manage("GET", "/api/plugins/p/logs?page=2&page_size=50", b"").json();
+    let page: Vec<&str> =
+        page["logs"].as_array().unwrap().iter().filter_map(|line| line["path"].as_str()).collect();
+    assert_eq!(page, expect[100..150]);
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+}
+
+#[test]
 fn values_are_read_and_written() {
     let daemon = Stage::new().faulty("p", &json!({})).start();
     daemon.wait_ready("p");
