@@ -488,19 +488,8 @@ fn claim_data_dir(path: &Path) -> Result<File, RunError> {
 
 /// The management token: made at the first start, kept from then on.
 fn read_or_make_token(path: &Path) -> Result<String, RunError> {
-    let fail = |what: &str, error: io::Error| {
-        RunError::Start(format!("cannot {what} the token file {}: {error}", path.display()))
-    };
-    match fs::read_to_string(path) {
-        Ok(token) if token.trim().len() >= 16 => return Ok(token.trim().to_owned()),
-        Ok(_) => {
-            return Err(RunError::Start(format!(
-                "the token file {} has less than 16 characters; remove it, and the next start makes a new one",
-                path.display()
-            )));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(fail("read", error)),
+    if let Some(token) = read_token(path)? {
+        return Ok(token);
     }
     let token = random_hex::<32>()?;
     let mut file = OpenOptions::new()
@@ -508,9 +497,50 @@ fn read_or_make_token(path: &Path) -> Result<String, RunError> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .map_err(|error| fail("make", error))?;
-    writeln!(file, "{token}").map_err(|error| fail("write", error))?;
+        .map_err(|error| token_error("make", path, error))?;
+    writeln!(file, "{token}").map_err(|error| token_error("write", path, error))?;
     Ok(token)
+}
+
+/// `None` where there is no such file yet.
+fn read_token(path: &Path) -> Result<Option<String>, RunError> {
+    match fs::read_to_string(path) {
+        Ok(token) if token.trim().len() >= 16 => Ok(Some(token.trim().to_owned())),
+        Ok(_) => Err(RunError::Start(format!(
+            "the token file {} has less than 16 characters; remove it, and the next start makes a new one",
+            path.display()
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(token_error("read", path, error)),
+    }
+}
+
+fn token_error(what: &str, path: &Path, error: io::Error) -> RunError {
+    RunError::Start(format!("cannot {what} the token file {}: {error}", path.display()))
+}
+
+/// Whether a start could read the token file, or make it; writes nothing.
+///
+/// Errors: as the start would have them.
+pub fn check_token_file(config: &Config) -> Result<(), RunError> {
+    let path = &config.token_file;
+    // What a pipe says can be read once, and that is for the start.
+    let special = |found: fs::Metadata| !found.is_file() && !found.is_dir();
+    if fs::metadata(path).is_ok_and(special) || read_token(path)?.is_some() {
+        return Ok(());
+    }
+    let cannot = |error: io::Error| token_error("make", path, error);
+    if fs::symlink_metadata(path).is_ok() {
+        // A link to nowhere.
+        return Err(cannot(io::ErrorKind::AlreadyExists.into()));
+    }
+    let folder = absolute(path).parent().unwrap_or(Path::new("/")).to_owned();
+    // The start makes the data folder, and no other.
+    if !folder.exists() && absolute(&config.data_dir).starts_with(&folder) {
+        return Ok(());
+    }
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(&folder, access).map_err(|error| cannot(error.into()))
 }
 
 fn random_hex<const N: usize>() -> Result<String, RunError> {

@@ -76,7 +76,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check the configuration and every plugin's metadata without starting anything.
+    /// Check the configuration, the token file and every plugin's metadata without starting anything.
     Check(Box<ServeArgs>),
     /// Look at plugins and steer them.
     #[command(subcommand)]
@@ -379,6 +379,7 @@ fn check(args: ServeArgs) -> u8 {
         Ok(config) => config,
         Err(error) => return complain(&error, exit::BAD_CONFIG),
     };
+    let token = toru_runtime::check_token_file(&config);
     // As a start would have it: a relative path is shorter than what plugins are given.
     let sockets_dir = std::path::absolute(&config.sockets_dir).unwrap_or(config.sockets_dir);
     let found = toru_supervisor::check(&config.plugins_dir, &sockets_dir, toru_runtime::METADATA_TIMEOUT);
@@ -407,6 +408,10 @@ fn check(args: ServeArgs) -> u8 {
         let _ = writeln!(io::stdout(), "no plugins in {}", config.plugins_dir.display());
     }
     if let Err(reason) = toru_supervisor::check_sockets_dir(&sockets_dir) {
+        code = exit::BAD_CONFIG;
+        let _ = writeln!(io::stderr(), "{error} {reason}");
+    }
+    if let Err(reason) = token {
         code = exit::BAD_CONFIG;
         let _ = writeln!(io::stderr(), "{error} {reason}");
     }

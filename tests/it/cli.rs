@@ -342,6 +342,48 @@ fn check_validates_without_starting_anything() {
 }
 
 #[test]
+fn check_tells_of_a_token_file_that_a_start_refuses() {
+    let stage = Stage::new().faulty("p", &json!({}));
+    let root = stage.root().to_owned();
+    let path = |name: &str| root.join(name);
+    fs::write(path("short"), "secret\n").unwrap();
+    fs::write(path("empty"), "").unwrap();
+    fs::write(path("binary"), [0xff; 32]).unwrap();
+    fs::write(path("good"), "0123456789abcdef\n").unwrap();
+    fs::create_dir(path("folder")).unwrap();
+    std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
+    let mut stage = stage;
+    for (name, reason) in [
+        ("short", "less than 16 characters"),
+        ("empty", "less than 16 characters"),
+        ("binary", "cannot read"),
+        ("folder", "cannot read"),
+        ("dangling", "cannot make"),
+        ("missing/token", "cannot make"),
+        ("good/token", "cannot read"),
+    ] {
+        stage = stage.set("auth.token_file", format!("{:?}", path(name)));
+        let mut command = stage.command("check");
+        command.arg("--plugins-dir").arg(stage.plugins());
+        for (printed, code) in [(output(&mut command), BAD_CONFIGURATION), (stage.serve_output(), 1)] {
+            assert_eq!(printed.status.code(), Some(code), "{name}: {printed:?}");
+            let said = text(&printed.stderr);
+            let named = format!("token file {}", path(name).display());
+            assert!(said.contains(reason) && said.contains(&named), "{name}: {said}");
+        }
+    }
+    // One that is there, and one that the first start makes, with its folder.
+    for name in ["good", "new", "state/data/token", "state/token"] {
+        stage = stage.set("auth.token_file", format!("{:?}", path(name)));
+        let mut command = stage.command("check");
+        command.arg("--plugins-dir").arg(stage.plugins()).arg("--data-dir").arg(path("state/data"));
+        let printed = output(&mut command);
+        assert_eq!(printed.status.code(), Some(0), "{name}: {printed:?}");
+    }
+    assert!(!path("new").exists() && !path("state").exists(), "nothing is written");
+}
+
+#[test]
 fn events_are_printed() {
     let daemon = Stage::new().faulty("p", &json!({})).start();
     daemon.wait_ready("p");
