@@ -159,6 +159,13 @@ impl Connection {
         self.eof = true;
     }
 
+    /// The driver's deadline for the rest of a request has passed: this is its failure, unless it is answered already.
+    pub fn handle_timeout(&mut self) {
+        if matches!(self.phase(), Phase::Head | Phase::Body) {
+            self.fail(ErrorKind::TooSlow);
+        }
+    }
+
     /// What there is to do; call until `NeedInput`, `ResponseDue`, `Failed` or `Closed`.
     pub fn poll_event(&mut self) -> Event<'_> {
         let step = self.advance();
@@ -449,6 +456,9 @@ impl Connection {
 
     fn fail(&mut self, kind: ErrorKind) {
         self.close = true;
+        if matches!(self.reading, Reading::RequestLine { .. }) {
+            self.head.take_method_alone(&self.input[self.start..]);
+        }
         match self.answer {
             // Nobody is left to tell.
             Answer::Done => self.stop_reading(),

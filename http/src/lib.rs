@@ -186,12 +186,15 @@ pub enum ErrorKind {
     TrailersTooLarge,
     #[error("input ends within a request")]
     Incomplete,
+    #[error("the rest of a request did not come in time")]
+    TooSlow,
 }
 
 impl ErrorKind {
     /// The status that this failure deserves.
     pub fn status(self) -> u16 {
         match self {
+            Self::TooSlow => 408,
             Self::ContentTooLarge => 413,
             Self::RequestLineTooLong => 414,
             Self::UnknownExpectation => 417,

@@ -186,6 +186,14 @@ impl HeadReader {
         Ok(())
     }
 
+    /// Takes what can be known of a request whose line is bad or not all there: an answer to HEAD has no content whatever
+    /// the rest of the line would have been (RFC 9110 section 9.3.2).
+    pub fn take_method_alone(&mut self, unread: &[u8]) {
+        if unread.starts_with(b"HEAD ") {
+            self.line.method = Method::Head;
+        }
+    }
+
     /// Takes the request line that `unread` starts with, if it is a [usual](RequestLine::usual) one; gives its bytes, CRLF
     /// included.
     pub fn take_usual_request_line(&mut self, unread: &[u8], limits: &Limits) -> Option<usize> {

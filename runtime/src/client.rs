@@ -257,7 +257,10 @@ pub async fn serve<S: ClientStream>(
                         let unanswered = connection.phase() == HttpPhase::Head
                             || connection.phase() == HttpPhase::Body && connection.can_respond();
                         if unanswered {
-                            let _ = stream.write_all(canned(&worker, &Failure::ClientTooSlow)).await;
+                            connection.handle_timeout();
+                            let id = fresh_id(&worker);
+                            respond(&worker, &mut connection, Failure::ClientTooSlow.to_answer(&id), &id);
+                            let _ = stream.write_all(connection.take_output()).await;
                         }
                         break;
                     }

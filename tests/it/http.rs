@@ -531,6 +531,17 @@ fn a_head_or_body_that_does_not_come_is_cut() {
             assert_eq!(answer.status, 408, "{start:?}: {answer:?}");
         }
     }
+    // Nothing is sent into the close, so the whole answer arrives: of HEAD without its content, with its length.
+    for (start, has_content) in [("GET", true), ("HEAD", false)] {
+        let mut client = daemon.client();
+        client.send(format!("{start} /api/plugins/p/x HTTP/1.1\r\nhost: t\r\nx-").as_bytes()).unwrap();
+        let answer = String::from_utf8(client.rest().unwrap()).unwrap();
+        let (head, content) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+        assert!(head.starts_with("HTTP/1.1 408 ") && head.contains("\r\nconnection: close"), "{answer}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+        assert!(length.parse::<usize>().unwrap() > 50, "{head}");
+        assert_eq!(!content.is_empty(), has_content, "{answer}");
+    }
     assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
 }
 

@@ -7,7 +7,7 @@ use toru_http::{
     is_reserved_in_response, reason_phrase,
 };
 
-use crate::{DATE, connection_at_head, events, head, response, sent, stream};
+use crate::{DATE, connection_at_head, events, head, poll_until, response, sent, stream};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 const HEAD: &str = "HEAD / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -214,6 +214,69 @@ fn a_failed_head_request_gets_no_content() {
         sent(&mut connection),
         "HTTP/1.1 413 Content Too Large\r\ncontent-length: 9\r\nconnection: close\r\n\r\n"
     );
+}
+
+#[test]
+fn a_head_request_that_breaks_off_or_is_none_gets_no_content_either() {
+    // What came, whether it then ends, is late, or is wrong by itself, and whether the method is known to be HEAD.
+    for (input, then, status, is_head) in [
+        ("HEAD / HTTP/1.1\r\nhost: a\r\nx", "late", 408, true),
+        ("HEAD / HT", "late", 408, true),
+        ("GET / HTTP/1.1\r\nhost: a\r\nx", "late", 408, false),
+        ("HEAD", "late", 408, false),
+        ("HEAD / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nx", "late", 408, true),
+        ("HEAD / HTTP/1.1\r\nhost: a\r\nx", "ends", 400, true),
+        ("HEAD / HT", "ends", 400, true),
+        ("HEAD / HTTP/1.1\r\nhost: a\r\n: x\r\n", "", 400, true),
+        ("HEAD / HTTP/2.0\r\n", "", 505, true),
+        ("HEAD /\u{1} HTTP/1.1\r\n", "", 400, true),
+        ("HEADS / HTTP/2.0\r\n", "", 505, false),
+        ("head / HTTP/2.0\r\n", "", 505, false),
+        ("HEAD\r\n", "", 400, false),
+        // What was asked for before has nothing to do with it.
+        ("HEAD / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/2.0\r\n", "", 505, false),
+    ] {
+        let mut connection = Connection::new(Arc::new(Limits::default()));
+        connection.handle_input(input.as_bytes());
+        let mut failure = None;
+        for _ in 0..10 {
+            match connection.poll_event() {
+                Event::ResponseDue => {
+                    connection.respond(&response(200, b"before"));
+                    connection.take_output();
+                }
+                Event::NeedInput if then == "late" => connection.handle_timeout(),
+                Event::NeedInput => connection.handle_eof(),
+                Event::Failed(error) => failure = Some(error.status()),
+                _ => {}
+            }
+        }
+        assert_eq!(failure, Some(status), "{input:?}");
+        connection.respond(&response(status, b"words"));
+        let answer = sent(&mut connection);
+        assert!(answer.contains("\r\ncontent-length: 5\r\nconnection: close\r\n\r\n"), "{answer}");
+        assert_eq!(answer.ends_with("\r\n\r\n"), is_head, "{input:?}: {answer}");
+    }
+}
+
+#[test]
+fn a_request_that_is_answered_or_complete_is_not_late() {
+    let late = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nx";
+    let mut refused = connection_at_head(late);
+    refused.respond(&response(404, b""));
+    refused.handle_timeout();
+    assert!(!refused.can_respond() && refused.is_closing());
+    let mut begun = connection_at_head(late);
+    begun.start_response(&head(200), Length::Chunked);
+    begun.handle_timeout();
+    assert!(matches!(begun.poll_event(), Event::Body(_) | Event::Failed(_)) && !begun.can_respond());
+    let mut due = connection_at_head(GET);
+    poll_until(&mut due, |event| matches!(event, Event::ResponseDue));
+    due.handle_timeout();
+    assert!(matches!(due.poll_event(), Event::ResponseDue));
+    let mut idle = Connection::new(Arc::new(Limits::default()));
+    idle.handle_timeout();
+    assert!(matches!(idle.poll_event(), Event::NeedInput));
 }
 
 #[test]
