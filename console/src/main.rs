@@ -29,7 +29,7 @@ use clap::{Parser, ValueEnum};
 use ratatui::crossterm::{event, style::force_color_output};
 use serde::Deserialize;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
-use toru_plugin_api::places::Places;
+use toru_plugin_api::places::{Places, config_text};
 
 use feed::{Feed, Tell};
 use model::{Model, Now};
@@ -174,8 +174,8 @@ fn control_socket(arguments: &Arguments) -> Result<PathBuf, String> {
     }
     let places = Places::of(rustix::process::geteuid().is_root(), |name| std::env::var_os(name));
     let path = arguments.config.as_ref().unwrap_or(&places.config);
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+    let text = match std::fs::read(path) {
+        Ok(bytes) => config_text(bytes).map_err(|reason| format!("{}: {reason}", path.display()))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound && arguments.config.is_none() => String::new(),
         Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
     };

@@ -43,9 +43,39 @@ impl Places {
     }
 }
 
+/// The text of a configuration file.
+///
+/// Errors: it is no UTF-8; in words that stand behind the file's name.
+pub fn config_text(bytes: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let (line, column) = line_and_column(str::from_utf8(valid).unwrap_or_default());
+        format!("line {line}, column {column}: a byte that is no UTF-8, in which the file must be written")
+    })
+}
+
+/// Where what follows `before` stands in its file, for people: both from 1 on, columns in characters.
+pub fn line_and_column(before: &str) -> (usize, usize) {
+    let last = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, last.chars().count() + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_utf_8_is_named_by_its_place() {
+        assert_eq!(config_text("# ü\n".into()).as_deref(), Ok("# ü\n"));
+        for (bytes, place) in [
+            (&b"\xff\xfe[\0"[..], "line 1, column 1: "),
+            (b"a = 1\n# \xc3\xbc\xe4", "line 2, column 4: "),
+            (b"a = 1\r\n\n\xc3", "line 3, column 1: "),
+        ] {
+            let why = config_text(bytes.into()).unwrap_err();
+            assert!(why.starts_with(place), "{bytes:?}: {why}");
+        }
+    }
 
     #[test]
     fn places_of_a_user_follow_the_environment_as_far_as_it_is_absolute() {

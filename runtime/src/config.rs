@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 use toru_plugin_api::frame::FRAME_BYTES_MAX_LIMIT;
-use toru_plugin_api::places::Places;
+use toru_plugin_api::places::{Places, config_text, line_and_column};
 use toru_supervisor::state::Policy;
 use toru_supervisor::{Level, ProcessSettings};
 
@@ -199,8 +199,10 @@ impl Config {
             Some(path) => (path.clone(), true),
             None => (places.config.clone(), false),
         };
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let text = match std::fs::read(&path) {
+            Ok(bytes) => {
+                config_text(bytes).map_err(|reason| ConfigError(format!("{}: {reason}", path.display())))?
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => String::new(),
             Err(error) => return Err(ConfigError(format!("cannot read {}: {error}", path.display()))),
         };
@@ -391,8 +393,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn error<T>(&self, value: &Spanned<T>, message: &str) -> ConfigError {
         let before = &self.text[..value.span().start.min(self.text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
+        let (line, column) = line_and_column(before);
         ConfigError(format!("{}: line {line}, column {column}: {message}", self.path.display()))
     }
 
@@ -785,7 +786,7 @@ impl ProcessTable {
 mod tests {
     use super::*;
 
-    fn load(text: &str) -> Result<Config, ConfigError> {
+    fn load(text: impl AsRef<[u8]>) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("toru.toml");
         std::fs::write(&path, text).expect("write");
@@ -822,10 +823,14 @@ mod tests {
             ),
             ("[kv]\nsynchronous = \"off\"\n", "line 2, column 15"),
             ("[events]\nkeep_days = 0\n", "line 2, column 13: `events.keep_days` is 0"),
+            ("[server]\nhosts = [\"ü\", \"http://b\"]\n", "line 2, column 15: `server.hosts`"),
         ] {
             let error = load(text).expect_err(text).to_string();
             assert!(error.contains(expect), "{text:?} gave {error:?}");
         }
+        // As an editor writes it that is set to Latin-1.
+        let error = load(b"[server]\n# f\xfcr alle\nworkers = 1\n").expect_err("no UTF-8").to_string();
+        assert!(error.contains("toru.toml: line 2, column 4: "), "{error}");
     }
 
     #[test]
@@ -859,7 +864,7 @@ mod tests {
             ("env = { A = \"\\u0000\" }", "has a NUL in its value"),
             ("args = [\"a\", \"\\u0000\"]", "line 2, column 14"),
         ] {
-            let error = load(&format!("[plugins.acme.process]\n{line}\n")).expect_err(line).to_string();
+            let error = load(format!("[plugins.acme.process]\n{line}\n")).expect_err(line).to_string();
             assert!(error.contains(expect), "{line:?} gave {error:?}");
         }
     }
