@@ -282,18 +282,15 @@ class Served(unittest.TestCase):
     def test_500_in_flight_are_answered_out_of_order_each_its_own(self) -> None:
         sent = [request("GET", f"/wait/many-{number}", f"r{number}") for number in range(500)]
         self.core.send(*sent)
-        order = [number * 7 % 500 for number in range(500)]
-        for number in order:
+        # Answers are read as they come: a core that reads none is read from no further.
+        for number in (index * 7 % 500 for index in range(500)):
             self.core.send(request("GET", f"/release/many-{number}", f"release-{number}"))
-        waited: list[int] = []
-        for _ in range(1000):
-            means = self.core.receive_kind("http_response")
-            if means["request_id"].startswith("r") and not means["request_id"].startswith("release"):
-                number = int(means["request_id"][1:])
-                self.assertEqual(f'{{"waited":"many-{number}","id":"r{number}"}}', means["body_text"])
-                waited.append(number)
-        self.assertEqual(500, len(set(waited)))
-        self.assertNotEqual(sorted(waited), waited)
+            answers = {}
+            for _ in range(2):
+                answer = self.core.receive_kind("http_response")
+                answers[answer["request_id"]] = answer["body_text"]
+            self.assertEqual({f"r{number}", f"release-{number}"}, answers.keys())
+            self.assertEqual(f'{{"waited":"many-{number}","id":"r{number}"}}', answers[f"r{number}"])
 
     def test_the_same_request_id_on_two_connections(self) -> None:
         with self.plugin.connect() as other:
