@@ -161,8 +161,10 @@ pub async fn serve<S: ClientStream>(
                     }
                 }
                 Event::Closed => {
-                    flush(&worker, &mut connection, &mut stream, &slot, &mut None).await.ok();
-                    if slot.expired.get() || ended || linger(&worker, &slot).await.is_ok() {
+                    // The error of a client that has gone is told once, here: nothing that comes later would see it.
+                    if flush(&worker, &mut connection, &mut stream, &slot, &mut None).await.is_ok()
+                        && (slot.expired.get() || ended || linger(&worker, &slot).await.is_ok())
+                    {
                         await_taken(&worker, &slot).await;
                     }
                     break 'client;
