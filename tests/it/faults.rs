@@ -814,7 +814,7 @@ fn a_closed_connection_is_502_and_then_opened_again() {
 fn a_plugin_that_never_reads_fills_no_memory() {
     let daemon = Stage::new()
         .set("server.workers", 1)
-        .set("http.request_timeout_ms", 1_000)
+        .set("http.request_timeout_ms", 8_000)
         .set("supervisor.max_restarts", 1_000)
         .faulty("p", &json!({}))
         .start();
@@ -826,7 +826,7 @@ fn a_plugin_that_never_reads_fills_no_memory() {
             let _ = daemon.client().try_request("GET", "/api/plugins/p/stop-reading", &[], b"");
         });
         daemon.wait_status("p", "one in flight", |status| status["in_flight"].as_u64() >= Some(1));
-        // More than the queue takes, and all of it at once.
+        // More than the queue takes, and all of it before the first has waited for too long.
         let threads: Vec<_> = (0..24)
             .map(|_| {
                 scope.spawn(|| {
@@ -851,7 +851,7 @@ fn a_plugin_that_never_reads_fills_no_memory() {
         assert!(statuses.contains(&503), "the queue is bounded: {statuses:?}");
     });
     let told = daemon.wait_event("p", "protocol_error", 1);
-    assert_eq!(told["reason"], "did not read its requests for 1000 ms");
+    assert_eq!(told["reason"], "did not read its requests for 8000 ms");
     works_again(&daemon);
     assert_eq!(daemon.starts("p").len(), 1, "another connection is read");
     // Up to 480 bodies of half a megabyte were sent; a queue without bound would hold 240 MB.
@@ -1584,7 +1584,7 @@ fn faults_that_only_wait_leave_the_others_as_quick() {
     }
     // In turn, and the best of each: what else this machine does meanwhile is no part of it.
     let (mut without, mut with) = (Duration::MAX, Duration::MAX);
-    for _ in 0..10 {
+    for _ in 0..50 {
         without = without.min(p99(&quiet));
         with = with.min(p99(&troubled));
         if with <= 2 * without {
