@@ -75,7 +75,8 @@ pub fn told_unanswered(daemon: &Daemon, id: &str) -> u64 {
 #[test]
 fn a_crash_tells_of_what_it_took_along_and_of_nothing_else() {
     let daemon = Stage::new()
-        .set("supervisor.backoff_ms", "[10]")
+        // Long enough for those in line to hear of it: the next process would take them, and answer them as little.
+        .set("supervisor.backoff_ms", "[500]")
         .set("supervisor.max_restarts", 1000)
         // No check comes in between that could tell what was before it.
         .set("supervisor.health_interval_ms", 3_600_000)
