@@ -243,7 +243,7 @@ fn reference_response(payload: &Value) -> Option<Value> {
                         Value::Array(_) | Value::Object(_) => return None,
                         scalar => scalar.to_string(),
                     };
-                    if value.contains(['\r', '\n', '\0']) {
+                    if value.contains(|char: char| char.is_ascii_control() && char != '\t') {
                         return None;
                     }
                     headers.push(json!([name, value]));
