@@ -621,6 +621,16 @@ fn what_a_plugin_prints_and_says_is_in_its_log() {
     }
 }
 
+/// A plugin that prints these lines on standard error, and does nothing else.
+fn prints(id: &str, lines: &str) -> String {
+    let metadata =
+        format!(r#"{{"id":"{id}","name":"p","version":"1","icon":"-","route":"/{id}","protocol":"1.0"}}"#);
+    format!(
+        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
+         cat >&2 <<'END'\n{lines}\nEND\nexec sleep 1000\n"
+    )
+}
+
 #[test]
 fn a_json_line_keeps_what_it_says_of_its_level() {
     let lines = [
@@ -630,13 +640,7 @@ fn a_json_line_keeps_what_it_says_of_its_level() {
         r#"{"level":6,"msg":"anybody's number","timestamp":"2001-01-01T00:00:00Z","plugin_id":"x"}"#,
         r#"{"level":"loud","msg":"nobody's word"}"#,
     ];
-    let metadata = r#"{"id":"p","name":"p","version":"1","icon":"-","route":"/p","protocol":"1.0"}"#;
-    let text = format!(
-        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
-         cat >&2 <<'END'\n{}\nEND\nexec sleep 1000\n",
-        lines.join("\n")
-    );
-    let daemon = Stage::new().script("p", &text).start();
+    let daemon = Stage::new().script("p", &prints("p", &lines.join("\n"))).start();
     let line = |message: &str| {
         wait_for(message, || daemon.plugin_log("p").into_iter().find(|line| line["message"] == message))
     };
@@ -662,17 +666,8 @@ fn a_json_line_is_known_by_other_keys_and_loses_nothing() {
     ];
     // No reader of JSON that counts in `f64` takes this one, so it stands in a log of its own.
     let huge = r#"{"msg":"huge","z":1e400,"big":123456789012345678901234567890,"a":0.10}"#;
-    let script = |id: &str, lines: &str| {
-        let metadata = format!(
-            r#"{{"id":"{id}","name":"p","version":"1","icon":"-","route":"/{id}","protocol":"1.0"}}"#
-        );
-        format!(
-            "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
-             cat >&2 <<'END'\n{lines}\nEND\nexec sleep 1000\n"
-        )
-    };
     let daemon =
-        Stage::new().script("p", &script("p", &lines.join("\n"))).script("q", &script("q", huge)).start();
+        Stage::new().script("p", &prints("p", &lines.join("\n"))).script("q", &prints("q", huge)).start();
     let line = |message: &str| {
         wait_for(message, || daemon.plugin_log("p").into_iter().find(|line| line["message"] == message))
     };
@@ -712,13 +707,7 @@ fn a_json_line_that_is_too_long_keeps_its_level_and_what_of_it_is_whole() {
         format!("plain {long}"),
         r#"{"level":"info","message":"the next"}"#.to_owned(),
     ];
-    let metadata = r#"{"id":"p","name":"p","version":"1","icon":"-","route":"/p","protocol":"1.0"}"#;
-    let text = format!(
-        "#!/bin/sh\nif [ \"$1\" = --metadata ]; then echo '{metadata}'; exit; fi\n\
-         cat >&2 <<'END'\n{}\nEND\nexec sleep 1000\n",
-        lines.join("\n")
-    );
-    let daemon = Stage::new().script("p", &text).start();
+    let daemon = Stage::new().script("p", &prints("p", &lines.join("\n"))).start();
     let printed = wait_for("the last line", || {
         let lines = daemon.plugin_log("p");
         lines.iter().any(|line| line["message"] == "the next").then_some(lines)
