@@ -79,6 +79,8 @@ pub struct Link {
     frame_timeout: Duration,
     outbox: RefCell<Vec<u8>>,
     writer: Cell<Option<Waker>>,
+    /// Bytes taken from the outbox for which the plugin has made no room yet.
+    being_written: Cell<usize>,
     /// Requests that wait for room in the outbox, and how many bytes they are together.
     in_want: RefCell<Vec<Waker>>,
     room_wanted: Cell<usize>,
@@ -273,6 +275,7 @@ impl Link {
             frame_timeout,
             outbox: RefCell::default(),
             writer: Cell::new(None),
+            being_written: Cell::new(0),
             in_want: RefCell::default(),
             room_wanted: Cell::new(0),
             closed: Cell::new(false),
@@ -319,7 +322,7 @@ impl Link {
 
     /// Whether a request is taken now.
     pub fn has_room(&self) -> bool {
-        self.outbox.borrow().len() <= OUTBOX_BYTES_MAX
+        self.outbox.borrow().len() + self.being_written.get() <= OUTBOX_BYTES_MAX
     }
 
     /// Waits until a frame of so many bytes is taken; the next to be submitted is.
@@ -585,7 +588,6 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
             return;
         }
         let batch = std::mem::replace(&mut *link.outbox.borrow_mut(), spare);
-        link.in_want.take().into_iter().for_each(Waker::wake);
         target.line.note_sent();
         link.watch_reading(Deaf::before_write);
         let sent = link.socket().map_or(Ok(0), |socket| send_now(socket, &batch));
@@ -594,7 +596,9 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
         spare = batch;
         if sent < spare.len() {
             link.write_since.set(Some(Instant::now()));
+            link.being_written.set(spare.len() - sent);
             let (outcome, rest) = half.write_all(spare.slice(sent..)).await;
+            link.being_written.set(0);
             link.write_since.set(None);
             if outcome.is_err() {
                 return link.close();
@@ -603,6 +607,7 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
             link.deaf.take();
             spare = rest.into_inner();
         }
+        link.in_want.take().into_iter().for_each(Waker::wake);
         spare.clear();
         if spare.capacity() > OUTBOX_BYTES_KEPT {
             spare = Vec::new();

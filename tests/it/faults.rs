@@ -814,6 +814,7 @@ fn a_closed_connection_is_502_and_then_opened_again() {
 fn a_plugin_that_never_reads_fills_no_memory() {
     let daemon = Stage::new()
         .set("server.workers", 1)
+        .set("protocol.message_bytes_max", 16 << 20)
         .set("http.request_timeout_ms", 8_000)
         .set("supervisor.max_restarts", 1_000)
         .faulty("p", &json!({}))
@@ -826,7 +827,10 @@ fn a_plugin_that_never_reads_fills_no_memory() {
             let _ = daemon.client().try_request("GET", "/api/plugins/p/stop-reading", &[], b"");
         });
         daemon.wait_status("p", "one in flight", |status| status["in_flight"].as_u64() >= Some(1));
-        // More than the queue takes, and all of it before the first has waited for too long.
+        // Nearly all that may wait for it, in one piece: what is being written waits as much as what comes behind it.
+        scope.spawn(|| daemon.request("POST", "/api/plugins/p/mirror", &[], &vec![b'x'; 7_500_000]));
+        daemon.wait_status("p", "two in flight", |status| status["in_flight"].as_u64() >= Some(2));
+        // More than there is room for, and all of it before the first has waited for too long.
         let threads: Vec<_> = (0..24)
             .map(|_| {
                 scope.spawn(|| {
