@@ -26,6 +26,7 @@ use crate::logs::{self, Follower};
 use crate::metrics;
 use crate::route::Endpoint;
 use crate::status;
+use crate::timers;
 use crate::worker::Worker;
 
 /// How long the store may be silent. It answers within [`crate::kv::PATIENCE`] unless the disk hangs in mid write: past
@@ -511,7 +512,7 @@ impl Stream {
                 };
                 let shared = &worker.shared;
                 let mut look = pin!(shared.records.run(worker.config().http.request_timeout, look));
-                while monoio::time::timeout(FOLLOW_INTERVAL, look.as_mut()).await.is_err() {
+                while timers::timeout(FOLLOW_INTERVAL, look.as_mut()).await.is_err() {
                     if worker.draining.get() {
                         return None;
                     }
@@ -523,7 +524,7 @@ impl Stream {
                 if worker.draining.get() {
                     return None;
                 }
-                monoio::time::sleep(FOLLOW_INTERVAL).await;
+                timers::sleep(FOLLOW_INTERVAL).await;
             },
         }
     }
@@ -558,7 +559,7 @@ async fn wait(worker: &Worker, interval: Duration) {
         if left.is_zero() {
             return;
         }
-        monoio::time::sleep(left.min(FOLLOW_INTERVAL)).await;
+        timers::sleep(left.min(FOLLOW_INTERVAL)).await;
     }
 }
 
@@ -638,7 +639,7 @@ fn ask(worker: &Worker, id: &str, question: KvQuestion) -> oneshot::Receiver<KvA
 }
 
 async fn kv_answer(told: oneshot::Receiver<KvAnswer>) -> KvAnswer {
-    match monoio::time::timeout(KV_TIMEOUT, told).await {
+    match timers::timeout(KV_TIMEOUT, told).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(oneshot::Canceled)) | Err(_) => {
             let message = "the disk did not answer in time; a value may still be stored or removed".into();

@@ -209,6 +209,7 @@ mod tests {
 
     use super::*;
     use crate::driver::on_each;
+    use crate::timers;
 
     const KEY: usize = 7;
 
@@ -243,12 +244,12 @@ mod tests {
 
         async fn told(&self) {
             let told = poll_fn(|cx| self.arrival.poll_readable(cx));
-            monoio::time::timeout(Duration::from_secs(20), told).await.expect("news");
+            timers::timeout(Duration::from_secs(20), told).await.expect("news");
         }
 
         async fn tells_nothing(&self) -> bool {
             let told = poll_fn(|cx| self.arrival.poll_readable(cx));
-            monoio::time::timeout(Duration::from_millis(20), told).await.is_err()
+            timers::timeout(Duration::from_millis(20), told).await.is_err()
         }
     }
 
@@ -307,7 +308,7 @@ mod tests {
             let before = turn.await;
             assert!(before <= EVENTS_MAX, "behind {before} others");
             while told.get() < pairs.len() {
-                monoio::time::sleep(Duration::from_millis(1)).await;
+                timers::sleep(Duration::from_millis(1)).await;
             }
         });
     }
@@ -340,7 +341,7 @@ mod tests {
                 let gone = watched.arrival.presence() == Presence::Gone;
                 if gone { Poll::Ready(()) } else { watched.arrival.poll_news(cx) }
             });
-            monoio::time::timeout(Duration::from_secs(20), gone).await.expect("news");
+            timers::timeout(Duration::from_secs(20), gone).await.expect("news");
             assert!(watched.read(64).is_err());
         });
     }

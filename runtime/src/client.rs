@@ -25,6 +25,7 @@ use crate::files::{self, Ask};
 use crate::forward::{Own, usable_request_id};
 use crate::history;
 use crate::route::{Destination, route};
+use crate::timers;
 use crate::work::{ExchangeGuard, Flight, Otherwise, Progress, Recipient, Request, Words, Work, Working};
 use crate::worker::{ClientEntry, ClientSlot, ClientStream, Peer, Target, Worker};
 
@@ -223,7 +224,7 @@ pub async fn serve<S: ClientStream>(
             None => waiting(happening).await,
             Some(gone_at) => {
                 let left = gone_at.saturating_duration_since(Instant::now());
-                match Box::pin(waiting(monoio::time::timeout(left, happening))).await {
+                match Box::pin(waiting(timers::timeout(left, happening))).await {
                     (waited, Ok(happened)) => (waited, happened),
                     (_, Err(_)) => break,
                 }
@@ -382,7 +383,7 @@ async fn await_taken(worker: &Worker, slot: &ClientSlot) {
     slot.deadline.set(Some(Instant::now() + worker.config().http.write_timeout));
     // A stop does not wait for that: the kernel goes on with what it has.
     while waits() && !slot.expired.get() && !worker.draining.get() {
-        monoio::time::sleep(LOOK_EVERY).await;
+        timers::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which event loop a worker runs on: io_uring where the kernel allows it, else epoll.
 //!
-//! This file, `worker.rs`, `arrivals.rs`, `client.rs`, `work.rs`, `turns.rs`, `link.rs`, `legacy.rs`, `place.rs`, `files.rs`
-//! and `api.rs` are the only ones on a request's way that know monoio.
+//! This file, `worker.rs`, `arrivals.rs`, `timers.rs`, `client.rs`, `turns.rs`, `link.rs`, `legacy.rs` and `place.rs` are the
+//! only ones on a request's way that know monoio.
 
 use std::future::Future;
 use std::io;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
 use crate::config::DriverChoice;
+use crate::timers;
 
 /// Submission entries of a worker's ring. Each in-flight operation takes one only until it is submitted.
 const RING_ENTRIES: u32 = 1024;
@@ -69,18 +70,21 @@ pub fn block_on<F: Future>(
             RuntimeBuilder::<IoUringDriver>::new()
                 .uring_builder(ring_builder(flags))
                 .with_entries(entries)
-                .enable_timer()
                 .build()
         });
         match built {
-            Ok(mut runtime) => return Ok(runtime.block_on(life(Driver::IoUring))),
+            Ok(mut runtime) => return runtime.block_on(with_timers(life(Driver::IoUring))),
             Err(error) if !may_fall_back => return Err(error),
             Err(_) => {}
         }
     }
-    let mut runtime =
-        RuntimeBuilder::<LegacyDriver>::new().with_entries(RING_ENTRIES).enable_timer().build()?;
-    Ok(runtime.block_on(life(Driver::Epoll)))
+    let mut runtime = RuntimeBuilder::<LegacyDriver>::new().with_entries(RING_ENTRIES).build()?;
+    runtime.block_on(with_timers(life(Driver::Epoll)))
+}
+
+async fn with_timers<F: Future>(life: F) -> io::Result<F::Output> {
+    let _timers = timers::start()?;
+    Ok(life.await)
 }
 
 /// The flags that spare a worker interrupts and locking inside the kernel.
@@ -135,7 +139,7 @@ impl Pace {
             self.since = None;
             // To wake itself would not do: timers are looked at only when no task is ready. Boxed: a timer takes half as
             // much room again as a client's task needs without it.
-            Box::pin(monoio::time::sleep(Duration::from_millis(1))).await;
+            Box::pin(timers::sleep(Duration::from_millis(1))).await;
         }
     }
 }
@@ -175,7 +179,8 @@ fn probe() -> Result<(), String> {
         _ => error.to_string(),
     })?;
     let ring = ring_builder(flags).build(entries).map_err(|error| error.to_string())?;
-    // Without it each wait with a timer leaves an entry behind in the ring (before Linux 5.11).
+    // Before Linux 5.11, which has it, a wait with a limit leaves an entry behind in the ring. The loop's waits have none
+    // (`timers.rs`), but rings of that age were never run.
     if !ring.params().is_feature_ext_arg() {
         return Err("the kernel lacks IORING_FEAT_EXT_ARG".into());
     }

@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use toru_http::{Connection, Length, RequestHead, ResponseHead, normalize_path, percent_decode};
 
 use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
+use crate::timers;
 use crate::worker::Worker;
 use beneath::Folder;
 use conditions::{Coding, Codings, Conditions, Validators, Verdict, whole_seconds};
@@ -444,7 +445,7 @@ impl Readers {
                 return Err(Failure::Internal("the reading threads have ended".into()));
             }
         }
-        match monoio::time::timeout(patience, told).await {
+        match timers::timeout(patience, told).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(oneshot::Canceled)) => Err(Failure::Internal("reading failed".into())),
             Err(_) => Err(Failure::FileBusy("the disk does not answer")),

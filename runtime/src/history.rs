@@ -16,6 +16,7 @@ use toru_plugin_api::status::{History as Told, PluginStatus, Sample as ToldSampl
 
 use crate::histogram::{Counts, Recent};
 use crate::status::{Usage, usage};
+use crate::timers;
 use crate::worker::{Message, Shared, Target, Worker};
 
 /// How far back samples go.
@@ -101,7 +102,7 @@ pub async fn run(worker: Rc<Worker>) {
         history.refresh(&worker, false);
         let now = Instant::now();
         if history.moved.get().is_some_and(|moved| now.saturating_duration_since(moved) < WINDOW + PERIOD) {
-            monoio::time::sleep(PERIOD).await;
+            timers::sleep(PERIOD).await;
             continue;
         }
         worker.shared.resting.0.store(true, Relaxed);
@@ -113,12 +114,12 @@ pub async fn run(worker: Rc<Worker>) {
             Poll::Pending
         });
         // What was answered before the flag could be seen shows at the end of this pause at the latest.
-        let traffic = monoio::time::timeout(REST, woken).await.is_ok();
+        let traffic = timers::timeout(REST, woken).await.is_ok();
         worker.shared.resting.0.store(false, Relaxed);
         if traffic {
             // The rest of the second that the first request belongs to; nothing happened before it.
             history.sampled.set(Some(Instant::now()));
-            monoio::time::sleep(PERIOD).await;
+            timers::sleep(PERIOD).await;
         }
     }
 }

@@ -16,6 +16,7 @@ use toru_plugin_api::from_plugin::PluginMessage;
 use crate::answer::{Failure, Pieces};
 use crate::link::{connect, pieces};
 use crate::place::Place;
+use crate::timers;
 use crate::worker::Worker;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -47,9 +48,7 @@ pub async fn exchange(
     sent: (&mut Place, u64),
 ) -> Result<Pieces, LegacyFailure> {
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    match monoio::time::timeout(left, attempt(worker, socket, framing, frame, request_id, deadline, sent))
-        .await
-    {
+    match timers::timeout(left, attempt(worker, socket, framing, frame, request_id, deadline, sent)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Failure::TimedOut.into()),
     }

@@ -39,6 +39,7 @@ mod site;
 mod spare;
 mod status;
 mod summary;
+mod timers;
 mod turns;
 mod work;
 mod worker;

@@ -37,6 +37,7 @@ use crate::misfits::Advice;
 use crate::place::{self, Counted};
 use crate::said;
 use crate::spare::{self, Spare};
+use crate::timers;
 use crate::turns::Line;
 use crate::worker::{Message, Target, Worker, untaken};
 
@@ -235,7 +236,7 @@ impl Target {
             if Instant::now() >= until {
                 return false;
             }
-            monoio::time::sleep(CONNECT_RETRY).await;
+            timers::sleep(CONNECT_RETRY).await;
         }
         true
     }
@@ -346,7 +347,7 @@ impl Link {
         });
         let _given_back = GiveBack { wanted: &self.room_wanted, bytes };
         let patience = ROOM_PATIENCE.min(self.time_limit(worker) / 4);
-        monoio::time::timeout(patience, room).await.map_err(|_| Failure::Busy)
+        timers::timeout(patience, room).await.map_err(|_| Failure::Busy)
     }
 
     /// Tells the plugin that nobody waits for this answer any more.
@@ -569,7 +570,7 @@ pub async fn connect(
             stream.set_nonblocking(worker.driver == Driver::Epoll)?;
             return UnixStream::from_std(stream);
         }
-        monoio::time::sleep(CONNECT_RETRY).await;
+        timers::sleep(CONNECT_RETRY).await;
     }
 }
 
@@ -738,7 +739,7 @@ fn take(
 
 /// Tells how many log lines were dropped in a second, also where none comes after it.
 async fn tell_of_drops(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>) {
-    monoio::time::sleep(Duration::from_millis(1100)).await;
+    timers::sleep(Duration::from_millis(1100)).await;
     link.log_budget.account(&worker.shared.logger, &target.shared.log, false);
 }
 
@@ -852,7 +853,7 @@ impl Worker {
             Advice::WaitUntil(at) => {
                 let (worker, target) = (self.clone(), target.clone());
                 monoio::spawn(async move {
-                    monoio::time::sleep_until(at.into()).await;
+                    timers::sleep_until(at).await;
                     let due = target.misfits.borrow_mut().take_due(Instant::now());
                     for (generation, reason) in due {
                         worker.report_broken(index, generation, reason, false);

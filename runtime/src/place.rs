@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::gate::Permit;
 use crate::link::{Link, TORN_PATIENCE, VERDICT_PATIENCE};
+use crate::timers;
 use crate::worker::{Stats, Target, Worker};
 
 /// A request's place with its plugin, as long as it is there.
@@ -141,7 +142,7 @@ impl Target {
 async fn judge(worker: Rc<Worker>, target: Rc<Target>, generation: u64) {
     // A process that ends by itself may close its connections a while before.
     for (patience, tells) in [(VERDICT_PATIENCE, false), (TORN_PATIENCE - VERDICT_PATIENCE, true)] {
-        monoio::time::sleep(patience).await;
+        timers::sleep(patience).await;
         let mut losses = target.losses.get();
         if losses.generation != generation {
             return;

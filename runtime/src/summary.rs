@@ -9,6 +9,7 @@ use crate::api::supervised;
 use crate::histogram::Counts;
 use crate::memory;
 use crate::status;
+use crate::timers;
 use crate::worker::Worker;
 
 /// What a plugin had counted at its last line.
@@ -23,7 +24,7 @@ struct Before {
 pub async fn run(worker: Rc<Worker>) {
     monoio::spawn(async {
         for wait in memory::SETTLED {
-            monoio::time::sleep(wait).await;
+            timers::sleep(wait).await;
             memory::give_back();
         }
     });

@@ -232,6 +232,7 @@ async fn listen(turns: Rc<Turns>, mut heard: UnixStream) {
 mod tests {
     use super::*;
     use crate::driver::on_each;
+    use crate::timers;
 
     type Taken = Rc<RefCell<String>>;
 
@@ -283,7 +284,7 @@ mod tests {
                 seen.borrow().len()
             });
             // The read waits in the kernel before there is anything to read.
-            monoio::time::sleep(std::time::Duration::from_millis(5)).await;
+            timers::sleep(std::time::Duration::from_millis(5)).await;
             let flood = (0..500)
                 .map(|number| {
                     let request = request(turns.clone(), flooded.clone(), 'f', taken.clone());
@@ -338,7 +339,7 @@ mod tests {
                 .collect::<Vec<_>>();
             // As after each write to the plugin.
             while taken.borrow().len() < QUANTUM_ALONE as usize {
-                monoio::time::sleep(std::time::Duration::from_millis(1)).await;
+                timers::sleep(std::time::Duration::from_millis(1)).await;
             }
             line.note_sent();
             for request in requests {

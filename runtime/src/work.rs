@@ -18,6 +18,7 @@ use crate::gate::Full;
 use crate::legacy::{self, Breach};
 use crate::link::Link;
 use crate::place::{Counted, Place, Queued};
+use crate::timers;
 use crate::worker::{Target, Worker};
 
 /// A request on its way to whoever answers it.
@@ -419,7 +420,7 @@ async fn enter(worker: &Worker, target: &Rc<Target>, deadline: Instant) -> Resul
     let entering = gate.enter().map_err(|Full| Failure::Busy)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let _queued = Queued::new(worker, target);
-    let entered = Box::pin(monoio::time::timeout(left, entering)).await;
+    let entered = Box::pin(timers::timeout(left, entering)).await;
     let permit = entered.map_err(|_| Failure::QueuedTooLong)?;
     Box::pin(target.sit_out_an_end()).await;
     Ok(Place::new(worker, target, permit))

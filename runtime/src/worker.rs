@@ -46,6 +46,7 @@ use crate::place::Losses;
 use crate::room::Descriptors;
 use crate::spare::Spare;
 use crate::summary;
+use crate::timers;
 use crate::turns::{Line, Turns};
 
 /// What a frame of a request without content takes, mostly.
@@ -434,7 +435,7 @@ impl AcceptTrouble {
             self.told = Some(Instant::now());
             worker.log(Level::Error, &format!("cannot accept connections: {error}; pausing"));
         }
-        monoio::time::sleep(ACCEPT_PAUSE).await;
+        timers::sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -443,7 +444,7 @@ async fn tell_of_arrivals(worker: Rc<Worker>) {
     loop {
         let Err(error) = worker.arrivals.tell(|key, news| worker.note_arrival(key, news)).await;
         worker.log(Level::Error, &format!("cannot wait for clients: {error}; pausing"));
-        monoio::time::sleep(ACCEPT_PAUSE).await;
+        timers::sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -486,7 +487,7 @@ async fn sweep(worker: Rc<Worker>) {
         })
         .await;
         let due = Instant::now() + worker.sweep_period.get();
-        monoio::time::sleep_until(due.into()).await;
+        timers::sleep_until(due).await;
         let now = Instant::now();
         worker.stats().lag_us.store(lag.worst(now, now.saturating_duration_since(due)), Relaxed);
         worker.close_refused(now);
@@ -777,7 +778,7 @@ impl Worker {
                 self.configured.set(Some(cx.waker().clone()));
                 Poll::Pending
             });
-            let _ = monoio::time::timeout(left, news).await;
+            let _ = timers::timeout(left, news).await;
         }
     }
 
