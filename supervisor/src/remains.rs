@@ -287,28 +287,33 @@ impl Marks {
 
     /// Reads what the process carries.
     pub fn read(&self, pid: i32) -> Mark {
-        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}"));
-        let branded = read("limits").ok().and_then(|limits| self.read_brand(parse_file_locks(&limits)?));
+        self.read_from(|name| std::fs::read(format!("/proc/{pid}/{name}")).ok())
+    }
+
+    /// `read` gives what is in one of the process's files now; nothing once it has ended, or where it is another user's.
+    fn read_from(&self, mut read: impl FnMut(&str) -> Option<Vec<u8>>) -> Mark {
+        let branded = read("limits").and_then(|limits| self.read_brand(parse_file_locks(&limits)?));
         if branded == Some(Mark::Call) {
             return Mark::Call;
         }
-        // It may have ended, or be another user's.
         let mut carried = Mark::Nothing;
-        if let Ok(environment) = read("environ") {
+        if let Some(environment) = read("environ") {
             carried = self.read_environment(&environment);
             if environment.is_empty() {
                 carried = match read("cmdline") {
-                    Ok(arguments) if arguments.is_empty() => Mark::Changing,
-                    Ok(arguments) => {
+                    Some(arguments) if arguments.is_empty() => Mark::Changing,
+                    Some(arguments) => {
+                        // An exec makes arguments before the environment, and one may be over in between and the next
+                        // begun. Who sleeps in none has none at all.
+                        let sleeps = read("stat").is_some_and(|row| is_asleep(&row));
                         let environment = read("environ").unwrap_or_default();
-                        // The exec may have been over in between, and the next begun; else it has none at all.
-                        if environment.is_empty() && !read("cmdline").is_ok_and(|now| now == arguments) {
+                        if environment.is_empty() && !(sleeps && read("cmdline") == Some(arguments)) {
                             Mark::Changing
                         } else {
                             self.read_environment(&environment)
                         }
                     }
-                    Err(_) => Mark::Nothing,
+                    None => Mark::Nothing,
                 };
             }
         }
@@ -382,6 +387,12 @@ fn read_row(pid: i32) -> Option<Row> {
     parse_row(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Whether a process waits for something: it neither runs nor waits for the disk, as within an exec. See [`parse_row`].
+fn is_asleep(line: &[u8]) -> bool {
+    let close = line.iter().rposition(|&byte| byte == b')');
+    close.and_then(|close| line.get(close + 2)) == Some(&b'S')
+}
+
 /// Shape: `pid (command) state parent …`, the start time as the 22nd field. A command may hold any byte, `)` too.
 /// Source: proc_pid_stat(5).
 fn parse_row(line: &[u8]) -> Option<Row> {
@@ -439,6 +450,43 @@ mod tests {
             ("TORU_INSTANCE_ID=ii\0TORU_PLUGIN_ID=a\0TORU_PLUGIN_SOCKET=/s/a.sock\0", Mark::Foreign),
         ] {
             assert_eq!(marks.read_environment(environment.as_bytes()), expect, "{environment:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_in_the_middle_of_an_exec_is_not_taken_for_one_without_an_environment() {
+        let marks = Marks::new("i", Path::new("/s"), false);
+        let mine = "TORU_PLUGIN_ID=a\0TORU_INSTANCE_ID=i\0TORU_PLUGIN_SOCKET=/s/a.sock\0";
+        let plugin = Mark::Plugin { index: None, id: Some("a".into()) };
+        let (runs, reads, sleeps) = ("7 (sh) R 1", "7 (sh) D 1", "7 (S) S) S 1");
+        for (files, expect) in [
+            (vec![("environ", mine)], plugin.clone()),
+            (vec![("environ", ""), ("cmdline", "")], Mark::Changing),
+            // Over by the second look.
+            (vec![("environ", ""), ("cmdline", "sh"), ("stat", runs), ("environ", mine)], plugin.clone()),
+            (vec![("environ", ""), ("cmdline", "sh"), ("stat", sleeps), ("environ", mine)], plugin),
+            // Its arguments are made, and its environment is not.
+            (vec![("environ", ""), ("cmdline", "sh"), ("stat", runs), ("environ", "")], Mark::Changing),
+            (vec![("environ", ""), ("cmdline", "sh"), ("stat", reads), ("environ", "")], Mark::Changing),
+            // The next exec has begun.
+            (
+                vec![("environ", ""), ("cmdline", "a"), ("stat", sleeps), ("environ", ""), ("cmdline", "b")],
+                Mark::Changing,
+            ),
+            (
+                vec![("environ", ""), ("cmdline", "a"), ("stat", sleeps), ("environ", ""), ("cmdline", "a")],
+                Mark::Nothing,
+            ),
+            // It has ended.
+            (vec![("environ", "")], Mark::Nothing),
+            (vec![], Mark::Nothing),
+        ] {
+            let mut left = files.clone().into_iter().peekable();
+            let found = marks.read_from(|name| {
+                let (_, content) = left.next_if(|(next, _)| *next == name)?;
+                Some(content.into())
+            });
+            assert_eq!((found, left.next()), (expect, None), "{files:?}");
         }
     }
 

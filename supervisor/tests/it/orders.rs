@@ -1,5 +1,6 @@
 //! What operators ask for, and what they are answered.
 
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -367,7 +368,7 @@ fn a_changed_file_that_is_no_plugin_leaves_the_running_one_alone() {
     put(stage.dir.path(), "p", "1.0", &format!("echo up\n{WAIT}"));
     rescan(&stage);
     assert_eq!(stage.skipped(), [], "it is what runs again");
-    assert_eq!(stage.status("p").pid, pid);
+    assert_eq!(stage.status("p").pid, pid, "{:#?}", stage.unheard());
 }
 
 #[test]
@@ -544,8 +545,15 @@ fn who_is_there_does_not_depend_on_who_described_itself_first() {
     assert!(why.contains("a.binary"), "{why}");
     stage.event("x", "stopped");
     stage.event("x", "ready");
-    stage.event("c", "ready");
-    assert_eq!((stage.status("x").metadata.route.as_str(), stage.status("c").state), ("/a", "running"));
+    // It may have described itself before b, and have been ready until that took its place.
+    stage.find("ready of c as it runs now", |said| match said {
+        Said::Event { plugin, kind: "ready", details } if plugin == "c" => {
+            Path::new(&format!("/proc/{}", details["pid"])).exists().then_some(())
+        }
+        _ => None,
+    });
+    let (x, c) = (stage.status("x"), stage.status("c"));
+    assert_eq!((x.metadata.route.as_str(), c.state), ("/a", "running"), "{:#?}", stage.unheard());
     assert_eq!(stage.skipped(), [("b.binary".to_owned(), why)], "c is in its place now");
 }
 
