@@ -80,9 +80,16 @@ pub async fn serve<S: ClientStream>(
     // as it does for one that is refused at its head: `Closing` is no phase that is waited in.
     let mut phase = (HttpPhase::Closing, Instant::now());
     'client: loop {
+        // What is answered goes out before the next request is begun: a client that does not read has one answer waiting, and
+        // no place with a plugin.
+        match flush(&worker, &mut connection, &mut stream, &slot, &mut looked).await {
+            Ok(true) => gone_at = another_moment(&worker, gone_at),
+            Ok(false) => {}
+            Err(_) => break,
+        }
         // Take in what has come, as far as it goes.
         let answer_due = loop {
-            // Who was meant by a request that was refused.
+            // A request was refused, and who was meant by it.
             let mut refused = None;
             match connection.poll_event() {
                 Event::NeedInput => break false,
@@ -107,7 +114,7 @@ pub async fn serve<S: ClientStream>(
                         }
                         respond(&worker, &mut connection, failure.to_answer(words.id()), words.id());
                         worker.spare.keep(words.into_buffer());
-                        refused = target;
+                        refused = Some(target);
                     }
                 },
                 Event::Body(piece) => {
@@ -134,9 +141,8 @@ pub async fn serve<S: ClientStream>(
                             }
                             Recipient::Core { .. } => (None, false),
                         };
-                        if let Some(target) = &target {
-                            worker.turns.take(&target.line).await;
-                        }
+                        let line = target.as_ref().map_or(&worker.line, |target| &target.line);
+                        worker.turns.take(line).await;
                         account = Some(Account {
                             target,
                             runs,
@@ -163,26 +169,29 @@ pub async fn serve<S: ClientStream>(
                 }
                 Event::Closed => {
                     // The error of a client that has gone is told once, here: nothing that comes later would see it.
-                    if flush(&worker, &mut connection, &mut stream, &slot, &mut None).await.is_ok()
-                        && (slot.expired.get() || ended || linger(&worker, &slot).await.is_ok())
-                    {
-                        await_taken(&worker, &slot).await;
+                    if flush(&worker, &mut connection, &mut stream, &slot, &mut None).await.is_ok() {
+                        if ended {
+                            // It waits for nothing but this.
+                            slot.shutdown_write();
+                        }
+                        if slot.expired.get() || ended || linger(&worker, &slot).await.is_ok() {
+                            await_taken(&worker, &slot).await;
+                        }
                     }
                     break 'client;
                 }
             }
             if let Some(target) = refused {
                 // A refusal takes nearly as much of a turn as a request.
-                worker.turns.take(&target.line).await;
+                let line = target.as_ref().map_or(&worker.line, |target| &target.line);
+                worker.turns.take(line).await;
             }
         };
-        let answering = !connection.output().is_empty();
-        if flush(&worker, &mut connection, &mut stream, &slot, &mut looked).await.is_err() {
-            break;
-        }
-        if answering && gone_at.is_some() {
-            // It took what was written: the next of its pipelined requests has its own moment.
-            gone_at = Some(Instant::now() + worker.config().http.half_close_timeout);
+        // Refusals, and whoever waits to be told to go on.
+        match flush(&worker, &mut connection, &mut stream, &slot, &mut looked).await {
+            Ok(true) => gone_at = another_moment(&worker, gone_at),
+            Ok(false) => {}
+            Err(_) => break,
         }
         if worker.draining.get() {
             connection.close_after_response();
@@ -200,13 +209,14 @@ pub async fn serve<S: ClientStream>(
         let reads = !ended && connection.wants_input();
         let happening = std::future::poll_fn(|cx| {
             // Enough has come for now: no read would tell.
-            if !reads && !ended {
+            if !reads {
                 match slot.arrival.presence() {
-                    Presence::Gone => return Poll::Ready(Happened::Gone),
-                    Presence::SentAll if gone_at.is_none() && !slot.shut.get() => {
+                    // An operator's script may have closed both ways and want it done all the same.
+                    Presence::Gone if !ended || !peer.trusted => return Poll::Ready(Happened::Gone),
+                    Presence::SentAll if !ended && gone_at.is_none() && !slot.shut.get() => {
                         return Poll::Ready(Happened::SentAll);
                     }
-                    Presence::SentAll | Presence::Here => {}
+                    Presence::Gone | Presence::SentAll | Presence::Here => {}
                 }
                 let _ = slot.arrival.poll_news(cx);
             }
@@ -303,16 +313,22 @@ enum Happened {
     Gone,
 }
 
-/// Writes what there is for the client. `looked` is the time if it was looked at just now, and nothing once this had to wait.
+/// Of a client that has closed its sending side and took what was written: the next of its pipelined requests has a moment of
+/// its own.
+fn another_moment(worker: &Worker, gone_at: Option<Instant>) -> Option<Instant> {
+    gone_at.map(|_| Instant::now() + worker.config().http.half_close_timeout)
+}
+
+/// Writes what there is for the client; gives whether there was anything. `looked` is the time if it was looked at just now, and nothing once this had to wait.
 async fn flush(
     worker: &Worker,
     connection: &mut Connection,
     writer: &mut impl AsyncWriteRent,
     slot: &ClientSlot,
     looked: &mut Option<Instant>,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     if connection.output().is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let mut output = connection.take_output();
     // An answer is sent sooner and for less without a turn of the loop; of many, the ring sends all in one go.
@@ -321,7 +337,7 @@ async fn flush(
         slot.idle.set(false);
         slot.deadline.set(None);
         connection.reuse_output(output);
-        return Ok(());
+        return Ok(true);
     }
     let write_timeout = worker.config().http.write_timeout;
     slot.writing.set(true);
@@ -337,7 +353,7 @@ async fn flush(
             Err(error) => break Err(error),
         }
         if written == output.len() {
-            break Ok(());
+            break Ok(true);
         }
     };
     slot.writing.set(false);

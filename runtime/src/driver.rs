@@ -70,6 +70,7 @@ pub fn block_on<F: Future>(
             RuntimeBuilder::<IoUringDriver>::new()
                 .uring_builder(ring_builder(flags))
                 .with_entries(entries)
+                .enable_timer()
                 .build()
         });
         match built {
@@ -78,7 +79,8 @@ pub fn block_on<F: Future>(
             Err(_) => {}
         }
     }
-    let mut runtime = RuntimeBuilder::<LegacyDriver>::new().with_entries(RING_ENTRIES).build()?;
+    let mut runtime =
+        RuntimeBuilder::<LegacyDriver>::new().with_entries(RING_ENTRIES).enable_timer().build()?;
     runtime.block_on(with_timers(life(Driver::Epoll)))
 }
 
@@ -137,9 +139,11 @@ impl Pace {
             self.since = None;
         } else if self.since.get_or_insert_with(Instant::now).elapsed() > TURN {
             self.since = None;
-            // To wake itself would not do: timers are looked at only when no task is ready. Boxed: a timer takes half as
-            // much room again as a client's task needs without it.
-            Box::pin(timers::sleep(Duration::from_millis(1))).await;
+            // To wake itself would not do, nor would `timers`: what is ready as soon as it is submitted lets the loop go on
+            // without ever waiting, and only then is the driver asked for all that others wait for. The loop's own timers
+            // are looked at only when no task is ready. Boxed: a timer takes half as much room again as a client's task
+            // needs without it.
+            Box::pin(monoio::time::sleep(Duration::from_millis(1))).await;
         }
     }
 }

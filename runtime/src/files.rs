@@ -20,6 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,6 +30,7 @@ use rustix::io::Errno;
 use toru_http::{Connection, Length, RequestHead, ResponseHead, normalize_path, percent_decode};
 
 use crate::answer::{Failure, LocalAnswer, Pieces, add_field};
+use crate::room::FilePlace;
 use crate::timers;
 use crate::worker::Worker;
 use beneath::Folder;
@@ -368,7 +370,7 @@ fn failure(error: &io::Error) -> Failure {
         }
         _ if is_torn(error) => Failure::FileBusy("the file is being written; ask again"),
         _ if matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
-            Failure::FileBusy("the server has no room to open the file")
+            NO_ROOM
         }
         _ => Failure::Internal(format!("the file cannot be read: {error}")),
     }
@@ -577,7 +579,7 @@ enum Content {
 
 /// A large file on its way to a client.
 pub struct Transfer {
-    file: Arc<File>,
+    file: Arc<OpenFile>,
     facts: Facts,
     offset: u64,
     end: u64,
@@ -608,8 +610,8 @@ impl Transfer {
         let count = PIECE_BYTES.min(self.end - offset);
         let read = move || -> io::Result<Vec<u8>> {
             let mut content = vec![0; count as usize];
-            file.read_exact_at(&mut content, offset)?;
-            if !facts.still_hold(&file.metadata()?) {
+            file.file.read_exact_at(&mut content, offset)?;
+            if !facts.still_hold(&file.file.metadata()?) {
                 return Err(torn());
             }
             Ok(content)
@@ -674,7 +676,14 @@ pub async fn answer(worker: &Rc<Worker>, ask: Ask) -> Result<Outcome, Failure> {
             worker.kept_files.borrow_mut().remove(&key);
             match other? {
                 Found::Large(facts, file) => {
-                    reply(&facts, &conditions, head_only, &Body::Open(Arc::new(file)))
+                    let clients = shared.connections.load(Relaxed);
+                    let place = shared.descriptors.take_file(clients).ok_or(NO_ROOM)?;
+                    reply(
+                        &facts,
+                        &conditions,
+                        head_only,
+                        &Body::Open(Arc::new(OpenFile { file, _place: place })),
+                    )
                 }
                 Found::Folder => Ok(Outcome::Local(redirect(&with_slash))),
                 Found::Small(..) | Found::Unchanged => {
@@ -687,8 +696,15 @@ pub async fn answer(worker: &Rc<Worker>, ask: Ask) -> Result<Outcome, Failure> {
 
 enum Body {
     Kept(Rc<[u8]>),
-    Open(Arc<File>),
+    Open(Arc<OpenFile>),
 }
+
+struct OpenFile {
+    file: File,
+    _place: FilePlace,
+}
+
+const NO_ROOM: Failure = Failure::FileBusy("the server has no room to open the file");
 
 fn reply(facts: &Facts, conditions: &Conditions, head_only: bool, body: &Body) -> Result<Outcome, Failure> {
     let now = SystemTime::now();

@@ -26,7 +26,7 @@ use toru_http::{encode_field, is_reserved_in_response};
 use toru_plugin_api::frame::{Decoder, Framing};
 use toru_plugin_api::from_core::encode_cancel;
 use toru_plugin_api::from_plugin::{HttpResponse, PluginMessage};
-use toru_supervisor::{Command, KvAnswer, Level, Phase, Strays};
+use toru_supervisor::{Command, KvAnswer, Level, Phase, Strays, Underway};
 
 use crate::answer::{AnswerHead, Failure, Pieces, add_field};
 use crate::config::HeadLimits;
@@ -41,14 +41,16 @@ use crate::timers;
 use crate::turns::Line;
 use crate::worker::{Message, Target, Worker, untaken};
 
-/// Bytes that may wait for a plugin that does not read, and the frame that goes beyond; then requests are refused with 503.
+/// Bytes that may wait for a plugin that does not read, those that are being written among them, and the frame that goes
+/// beyond; then requests are refused with 503.
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of kv answers that may be on their way from the store to one connection; beyond it they are `busy`.
-const ANSWERS_UNDERWAY_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of requests that may wait for room in an outbox, and how long each does, or for a quarter of its time: a plugin that
 /// reads makes room soon.
 const ROOM_WANTED_MAX: usize = 64 * 1024 * 1024;
 const ROOM_PATIENCE: Duration = Duration::from_secs(2);
+/// Written at a time to a plugin whose socket is full: what it has read makes room for more, and is no reason to take it for
+/// one that reads nothing.
+const WRITE_BYTES: usize = 64 * 1024;
 /// A written outbox of at most this capacity is kept for the next write.
 const OUTBOX_BYTES_KEPT: usize = 256 * 1024;
 /// Room for one read; more while a frame larger than that is on its way.
@@ -151,42 +153,6 @@ impl Deaf {
     }
 }
 
-/// Answers of the store on their way to a connection, in bytes, for as long as this lives.
-///
-/// The store reads faster than a worker writes: without a bound here, all that a plugin has asked for would be in memory
-/// before the first of it comes to the outbox.
-pub struct Underway {
-    of_link: Arc<AtomicUsize>,
-    bytes: usize,
-}
-
-impl Underway {
-    /// Counts an answer; where too much is on its way already, it becomes `busy`.
-    fn begin(of_link: Arc<AtomicUsize>, answer: KvAnswer) -> (KvAnswer, Self) {
-        let bytes = match &answer {
-            KvAnswer::Value(value) => value.as_ref().map_or(0, String::len),
-            KvAnswer::Keys(keys) => keys.iter().map(String::len).sum(),
-            KvAnswer::Error { .. } => 0,
-        };
-        if bytes > 0 && of_link.load(Relaxed) > ANSWERS_UNDERWAY_MAX {
-            return (busy(), Self { of_link, bytes: 0 });
-        }
-        of_link.fetch_add(bytes, Relaxed);
-        (answer, Self { of_link, bytes })
-    }
-}
-
-impl Drop for Underway {
-    fn drop(&mut self) {
-        self.of_link.fetch_sub(self.bytes, Relaxed);
-    }
-}
-
-fn busy() -> KvAnswer {
-    KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() }
-}
-
-/// Counts bytes down again, also when who waited is gone.
 struct GiveBack<'a> {
     wanted: &'a Cell<usize>,
     bytes: usize,
@@ -241,16 +207,17 @@ impl Target {
         true
     }
 
-    /// The connection that a question to the store came on; if it is gone, the one that there is instead.
+    /// The connection that a question to the store came on, unless it is gone: on another one the same id may be that of
+    /// another question.
     pub fn link_of(&self, underway: &Underway) -> Option<Rc<Link>> {
-        let asked = |link: &&Rc<Link>| Arc::ptr_eq(&link.answers_underway, &underway.of_link);
-        let retired = self.retired.borrow().as_ref().filter(asked).cloned();
-        retired.or_else(|| self.link.borrow().clone())
+        let asked = |link: &Rc<Link>| underway.is_of(&link.answers_underway);
+        [&self.link, &self.retired].into_iter().find_map(|place| place.borrow().clone().filter(asked))
     }
 
     /// This worker's connection to the plugin, new if there is none.
     pub fn link(self: &Rc<Self>, worker: &Rc<Worker>) -> Rc<Link> {
-        if let Some(link) = &*self.link.borrow() {
+        // One that has just ended takes no more.
+        if let Some(link) = self.link.borrow().as_ref().filter(|link| !link.closed.get()) {
             return link.clone();
         }
         let (link, socket) = {
@@ -323,7 +290,18 @@ impl Link {
 
     /// Whether a request is taken now.
     pub fn has_room(&self) -> bool {
-        self.outbox.borrow().len() + self.being_written.get() <= OUTBOX_BYTES_MAX
+        self.waiting() <= OUTBOX_BYTES_MAX
+    }
+
+    /// Bytes that the plugin has made no room for yet.
+    fn waiting(&self) -> usize {
+        self.outbox.borrow().len() + self.being_written.get()
+    }
+
+    fn tell_of_room(&self) {
+        if self.has_room() {
+            self.in_want.take().into_iter().for_each(Waker::wake);
+        }
     }
 
     /// Waits until a frame of so many bytes is taken; the next to be submitted is.
@@ -353,7 +331,7 @@ impl Link {
     /// Tells the plugin that nobody waits for this answer any more.
     pub fn cancel(&self, worker: &Worker, id: ExchangeId) {
         // A plugin that does not read does not care either.
-        if self.outbox.borrow().len() < OUTBOX_BYTES_MAX {
+        if self.waiting() < OUTBOX_BYTES_MAX {
             let stamp = worker.timestamp().to_owned();
             self.send(|outbox| {
                 encode_cancel(outbox, self.framing, &stamp, id.text().as_str());
@@ -364,14 +342,15 @@ impl Link {
     /// Answers a kv question. A plugin that asks and does not read is answered `busy`, in the end cut off: its answers
     /// must not fill the core's memory.
     pub fn send_kv_reply(&self, worker: &Worker, request_id: &str, answer: &KvAnswer) {
-        let waiting = self.outbox.borrow().len();
+        let waiting = self.waiting();
         if waiting > 2 * OUTBOX_BYTES_MAX {
             worker.report_broken(self.index, self.generation, "does not read its kv answers".into(), true);
             self.given_up.set(true);
             return self.close();
         }
-        let busy = busy();
-        let answer = if waiting > OUTBOX_BYTES_MAX { &busy } else { answer };
+        let busy = KvAnswer::busy();
+        // An answer without content says what has been done, and `busy` that nothing was.
+        let answer = if waiting > OUTBOX_BYTES_MAX && answer.content_bytes() > 0 { &busy } else { answer };
         let stamp = worker.timestamp().to_owned();
         let max = worker.config().message_bytes_max;
         self.send(|outbox| {
@@ -502,8 +481,13 @@ impl Link {
 
 /// The connection's task, from connecting to its end.
 async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: std::path::PathBuf) {
-    let end = match connect(&worker, &socket, || link.closed.get()).await {
+    // Where its backlog is full, and until nobody waits for that any more: what was given up is not to be done later.
+    let unwanted = || link.closed.get() || link.unsent.get() == 0;
+    let end = match connect(&worker, &socket, unwanted).await {
         Err(_) => {
+            if link.unsent.get() == 0 {
+                link.close();
+            }
             target.await_verdict(link.generation).await;
             End::Unreachable
         }
@@ -514,7 +498,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             let _counted = Counted::new(&worker, &target, |stats| &stats.links);
             link.fd.set(Some(stream.as_raw_fd()));
             let (reader, writer) = stream.into_split();
-            let writing = monoio::spawn(write(target.clone(), link.clone(), writer));
+            let writing = monoio::spawn(write(worker.clone(), target.clone(), link.clone(), writer));
             let end = read(&worker, &target, &link, reader).await;
             // Shut down first: the writer may wait for a plugin that will never read again.
             link.close();
@@ -574,7 +558,7 @@ pub async fn connect(
     }
 }
 
-async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
+async fn write(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRentExt) {
     let mut spare = Vec::new();
     loop {
         std::future::poll_fn(|cx| {
@@ -595,20 +579,25 @@ async fn write(target: Rc<Target>, link: Rc<Link>, mut half: impl AsyncWriteRent
         let Ok(sent) = sent else { return link.close() };
         link.watch_reading(Deaf::after_write);
         spare = batch;
-        if sent < spare.len() {
+        let mut at = sent;
+        while at < spare.len() {
             link.write_since.set(Some(Instant::now()));
-            link.being_written.set(spare.len() - sent);
-            let (outcome, rest) = half.write_all(spare.slice(sent..)).await;
-            link.being_written.set(0);
+            worker.expect_deadlines();
+            link.being_written.set(spare.len() - at);
+            link.tell_of_room();
+            let end = spare.len().min(at + WRITE_BYTES);
+            let (outcome, rest) = half.write_all(spare.slice(at..end)).await;
             link.write_since.set(None);
+            link.being_written.set(0);
             if outcome.is_err() {
                 return link.close();
             }
             // Its socket was full, and took the rest.
             link.deaf.take();
             spare = rest.into_inner();
+            at = end;
         }
-        link.in_want.take().into_iter().for_each(Waker::wake);
+        link.tell_of_room();
         spare.clear();
         if spare.capacity() > OUTBOX_BYTES_KEPT {
             spare = Vec::new();
@@ -701,12 +690,12 @@ fn take(
             }
         }
         PluginMessage::Kv { request_id, request } => {
-            let (mailbox, index, generation) = (worker.mailbox.clone(), link.index, link.generation);
+            let (mailbox, index) = (worker.mailbox.clone(), link.index);
             let request_id = request_id.to_owned();
             let underway = link.answers_underway.clone();
             let reply = Box::new(move |reply| {
                 let (reply, underway) = Underway::begin(underway, reply);
-                let news = Message::KvReply { index, generation, request_id, reply, underway };
+                let news = Message::KvReply { index, request_id, reply, underway };
                 let _ = mailbox.unbounded_send(news);
             });
             worker.shared.store.ask(&target.shared.log.id, request.into(), reply);

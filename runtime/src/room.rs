@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -36,6 +37,17 @@ pub struct Descriptors {
     /// What the files of the plugins folder may come to, until they have said what they are.
     expected: AtomicUsize,
     clients: AtomicUsize,
+    /// Files that are being sent, each for one of the clients.
+    files: AtomicUsize,
+}
+
+/// The descriptor of a file that is being sent, for as long as this lives.
+pub struct FilePlace(Arc<Descriptors>);
+
+impl Drop for FilePlace {
+    fn drop(&mut self) {
+        self.0.files.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Descriptors {
@@ -65,6 +77,7 @@ impl Descriptors {
             legacy_connections,
             expected: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
+            files: AtomicUsize::new(0),
         };
         descriptors.reserve(0);
         descriptors
@@ -75,9 +88,26 @@ impl Descriptors {
         BY_PLUGIN + if legacy { self.legacy_connections } else { self.workers }
     }
 
-    /// How many clients there is room for.
+    /// How many clients and files that are sent to them there is room for.
     pub fn clients_max(&self) -> usize {
         self.clients.load(Relaxed)
+    }
+
+    /// Whether so many `clients` and the files that are sent to them leave room for no more.
+    pub fn are_taken(&self, clients: usize) -> bool {
+        clients.saturating_add(self.files.load(Relaxed).max(self.files_min())) >= self.clients_max()
+    }
+
+    /// Room for one more file beside so many `clients`, if there is any.
+    pub fn take_file(self: &Arc<Self>, clients: usize) -> Option<FilePlace> {
+        let files = self.files.fetch_add(1, Relaxed);
+        let place = FilePlace(self.clone());
+        (files < self.files_min() || clients.saturating_add(files) < self.clients_max()).then_some(place)
+    }
+
+    /// So many files find room however many clients there are.
+    fn files_min(&self) -> usize {
+        self.clients_max() / 8
     }
 
     /// Every file of the start has said what it is.
@@ -139,6 +169,23 @@ mod tests {
                 assert!(all <= limit, "{plugins} plugins of {limit}: {all}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_is_sent_takes_the_room_of_a_client() {
+        let descriptors = Arc::new(Descriptors::new(Some(256), 12, 2, 4));
+        let all = descriptors.clients_max();
+        let most = all - all / 8;
+        assert!(!descriptors.are_taken(most - 1) && descriptors.are_taken(most));
+        let files: Vec<_> = (0..).map_while(|_| descriptors.take_file(all / 2)).collect();
+        assert_eq!(files.len(), all - all / 2);
+        assert!(descriptors.are_taken(all / 2) && !descriptors.are_taken(all / 2 - 1));
+        drop(files);
+        assert!(!descriptors.are_taken(most - 1));
+        let files: Vec<_> = (0..).map_while(|_| descriptors.take_file(most)).collect();
+        assert_eq!(files.len(), all / 8, "some find room beside any crowd");
+        drop(files);
+        assert!(!descriptors.are_taken(most - 1));
     }
 
     #[test]

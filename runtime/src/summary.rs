@@ -30,6 +30,7 @@ pub async fn run(worker: Rc<Worker>) {
     });
     let mut before: HashMap<usize, Before> = HashMap::new();
     let mut worked = false;
+    let mut resident = memory::resident();
     loop {
         worker.sleep_as_set(|config| config.log.summary_interval).await;
         let Ok(plugins) = supervised(&worker).await else { return };
@@ -63,8 +64,11 @@ pub async fn run(worker: Rc<Worker>) {
             }
             *before = Before { requests: now.requests, errors: now.errors, latency };
         }
-        if std::mem::replace(&mut worked, works) && !works {
+        // Clients that went in the middle of a request have left memory behind, too, and count as none.
+        let grew = memory::resident().zip(resident).is_some_and(|(now, then)| now > then + memory::GROWN);
+        if (std::mem::replace(&mut worked, works) || grew) && !works {
             memory::give_back();
+            resident = memory::resident();
         }
     }
 }

@@ -24,7 +24,7 @@ use rustix::net::sockopt::{set_socket_linger, socket_error};
 use serde_json::json;
 use slab::Slab;
 use toru_plugin_api::from_plugin::PluginMessageReader;
-use toru_supervisor::{Command, KvAnswer, Level, PluginView};
+use toru_supervisor::{Command, KvAnswer, Level, PluginView, Underway};
 
 use crate::answer::Failure;
 use crate::arrivals::{Arrival, Arrivals, News};
@@ -39,7 +39,7 @@ use crate::gate::Gate;
 use crate::histogram::Histogram;
 use crate::history::{self, History, Resting};
 use crate::kv::Store;
-use crate::link::{Link, Underway};
+use crate::link::Link;
 use crate::log::{Logger, PluginLog};
 use crate::misfits::Misfits;
 use crate::place::Losses;
@@ -143,7 +143,6 @@ pub enum Message {
     },
     KvReply {
         index: usize,
-        generation: u64,
         request_id: String,
         reply: KvAnswer,
         underway: Underway,
@@ -278,6 +277,8 @@ pub struct Worker {
     frame: Cell<Vec<u8>>,
     targets: RefCell<Targets>,
     pub turns: Rc<Turns>,
+    /// Requests that no plugin answers wait for a turn of the loop in a line of their own.
+    pub line: Rc<Line>,
     clients: RefCell<Slab<Rc<ClientSlot>>>,
     pub arrivals: Arrivals,
     refused: RefCell<VecDeque<Refused>>,
@@ -337,6 +338,7 @@ pub async fn run(
         frame: Cell::default(),
         targets: RefCell::default(),
         turns: Turns::new(driver),
+        line: Rc::default(),
         clients: RefCell::default(),
         arrivals: Arrivals::new()?,
         refused: RefCell::default(),
@@ -452,10 +454,9 @@ async fn read_mail(worker: Rc<Worker>, mut inbox: UnboundedReceiver<Message>) {
     while let Ok(message) = inbox.recv().await {
         match message {
             Message::Plugin { view, shared } => worker.learn(view, shared),
-            Message::KvReply { index, generation, request_id, reply, underway } => {
+            Message::KvReply { index, request_id, reply, underway } => {
                 let target = worker.targets.borrow().by_index.get(&index).cloned();
-                let link = target.and_then(|target| target.link_of(&underway));
-                if let Some(link) = link.filter(|link| link.generation == generation) {
+                if let Some(link) = target.and_then(|target| target.link_of(&underway)) {
                     link.send_kv_reply(&worker, &request_id, &reply);
                 }
                 drop((reply, underway));
@@ -586,7 +587,7 @@ impl Worker {
         if at_control {
             self.clients.borrow().len() >= self.shared.descriptors.control_max
         } else {
-            others >= self.config().http.connections_max.min(self.shared.descriptors.clients_max())
+            others >= self.config().http.connections_max || self.shared.descriptors.are_taken(others)
         }
     }
 

@@ -12,7 +12,7 @@ use toru_plugin_api::metadata::Protocol;
 use crate::lifeline::{self, Lifeline, Said};
 use crate::socket::{connect, is_our_want};
 use crate::state::{Event, State};
-use crate::{Command, Source, Supervisor, unix_ms};
+use crate::{Command, Source, Supervisor, Underway, unix_ms};
 
 /// Between attempts to reach the socket of a starting plugin: from the first to the last of these.
 pub(crate) const CONNECT_RETRY_MIN: Duration = Duration::from_millis(2);
@@ -142,7 +142,15 @@ impl Supervisor {
                     let _ = epoll::modify(&self.epoll, lifeline.as_fd(), data, epoll::EventFlags::IN | write);
                 }
             }
-            Err(_) => self.lose_lifeline(index, Instant::now()),
+            Err(_) => {
+                let overfull = lifeline.is_overfull();
+                let generation = self.plugins[index].generation;
+                self.lose_lifeline(index, Instant::now());
+                if overfull {
+                    let reason = "does not read its kv answers".into();
+                    self.on_protocol_error(index, generation, reason, true);
+                }
+            }
         }
     }
 
@@ -178,9 +186,12 @@ impl Supervisor {
                 self.outlet.plugin_log(&plugin.metadata.id, level, &message, fields.as_deref());
             }
             Said::Kv { request_id, question } => {
-                let (handle, generation) = (self.handle.clone(), plugin.generation);
+                // What was asked is done, also where the connection has ended since and nobody hears of it.
+                let asked_on = plugin.lifeline.as_ref().map(|lifeline| lifeline.answers_underway.clone());
+                let (handle, underway) = (self.handle.clone(), asked_on.unwrap_or_default());
                 let reply = Box::new(move |reply| {
-                    handle.send(Command::KvAnswer { index, generation, request_id, reply });
+                    let (reply, underway) = Underway::begin(underway, reply);
+                    handle.send(Command::KvAnswer { index, request_id, reply, underway });
                 });
                 self.outlet.kv(&plugin.metadata.id, question, reply);
             }

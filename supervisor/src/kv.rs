@@ -1,5 +1,8 @@
 //! A plugin's question to its stored values and the answer to it, owned, on their way between threads.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use toru_plugin_api::frame::Framing;
 use toru_plugin_api::from_core::{KvReply, encode_kv_reply};
 use toru_plugin_api::from_plugin::{BadKvRequest, KvRequest};
@@ -60,12 +63,61 @@ impl KvAnswer {
         }
     }
 
+    /// Too much of what was asked for before is not read yet.
+    pub fn busy() -> Self {
+        KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() }
+    }
+
+    /// What of it may be large.
+    pub fn content_bytes(&self) -> usize {
+        match self {
+            KvAnswer::Value(value) => value.as_ref().map_or(0, String::len),
+            KvAnswer::Keys(keys) => keys.iter().map(String::len).sum(),
+            KvAnswer::Error { .. } => 0,
+        }
+    }
+
     fn as_reply(&self) -> KvReply<'_> {
         match self {
             KvAnswer::Value(value) => KvReply::Value(value.as_deref()),
             KvAnswer::Keys(keys) => KvReply::Keys(keys),
             KvAnswer::Error { code, message } => KvReply::Error { code, message },
         }
+    }
+}
+
+/// Bytes of answers that may be on their way from the store to one connection; beyond it they are `busy`.
+const UNDERWAY_MAX: usize = 32 * 1024 * 1024;
+
+/// An answer of the store on its way to a connection, counted there in bytes for as long as this lives.
+///
+/// The store reads faster than is written: without a bound here, all that a plugin has asked for would be in memory before
+/// the first of it is on its way out.
+pub struct Underway {
+    of: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Underway {
+    /// Counts an answer in its connection's count; where too much is on its way already, it becomes `busy`.
+    pub fn begin(of: Arc<AtomicUsize>, answer: KvAnswer) -> (KvAnswer, Self) {
+        let bytes = answer.content_bytes();
+        if bytes > 0 && of.load(Relaxed) > UNDERWAY_MAX {
+            return (KvAnswer::busy(), Self { of, bytes: 0 });
+        }
+        of.fetch_add(bytes, Relaxed);
+        (answer, Self { of, bytes })
+    }
+
+    /// Whether it is the connection of this count that was asked on.
+    pub fn is_of(&self, connection: &Arc<AtomicUsize>) -> bool {
+        Arc::ptr_eq(&self.of, connection)
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Relaxed);
     }
 }
 

@@ -54,7 +54,8 @@ use toru_plugin_api::metadata::Metadata;
 
 pub use discovery::check;
 use discovery::{Fingerprint, Look, Probe};
-pub use kv::{KvAnswer, KvQuestion};
+pub use kv::{KvAnswer, KvQuestion, Underway};
+use lifeline::Lifeline;
 pub use lifeline::Strays;
 use notify::Notice;
 use plugin::Plugin;
@@ -306,7 +307,7 @@ pub enum Command {
     #[doc(hidden)]
     Looked(Looks),
     #[doc(hidden)]
-    KvAnswer { index: usize, generation: u64, request_id: String, reply: KvAnswer },
+    KvAnswer { index: usize, request_id: String, reply: KvAnswer, underway: Underway },
 }
 
 /// What an operator can ask for.
@@ -778,11 +779,10 @@ impl Supervisor {
             Command::Rescan { done } => self.on_rescan(done),
             Command::Configure(new) => self.configure(*new),
             Command::Looked(Looks(found)) => self.on_looked(found),
-            Command::KvAnswer { index, generation, request_id, reply } => {
-                let plugin = &mut self.plugins[index];
-                if plugin.generation == generation
-                    && let Some(lifeline) = &mut plugin.lifeline
-                {
+            Command::KvAnswer { index, request_id, reply, underway } => {
+                // On another connection the same id may be that of another question.
+                let asked = |lifeline: &&mut Lifeline| underway.is_of(&lifeline.answers_underway);
+                if let Some(lifeline) = self.plugins[index].lifeline.as_mut().filter(asked) {
                     lifeline.send_kv_reply(&request_id, &reply, unix_ms());
                     self.flush_lifeline(index);
                 }

@@ -7,6 +7,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -20,6 +22,8 @@ use crate::{KvAnswer, KvQuestion, Level};
 
 /// What may wait to be written to a plugin that does not read; beyond it the connection is given up.
 const OUT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Where more waits, a plugin that asks for more of its values is told that it has to read first.
+const OUT_BYTES_BUSY: usize = 8 * 1024 * 1024;
 /// Bytes read in one turn of the loop; the rest waits for the next, so that a chatty plugin starves nobody.
 const READS_PER_TURN: usize = 4;
 
@@ -94,6 +98,8 @@ pub(crate) struct Lifeline {
     waits_to_write: bool,
     token: u64,
     strays: Strays,
+    /// Bytes of answers of the store that are on their way to here.
+    pub answers_underway: Arc<AtomicUsize>,
 }
 
 impl Lifeline {
@@ -109,6 +115,7 @@ impl Lifeline {
             waits_to_write: false,
             token: 0,
             strays: Strays::default(),
+            answers_underway: Arc::default(),
         }
     }
 
@@ -181,6 +188,10 @@ impl Lifeline {
     }
 
     pub fn send_kv_reply(&mut self, request_id: &str, answer: &KvAnswer, unix_ms: u64) {
+        let busy = KvAnswer::busy();
+        // An answer without content says what has been done, and `busy` that nothing was.
+        let too_much = self.out.len() > OUT_BYTES_BUSY && answer.content_bytes() > 0;
+        let answer = if too_much { &busy } else { answer };
         answer.encode(
             &mut self.out,
             self.framing,
@@ -188,6 +199,11 @@ impl Lifeline {
             request_id,
             self.frame_bytes_max,
         );
+    }
+
+    /// Whether more waits to be written than may: the plugin asks and does not read.
+    pub fn is_overfull(&self) -> bool {
+        self.out.len() > OUT_BYTES_MAX
     }
 
     /// Writes what it can; whether something is left for when the socket is writable again.
@@ -209,7 +225,7 @@ impl Lifeline {
         };
         self.out.drain(..written);
         outcome?;
-        if self.out.len() > OUT_BYTES_MAX {
+        if self.is_overfull() {
             return Err(io::Error::other("it does not read what it asked for"));
         }
         Ok(!self.out.is_empty())

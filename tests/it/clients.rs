@@ -10,7 +10,7 @@ use std::{
 
 use rustix::{
     net::sockopt::set_socket_linger,
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, kill_process, setrlimit},
 };
 use serde_json::json;
 use toru_tests::{Client, DEADLINE, Daemon, Signal, Stage, request_bytes, wait_for};
@@ -226,6 +226,102 @@ fn the_place_of_a_client_that_resets_goes_to_the_next_who_waits() {
         assert!(start.elapsed() < Duration::from_secs(10), "after {:?}", start.elapsed());
         wait_for("the cancel", || (daemon.messages("p", "cancel").len() > before).then_some(()));
     }
+}
+
+/// A client that does not read keeps no place with a plugin that has answered it long ago.
+// Row: slow reader
+#[test]
+fn a_client_that_does_not_read_has_its_next_request_wait_for_it() {
+    for driver in ["auto", "epoll"] {
+        let stage =
+            Stage::new().driver(driver).set("server.workers", 1).set("http.request_timeout_ms", 60_000);
+        let daemon = stage.faulty("p", &json!({"metadata": {"max_in_flight": 4}})).start();
+        daemon.wait_ready("p");
+        let mut deaf: Vec<_> = (0..4)
+            .map(|_| {
+                let mut client = daemon.client();
+                client
+                    .send(&request_bytes("GET", "/api/plugins/p/bytes/900000", &[], b"").repeat(30))
+                    .unwrap();
+                client
+            })
+            .collect();
+        let requests = || daemon.status("p").expect("it runs")["requests"].as_u64();
+        wait_for("the kernel to take no more for them", || {
+            let before = requests();
+            thread::sleep(Duration::from_millis(500));
+            (before >= Some(4) && requests() == before).then_some(())
+        });
+        assert_eq!(daemon.status("p").expect("it runs")["in_flight"], 0);
+        for _ in 0..20 {
+            assert_eq!(daemon.get("/api/plugins/p/x").status, 200);
+        }
+        for client in &mut deaf {
+            for _ in 0..30 {
+                assert_eq!(client.response("GET").unwrap().body.len(), 900_000);
+            }
+        }
+    }
+}
+
+// Row: goes away in mid request
+#[test]
+fn a_client_that_closes_its_side_and_then_resets_frees_its_place_at_once() {
+    let daemon = started(Stage::new().set("http.half_close_timeout_ms", 60_000));
+    let mut client = daemon.client();
+    client.send(&request_bytes("GET", "/api/plugins/p/never", &[], b"")).unwrap();
+    daemon.wait_status("p", "one in flight", |status| status["in_flight"] == 1);
+    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    thread::sleep(Duration::from_millis(200));
+    daemon.wait_status("p", "still in flight", |status| status["in_flight"] == 1);
+    let began = Instant::now();
+    set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+    drop(client);
+    wait_for("the cancel", || (!daemon.messages("p", "cancel").is_empty()).then_some(()));
+    daemon.wait_status("p", "none in flight", |status| status["in_flight"] == 0);
+    assert!(began.elapsed() < Duration::from_secs(25), "long before its time is up");
+}
+
+// Row: no descriptors left
+#[test]
+fn files_that_are_sent_slowly_leave_plugins_and_operators_their_descriptors() {
+    if !toru_tests::has_program("prlimit") {
+        println!("skipped: no prlimit here");
+        return;
+    }
+    let stage = Stage::new().under(["prlimit", "--nofile=256"]).set("server.workers", 1);
+    let root = stage.root().join("www");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("large.bin"), vec![b'x'; 16 << 20]).unwrap();
+    let stage = stage.set("server.web_root", format!("{:?}", root.display().to_string()));
+    let daemon = started(stage);
+    let pid = daemon.plugin_pid("p");
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        let Ok(mut client) = daemon.try_client() else { break };
+        let _ = client.send(&request_bytes("GET", "/large.bin", &[], b""));
+        clients.push(client);
+    }
+    thread::sleep(Duration::from_secs(1));
+    let before = daemon.starts("p").len();
+    kill_process(pid, Signal::KILL).unwrap();
+    wait_for("the next start", || (daemon.starts("p").len() > before).then_some(()));
+    assert_eq!(daemon.control().get("/healthz").status, 200);
+    assert!(daemon.supervisor_log().iter().all(|line| !line.to_string().contains("Too many open files")));
+    // Some are served, and of the others some were let in and have no room for a file.
+    let mut whole = 0;
+    let mut refused = 0;
+    for client in &mut clients {
+        match client.response("GET") {
+            Ok(answer) if answer.status == 503 => refused += 1,
+            Ok(answer) => whole += usize::from((answer.status, answer.body.len()) == (200, 16 << 20)),
+            Err(_) => {}
+        }
+        if whole > 0 && refused > 0 {
+            return;
+        }
+    }
+    panic!("{whole} were served, and {refused} refused");
 }
 
 /// Raises this process's limit of open files as far as it may; how many connections fit, for as long as the guard lives.

@@ -9,6 +9,7 @@ mod clients;
 mod clock;
 mod concurrency;
 mod conformance;
+mod connections;
 mod console;
 mod control;
 mod crashes;

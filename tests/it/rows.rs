@@ -253,6 +253,7 @@ const ROWS: &[Row] = &[
             "write deadline; at most one buffered response; who reads is served",
             &[
                 "a_slow_reader_is_dropped",
+                "a_client_that_does_not_read_has_its_next_request_wait_for_it",
                 "a_reader_that_is_slow_but_reads_is_served",
                 "a_reader_of_a_few_bytes_a_second_is_reset",
                 "a_reader_that_is_fast_enough_gets_all_of_what_the_kernel_has_for_it",
@@ -267,6 +268,7 @@ const ROWS: &[Row] = &[
                 "a_client_that_goes_away_cancels_its_request",
                 "a_client_that_resets_frees_its_place_at_once_even_behind_a_flood_of_requests",
                 "the_place_of_a_client_that_resets_goes_to_the_next_who_waits",
+                "a_client_that_closes_its_side_and_then_resets_frees_its_place_at_once",
                 "a_client_whose_machine_is_gone_is_noticed_by_the_kernel",
             ],
         )],
@@ -333,6 +335,7 @@ const ROWS: &[Row] = &[
                 "want_of_descriptors_is_the_cores_trouble_and_no_crash",
                 "without_descriptors_for_more_clients_each_is_told_at_once",
                 "clients_take_no_descriptors_of_many_plugins",
+                "files_that_are_sent_slowly_leave_plugins_and_operators_their_descriptors",
             ],
         )],
     ),
