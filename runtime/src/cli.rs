@@ -21,6 +21,10 @@ use crate::answer::{CROWDED, STILL_READING, STOPPING};
 
 /// How long the daemon may say nothing, to a question or in the middle of an answer: longer than all that it waits for
 /// itself, but for orders.
+/// Events that are shown where nobody says how many.
+pub const EVENTS_SHOWN: u16 = 100;
+/// Keys that one answer of the daemon has at most.
+const KEYS_LISTED_MAX: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an order or a change of values may take while the daemon answers other questions. Orders wait for plugins to
 /// start and stop.
@@ -265,7 +269,13 @@ impl Daemon {
         }
         if !follow {
             let page: Page = parse(&read_success(answer)?)?;
-            return page.events.iter().try_for_each(|event| print(&format!("{}\n", shown(event.get()))));
+            for event in &page.events {
+                print(&format!("{}\n", shown(event.get())))?;
+            }
+            if limit == EVENTS_SHOWN && page.events.len() == usize::from(limit) {
+                eprintln!("toru: the last {limit}; there may be more, which -n shows");
+            }
+            return Ok(());
         }
         if answer.status != 200 {
             return read_success(answer).map(drop);
@@ -283,7 +293,15 @@ impl Daemon {
         let answer = self.ask("POST", &path, Some(("application/json", question.to_string().as_bytes())))?;
         let answer: Value = parse(&read_success(answer)?)?;
         if let Some(keys) = answer["keys"].as_array() {
-            return keys.iter().filter_map(Value::as_str).try_for_each(|key| print(&format!("{key}\n")));
+            for key in keys.iter().filter_map(Value::as_str) {
+                print(&format!("{key}\n"))?;
+            }
+            if keys.len() == KEYS_LISTED_MAX {
+                eprintln!(
+                    "toru: the first {KEYS_LISTED_MAX}; there may be more, which `toru kv export` has, too"
+                );
+            }
+            return Ok(());
         }
         match (question["action"].as_str(), &answer["value"]) {
             (Some("get"), Value::String(value)) => print(&format!("{value}\n")),

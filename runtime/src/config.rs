@@ -237,6 +237,7 @@ struct ServerTable {
     workers: Option<Spanned<usize>>,
     driver: Option<DriverChoice>,
     pin: Option<Pin>,
+    #[serde(deserialize_with = "path")]
     web_root: Option<PathBuf>,
     web_fallback: Option<Spanned<String>>,
     hosts: Vec<Spanned<String>>,
@@ -246,11 +247,25 @@ struct ServerTable {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct PathsTable {
+    #[serde(deserialize_with = "path")]
     plugins: Option<PathBuf>,
+    #[serde(deserialize_with = "path")]
     sockets: Option<PathBuf>,
+    #[serde(deserialize_with = "path")]
     logs: Option<PathBuf>,
+    #[serde(deserialize_with = "path")]
     data: Option<PathBuf>,
+    #[serde(deserialize_with = "path")]
     control_socket: Option<PathBuf>,
+}
+
+/// An empty one is no path: a socket of that name would have none, and could be reached by nobody.
+fn path<'de, D: serde::Deserializer<'de>>(found: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(found)?;
+    if path.as_os_str().is_empty() {
+        return Err(serde::de::Error::custom("a path that is empty; name one, or leave it out"));
+    }
+    Ok(Some(path))
 }
 
 #[derive(Deserialize, Default)]
@@ -330,6 +345,7 @@ struct EventsTable {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct AuthTable {
+    #[serde(deserialize_with = "path")]
     token_file: Option<PathBuf>,
     plugins_need_token: Option<bool>,
 }
@@ -458,7 +474,9 @@ impl File {
             web_fallback: self.server.web_fallback.map(|page| fallback_page(page, source)).transpose()?,
             site: site(&self.server.hosts, &self.server.origins, source)?,
             plugins_dir: pick(&overrides.plugins_dir, self.paths.plugins).unwrap_or("plugins".into()),
-            sockets_dir: pick(&overrides.socket_dir, self.paths.sockets).unwrap_or(SOCKETS_DIR.into()),
+            // A slash at its end would have a symbolic link taken for what it leads to.
+            sockets_dir: pick(&overrides.socket_dir, self.paths.sockets)
+                .map_or_else(|| SOCKETS_DIR.into(), |path| path.components().collect()),
             log_dir: pick(&overrides.log_dir, self.paths.logs).unwrap_or_else(|| places.log.clone()),
             control_socket: pick(&overrides.control_socket, self.paths.control_socket)
                 .unwrap_or_else(|| places.control_socket.clone()),

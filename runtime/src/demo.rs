@@ -51,6 +51,7 @@ pub fn run() -> Result<(), DemoError> {
     })?;
     let staged = tempfile::Builder::new()
         .prefix("toru-demo-")
+        .permissions(fs::Permissions::from_mode(0o700))
         .tempdir()
         .map_err(|error| DemoError::Stage(format!("cannot make a temporary folder: {error}")))?;
     stage(&root, &staged.path().join("plugins"))?;

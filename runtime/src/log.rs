@@ -97,6 +97,9 @@ impl Writer {
 /// Files: `plugin-supervisor.log` and `plugins/<id>.log` in `folder`, each line one JSON object.
 /// A folder that cannot be made or written is told once on standard error, and the lines are counted as dropped.
 pub fn start(folder: &Path, config: &LogConfig) -> io::Result<(Logger, Writer)> {
+    // Plugins are told where their logs are, and log watchers watch the folder, before the first line is there. Where it cannot
+    // be made, the first line says why.
+    let _ = fs::create_dir_all(folder.join("plugins"));
     // Bounded by a count of its own: a bounded channel would take half a megabyte for places that are empty.
     let (queue, entries) = channel();
     let waiting = Arc::new(AtomicUsize::new(0));
@@ -370,9 +373,12 @@ fn text_field(line: &mut Vec<u8>, key: &str, value: &str) {
     write_string(line, value);
 }
 
+/// Appends what is not null and has no name that is `taken`: the process first, of which such a line mostly tells.
 fn more_fields(line: &mut Vec<u8>, fields: &Map<String, Value>, taken: &[&str]) {
+    let pid = fields.get_key_value("pid").into_iter();
+    let others = fields.iter().filter(|(key, _)| *key != "pid");
     for (key, value) in
-        fields.iter().filter(|(key, value)| !value.is_null() && !taken.contains(&key.as_str()))
+        pid.chain(others).filter(|(key, value)| !value.is_null() && !taken.contains(&key.as_str()))
     {
         line.push(b',');
         write_string(line, key);
@@ -629,7 +635,7 @@ mod tests {
     fn lines_have_the_keys_of_the_contract_in_their_order() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (log, writer) = start(dir.path(), &config(1 << 20)).expect("thread");
-        let fields = json!({ "pid": 12345, "nothing": null });
+        let fields = json!({ "pid": 12345, "nothing": null, "generation": 1 });
         log.core(
             Level::Info,
             "plugin_supervisor",
@@ -645,7 +651,7 @@ mod tests {
         let rest = core.split_once(",\"level\"").expect("level follows the timestamp").1;
         assert_eq!(
             rest,
-            ":\"info\",\"component\":\"plugin_supervisor\",\"message\":\"Plugin started\",\"plugin_id\":\"acme\",\"pid\":12345}\n"
+            ":\"info\",\"component\":\"plugin_supervisor\",\"message\":\"Plugin started\",\"plugin_id\":\"acme\",\"pid\":12345,\"generation\":1}\n"
         );
         let plugin = fs::read_to_string(dir.path().join("plugins/acme.log")).expect("plugin log");
         let line: Value = serde_json::from_str(&plugin).expect("one JSON object");

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use toru_runtime::authoring;
-use toru_runtime::cli::{CliError, Daemon, Tone, WantedEvents, colours, kv_question, moment, values};
+use toru_runtime::cli::{
+    CliError, Daemon, EVENTS_SHOWN, Tone, WantedEvents, colours, kv_question, moment, values,
+};
 use toru_runtime::config::{Config, DriverChoice, Overrides, WORKERS_MAX};
 use toru_runtime::kv::offline;
 use toru_supervisor::{EVENT_KINDS, Skipped};
@@ -70,7 +72,7 @@ enum Command {
         #[arg(short, long)]
         follow: bool,
         /// Events of the past.
-        #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        #[arg(short = 'n', long, default_value_t = EVENTS_SHOWN, value_parser = clap::value_parser!(u16).range(1..=1000))]
         lines: u16,
         /// JSON for programs, an event a line.
         #[arg(long)]

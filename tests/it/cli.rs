@@ -81,6 +81,9 @@ fn bad_configuration_exits_78_with_file_line_and_column() {
         ("[server]\ndriver = \"kqueue\"\n", 2, ""),
         ("[protocol]\nmessage_bytes_max = 99999999\n", 2, ""),
         ("[supervisor]\nbackoff_ms = []\n", 2, ""),
+        ("[paths]\n\ncontrol_socket = \"\"\n", 3, "a path that is empty"),
+        ("[server]\nweb_root = \"\"\n", 2, "a path that is empty"),
+        ("[auth]\ntoken_file = \"\"\n", 2, "a path that is empty"),
         ("[http]\nrequest_timeout_ms = -1\n", 2, ""),
         ("[log]\naccess = \"some\"\n", 2, ""),
     ] {
@@ -336,9 +339,12 @@ fn check_validates_without_starting_anything() {
     assert!(text(&printed.stdout).starts_with("no plugins in "), "{printed:?}");
     let sockets = stage.root().join("link");
     std::os::unix::fs::symlink(stage.root(), &sockets).unwrap();
-    let printed = output(check_command(&stage).arg("--socket-dir").arg(sockets));
-    assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "as a start would refuse it: {printed:?}");
-    assert!(text(&printed.stderr).contains("is a symbolic link"), "{printed:?}");
+    for end in ["", "/", "/.", "//./"] {
+        let sockets = format!("{}{end}", sockets.display());
+        let printed = output(check_command(&stage).arg("--socket-dir").arg(&sockets));
+        assert_eq!(printed.status.code(), Some(BAD_CONFIGURATION), "as a start would refuse it: {printed:?}");
+        assert!(text(&printed.stderr).contains("is a symbolic link"), "{sockets}: {printed:?}");
+    }
 }
 
 #[test]

@@ -232,6 +232,8 @@ fn a_plugin_gets_its_environment_and_its_init() {
     ] {
         assert_eq!(payload[key], value, "{key} in {init}");
     }
+    // Also before anybody has written into it.
+    assert!(daemon.root().join("log/plugins").is_dir());
     let data = payload["data_dir"].as_str().unwrap();
     assert!(data.starts_with(daemon.root().to_str().unwrap()), "{data}");
     assert!(Path::new(data).is_dir(), "{data}");

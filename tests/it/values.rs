@@ -145,7 +145,10 @@ fn an_import_names_the_line_that_is_refused_and_what_was_done() {
     daemon.wait_ready("p");
     let (good, long_key) = (line("a", "1"), line(&"k".repeat(513), "v"));
     for (lines, reasons) in [
-        (format!("{good}\n{long_key}{}", line("b", "2")), ["line 3", "too_large", "2 lines were taken in"]),
+        (
+            format!("{good}\n{long_key}{}", line("b", "2")),
+            ["line 3", "too_large", "2 other lines up to line 4"],
+        ),
         (format!("{good}{}", line("large", &"v".repeat(1000))), ["line 2", "quota", "1000 bytes"]),
         (format!("{good}{}", line("", "v")), ["line 2", "invalid", "at least one byte"]),
     ] {

@@ -354,7 +354,12 @@ impl<'a> Batches<'a> {
         if refused.len() > REFUSED_SHOWN {
             text.push_str(&format!("and {} lines more\n", refused.len() - REFUSED_SHOWN));
         }
-        text.push_str(&format!("{} lines were taken in; what followed was not tried", self.done));
+        // The daemon takes a portion line by line, and those behind a refused one as well.
+        let last = self.numbers.last().copied().unwrap_or_default();
+        text.push_str(&format!(
+            "{} other lines up to line {last} were taken in; what follows that was not tried",
+            self.done
+        ));
         Err(CliError::Refused(text))
     }
 
