@@ -682,18 +682,35 @@ fn store_config(
     })
 }
 
+/// The level that directives as of `RUST_LOG` ask for: of all, or of `toru`. What is for other programs is not for this one.
+fn level_of(directives: &str) -> Option<Level> {
+    let mut found = None;
+    for directive in directives.split(',') {
+        let (target, word) = directive.split_once('=').unwrap_or(("toru", directive));
+        if target.trim() != "toru" && !target.trim().starts_with("toru_") {
+            continue;
+        }
+        found = match word.trim().to_ascii_lowercase().as_str() {
+            "trace" | "debug" => Some(Level::Debug),
+            "info" => Some(Level::Info),
+            "warn" => Some(Level::Warn),
+            "error" | "off" => Some(Level::Error),
+            _ => continue,
+        };
+    }
+    found
+}
+
 impl LogTable {
     fn resolve(&self, source: &Source<'_>) -> Result<LogConfig, ConfigError> {
-        let level = match (&self.level, std::env::var("RUST_LOG")) {
-            // The seed's recipe, RUST_LOG=debug, wins over the file as the environment does everywhere.
-            (_, Ok(word)) if ["debug", "info", "warn", "error"].contains(&word.as_str()) => {
-                Level::from_word(&word)
-            }
-            (Some(LevelWord::Debug), _) => Level::Debug,
-            (Some(LevelWord::Info) | None, _) => Level::Info,
-            (Some(LevelWord::Warn), _) => Level::Warn,
-            (Some(LevelWord::Error), _) => Level::Error,
-        };
+        // It wins over the file as the environment does everywhere.
+        let asked_for = std::env::var("RUST_LOG").ok().and_then(|directives| level_of(&directives));
+        let level = asked_for.unwrap_or(match &self.level {
+            Some(LevelWord::Debug) => Level::Debug,
+            Some(LevelWord::Info) | None => Level::Info,
+            Some(LevelWord::Warn) => Level::Warn,
+            Some(LevelWord::Error) => Level::Error,
+        });
         Ok(LogConfig {
             level,
             echo: level,
@@ -809,6 +826,25 @@ mod tests {
         let path = dir.path().join("toru.toml");
         std::fs::write(&path, text).expect("write");
         Config::load(&Overrides { config: Some(path), ..Overrides::default() })
+    }
+
+    #[test]
+    fn the_level_is_that_of_directives_for_all_or_for_this_program() {
+        for (directives, expect) in [
+            ("debug", Some(Level::Debug)),
+            ("INFO", Some(Level::Info)),
+            ("trace", Some(Level::Debug)),
+            ("off", Some(Level::Error)),
+            ("toru=warn", Some(Level::Warn)),
+            ("info,toru=debug", Some(Level::Debug)),
+            ("toru_runtime=debug, hyper=error", Some(Level::Debug)),
+            ("hyper=debug", None),
+            ("debug,bogus", Some(Level::Debug)),
+            ("bogus", None),
+            ("", None),
+        ] {
+            assert_eq!(level_of(directives), expect, "{directives:?}");
+        }
     }
 
     #[test]

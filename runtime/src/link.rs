@@ -22,6 +22,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
 use monoio::net::UnixStream;
 use nix::sys::socket::{Shutdown, shutdown};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use serde_json::json;
 use toru_http::{encode_field, is_reserved_in_response};
 use toru_plugin_api::frame::{Decoder, Framing};
 use toru_plugin_api::from_core::encode_cancel;
@@ -293,6 +294,17 @@ impl Link {
         self.waiting() <= OUTBOX_BYTES_MAX
     }
 
+    /// For whoever looks for the reason of something.
+    fn tell(&self, worker: &Worker, target: &Target, message: &str) {
+        if worker.shared.logger.enabled(Level::Debug) {
+            let fields = json!({ "worker": worker.number, "generation": self.generation });
+            if let Some(fields) = fields.as_object() {
+                let id = &target.shared.log.id;
+                worker.shared.logger.core(Level::Debug, "worker", message, Some(id), fields);
+            }
+        }
+    }
+
     /// Bytes that the plugin has made no room for yet.
     fn waiting(&self) -> usize {
         self.outbox.borrow().len() + self.being_written.get()
@@ -497,6 +509,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             place::change(unanswered, link.unsent.take() as i64);
             let _counted = Counted::new(&worker, &target, |stats| &stats.links);
             link.fd.set(Some(stream.as_raw_fd()));
+            link.tell(&worker, &target, "Connection to the plugin opened");
             let (reader, writer) = stream.into_split();
             let writing = monoio::spawn(write(worker.clone(), target.clone(), link.clone(), writer));
             let end = read(&worker, &target, &link, reader).await;
@@ -504,6 +517,7 @@ async fn live(worker: Rc<Worker>, target: Rc<Target>, link: Rc<Link>, socket: st
             link.close();
             writing.await;
             link.fd.set(None);
+            link.tell(&worker, &target, "Connection to the plugin closed");
             link.log_budget.account(&worker.shared.logger, &target.shared.log, true);
             if link.given_up.get() { End::GivenUp } else { end }
         }

@@ -7,12 +7,13 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use serde_json::json;
 use toru_plugin_api::metadata::Protocol;
 
 use crate::lifeline::{self, Lifeline, Said};
 use crate::socket::{connect, is_our_want};
 use crate::state::{Event, State};
-use crate::{Command, Source, Supervisor, Underway, unix_ms};
+use crate::{Command, Level, Source, Supervisor, Underway, object, unix_ms};
 
 /// Between attempts to reach the socket of a starting plugin: from the first to the last of these.
 pub(crate) const CONNECT_RETRY_MIN: Duration = Duration::from_millis(2);
@@ -181,6 +182,8 @@ impl Supervisor {
             }
             Said::Pong(seq) => {
                 plugin.ping.answered(seq, now);
+                let fields = object(json!({ "seq": seq }));
+                self.outlet.log(Level::Debug, Some(&plugin.metadata.id), "Ping answered", fields);
             }
             Said::Log { level, message, fields } => {
                 self.outlet.plugin_log(&plugin.metadata.id, level, &message, fields.as_deref());

@@ -634,6 +634,20 @@ fn prints(id: &str, lines: &str) -> String {
 }
 
 #[test]
+fn the_core_says_more_where_it_is_asked_for_details() {
+    let daemon = Stage::new().faulty("p", &json!({})).environment("RUST_LOG", "error,toru=debug").start();
+    daemon.wait_ready("p");
+    assert_eq!(daemon.get("/api/plugins/p/close-connection").status, 502);
+    for message in ["Connection to the plugin opened", "Connection to the plugin closed"] {
+        wait_for(message, || {
+            let found = daemon.supervisor_log().into_iter().find(|line| line["message"] == message)?;
+            assert_eq!((&found["level"], &found["plugin_id"]), (&json!("debug"), &json!("p")), "{found}");
+            Some(())
+        });
+    }
+}
+
+#[test]
 fn a_json_line_keeps_what_it_says_of_its_level() {
     let lines = [
         r#"{"level":"err","message":"syslog's word"}"#,
