@@ -370,7 +370,7 @@ fn failure(error: &io::Error) -> Failure {
         }
         _ if is_torn(error) => Failure::FileBusy("the file is being written; ask again"),
         _ if matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
-            NO_ROOM
+            Failure::FileBusy("the server has no room to open the file")
         }
         _ => Failure::Internal(format!("the file cannot be read: {error}")),
     }
@@ -654,20 +654,32 @@ pub async fn answer(worker: &Rc<Worker>, ask: Ask) -> Result<Outcome, Failure> {
     };
     let shared = &worker.shared;
     let places = shared.files.places.clone();
+    let room = shared.clone();
     let asked = Instant::now();
     let found = shared
         .files
         .readers
-        .run(worker.config().http.request_timeout, move || look(&places, &look_for))
+        .run(worker.config().http.request_timeout, move || {
+            let found = look(&places, &look_for)?;
+            // At once: until the worker hears of it, others are opened.
+            let place = match found {
+                Found::Large(..) => Some(room.descriptors.take_file(room.connections.load(Relaxed))),
+                _ => None,
+            };
+            match place {
+                Some(None) => Err(io::Error::from(Errno::MFILE)),
+                place => Ok((found, place.flatten())),
+            }
+        })
         .await?
         .map_err(|error| failure(&error));
     match (found, &checking) {
-        (Ok(Found::Unchanged), Some(Checking(entry))) => {
+        (Ok((Found::Unchanged, _)), Some(Checking(entry))) => {
             // What the disk said was true when it was asked at the earliest.
             entry.checked.set(asked);
             reply(&entry.facts, &conditions, head_only, &Body::Kept(entry.content.clone()))
         }
-        (Ok(Found::Small(facts, content)), _) => {
+        (Ok((Found::Small(facts, content), _)), _) => {
             let content: Rc<[u8]> = content.into();
             worker.kept_files.borrow_mut().put(key, facts.clone(), content.clone(), asked);
             reply(&facts, &conditions, head_only, &Body::Kept(content))
@@ -675,18 +687,12 @@ pub async fn answer(worker: &Rc<Worker>, ask: Ask) -> Result<Outcome, Failure> {
         (other, _) => {
             worker.kept_files.borrow_mut().remove(&key);
             match other? {
-                Found::Large(facts, file) => {
-                    let clients = shared.connections.load(Relaxed);
-                    let place = shared.descriptors.take_file(clients).ok_or(NO_ROOM)?;
-                    reply(
-                        &facts,
-                        &conditions,
-                        head_only,
-                        &Body::Open(Arc::new(OpenFile { file, _place: place })),
-                    )
+                (Found::Large(facts, file), place) => {
+                    let open = Arc::new(OpenFile { file, _place: place });
+                    reply(&facts, &conditions, head_only, &Body::Open(open))
                 }
-                Found::Folder => Ok(Outcome::Local(redirect(&with_slash))),
-                Found::Small(..) | Found::Unchanged => {
+                (Found::Folder, _) => Ok(Outcome::Local(redirect(&with_slash))),
+                (Found::Small(..) | Found::Unchanged, _) => {
                     Err(Failure::Internal("a file that nobody knew is unchanged".into()))
                 }
             }
@@ -701,10 +707,8 @@ enum Body {
 
 struct OpenFile {
     file: File,
-    _place: FilePlace,
+    _place: Option<FilePlace>,
 }
-
-const NO_ROOM: Failure = Failure::FileBusy("the server has no room to open the file");
 
 fn reply(facts: &Facts, conditions: &Conditions, head_only: bool, body: &Body) -> Result<Outcome, Failure> {
     let now = SystemTime::now();
