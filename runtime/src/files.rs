@@ -663,13 +663,13 @@ pub async fn answer(worker: &Rc<Worker>, ask: Ask) -> Result<Outcome, Failure> {
             let found = look(&places, &look_for)?;
             // At once: until the worker hears of it, others are opened.
             let place = match found {
-                Found::Large(..) => Some(room.descriptors.take_file(room.connections.load(Relaxed))),
+                Found::Large(..) => {
+                    let clients = room.connections.load(Relaxed);
+                    Some(room.descriptors.take_file(clients).ok_or(Errno::MFILE)?)
+                }
                 _ => None,
             };
-            match place {
-                Some(None) => Err(io::Error::from(Errno::MFILE)),
-                place => Ok((found, place.flatten())),
-            }
+            Ok((found, place))
         })
         .await?
         .map_err(|error| failure(&error));

@@ -270,7 +270,7 @@ impl Link {
 
     /// Queues a request's frame.
     ///
-    /// Errors: the plugin reads too slowly, or the connection has just ended.
+    /// Errors: the plugin reads too slowly.
     pub fn submit(
         self: &Rc<Self>,
         worker: &Worker,
@@ -278,9 +278,6 @@ impl Link {
         frame: &[u8],
         deadline: Instant,
     ) -> Result<(), Failure> {
-        if self.closed.get() {
-            return Err(Failure::PluginGone("the connection to the plugin has just ended"));
-        }
         if !self.has_room() {
             return Err(Failure::Busy);
         }
@@ -360,9 +357,7 @@ impl Link {
             self.given_up.set(true);
             return self.close();
         }
-        let busy = KvAnswer::busy();
-        // An answer without content says what has been done, and `busy` that nothing was.
-        let answer = if waiting > OUTBOX_BYTES_MAX && answer.content_bytes() > 0 { &busy } else { answer };
+        let answer = answer.unless(waiting > OUTBOX_BYTES_MAX);
         let stamp = worker.timestamp().to_owned();
         let max = worker.config().message_bytes_max;
         self.send(|outbox| {

@@ -17,13 +17,6 @@ pub const SETTLED: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(
 /// More than this beyond what was left the last time is worth giving back.
 pub const GROWN: u64 = 4 * 1024 * 1024;
 
-/// What of this process is in memory, in bytes. Source: proc_pid_statm(5).
-pub fn resident() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
-}
-
 /// Unmaps the pages of the program's code and constants, which come back from the page cache as they are used, and gives
 /// free heap back to the system. Does nothing where `/proc` cannot be read.
 pub fn give_back() {

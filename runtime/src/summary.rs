@@ -30,7 +30,8 @@ pub async fn run(worker: Rc<Worker>) {
     });
     let mut before: HashMap<usize, Before> = HashMap::new();
     let mut worked = false;
-    let mut resident = memory::resident();
+    let resident = || status::usage(std::process::id()).map(|usage| usage.rss_bytes);
+    let mut left = resident();
     loop {
         worker.sleep_as_set(|config| config.log.summary_interval).await;
         let Ok(plugins) = supervised(&worker).await else { return };
@@ -65,10 +66,10 @@ pub async fn run(worker: Rc<Worker>) {
             *before = Before { requests: now.requests, errors: now.errors, latency };
         }
         // Clients that went in the middle of a request have left memory behind, too, and count as none.
-        let grew = memory::resident().zip(resident).is_some_and(|(now, then)| now > then + memory::GROWN);
+        let grew = resident().zip(left).is_some_and(|(now, left)| now > left + memory::GROWN);
         if (std::mem::replace(&mut worked, works) || grew) && !works {
             memory::give_back();
-            resident = memory::resident();
+            left = resident();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A plugin's question to its stored values and the answer to it, owned, on their way between threads.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -63,13 +64,18 @@ impl KvAnswer {
         }
     }
 
-    /// Too much of what was asked for before is not read yet.
-    pub fn busy() -> Self {
+    /// `busy` instead of its content, where `too_much` of what was asked for before is not read yet. One without content
+    /// says what has been done, and `busy` that nothing was.
+    pub fn unless(&self, too_much: bool) -> Cow<'_, Self> {
+        if too_much && self.content_bytes() > 0 { Cow::Owned(Self::busy()) } else { Cow::Borrowed(self) }
+    }
+
+    fn busy() -> Self {
         KvAnswer::Error { code: "busy", message: "earlier answers wait to be read".into() }
     }
 
     /// What of it may be large.
-    pub fn content_bytes(&self) -> usize {
+    fn content_bytes(&self) -> usize {
         match self {
             KvAnswer::Value(value) => value.as_ref().map_or(0, String::len),
             KvAnswer::Keys(keys) => keys.iter().map(String::len).sum(),

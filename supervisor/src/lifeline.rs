@@ -188,11 +188,7 @@ impl Lifeline {
     }
 
     pub fn send_kv_reply(&mut self, request_id: &str, answer: &KvAnswer, unix_ms: u64) {
-        let busy = KvAnswer::busy();
-        // An answer without content says what has been done, and `busy` that nothing was.
-        let too_much = self.out.len() > OUT_BYTES_BUSY && answer.content_bytes() > 0;
-        let answer = if too_much { &busy } else { answer };
-        answer.encode(
+        answer.unless(self.out.len() > OUT_BYTES_BUSY).encode(
             &mut self.out,
             self.framing,
             as_str(&rfc3339_millis(unix_ms)),

@@ -271,7 +271,7 @@ fn a_client_that_closes_its_side_and_then_resets_frees_its_place_at_once() {
     let mut client = daemon.client();
     client.send(&request_bytes("GET", "/api/plugins/p/never", &[], b"")).unwrap();
     daemon.wait_status("p", "one in flight", |status| status["in_flight"] == 1);
-    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    client.stream().shutdown(Shutdown::Write).unwrap();
     thread::sleep(Duration::from_millis(200));
     daemon.wait_status("p", "still in flight", |status| status["in_flight"] == 1);
     let began = Instant::now();

@@ -27,6 +27,7 @@ class Peer:
         self.told = threading.Condition()
         self.answers = []
         self.pause = self.pace = 0
+        self.has_left = False
         threading.Thread(target=self.serve, daemon=True).start()
 
     def write(self, message):
@@ -95,15 +96,20 @@ class Peer:
             self.ask(0, action="set", key="large", value="x" * 500_000)
             answer(self.wait_for_answers(1))
         elif words[0] == "delete-and-leave":
+            asked_on.has_left = True
             asked_on.ask(1, action="delete", key="k")
             if asked_on is not self:
                 answer("left")
             asked_on.connection.shutdown(socket.SHUT_RDWR)
         elif words[0] == "set-too-much":
+            # The supervisor's next connection comes a moment after the last was closed.
+            while "lifeline" in words and asked_on.has_left:
+                time.sleep(0.01)
+                asked_on = LIFELINE
             asked_on.ask(1, action="set", key="k", value="x" * 2000)
             answer(asked_on.wait_for_answers(1)[0])
         elif words[0] == "ask-often":
-            asked_on.pause = 1
+            asked_on.pause = 3
             for number in range(100):
                 asked_on.ask(number, action="get", key="large")
             answers = asked_on.wait_for_answers(100)
@@ -166,11 +172,10 @@ fn an_answer_to_a_question_of_a_lost_connection_is_for_no_other() {
         database.execute_batch("BEGIN EXCLUSIVE").unwrap();
         let answer = daemon.get(&format!("/api/plugins/p/delete-and-leave/{place}"));
         assert_eq!(answer.status, if place == "worker" { 502 } else { 200 }, "{answer:?}");
-        // The next connection of the supervisor's comes a moment later.
-        thread::sleep(Duration::from_millis(300));
         thread::scope(|scope| {
             let other = scope.spawn(|| ask(&daemon, &format!("set-too-much/{place}")));
-            thread::sleep(Duration::from_millis(300));
+            // Both questions are with the store by then; where not, the first answer finds nobody yet.
+            thread::sleep(Duration::from_millis(500));
             database.execute_batch("COMMIT").unwrap();
             let answer = other.join().unwrap();
             assert_eq!(answer["error"]["code"], "quota", "{place}: {answer}");
@@ -189,7 +194,7 @@ fn a_plugin_that_asks_more_than_it_has_read_is_told_so_on_either_connection() {
         let [answers, values, busy] = [0, 1, 2].map(|position| found[position].as_u64().unwrap());
         assert_eq!((answers, values + busy), (100, 100), "{place}");
         assert!(values > 0, "{place}: {found}");
-        assert!(busy > 0, "all were read although nothing was for a second: {found}");
+        assert!(busy > 0, "all were read although nothing was for three seconds: {found}");
     }
     assert!(daemon.events("p").iter().all(|(kind, _)| kind != "protocol_error"));
 }
@@ -214,8 +219,8 @@ fn a_request_goes_over_no_connection_that_has_just_ended() {
         for _ in 0..150 {
             let answer = client.request("GET", "/api/plugins/p/close-behind", &[], b"");
             // One that was sent before the end could be seen is lost with it.
-            assert!(matches!(answer.status, 200 | 502), "{answer:?}");
-            assert!(!answer.text().contains("just ended"), "{answer:?}");
+            let was_sent = answer.text().contains("closed the connection before it answered");
+            assert!(answer.status == 200 || (answer.status == 502 && was_sent), "{answer:?}");
         }
     }
 }
